@@ -1,0 +1,50 @@
+# Needs Python 3.11 or later and make; everything else is installed into .venv by the first target that wants it.
+PYTHON ?= python3
+# To build on packages that are there already, such as a torch for this machine's GPU:
+#   make test VENV_FLAGS=--system-site-packages CONSTRAINTS=
+VENV_FLAGS ?=
+CONSTRAINTS ?= constraints.txt
+# Test processes: `make test WORKERS=0` runs in this one, for a debugger
+WORKERS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+RUN_DEMO := $(BIN)/qprune run data=synthetic budget=smoke order=prune_first
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+
+demo: $(READY) ## train both networks through every phase, offline on synthetic data; ends with a result row (1 minute)
+	$(RUN_DEMO) task=cifar
+	$(RUN_DEMO) task=espcn
+
+test: $(READY) ## run the tests; tests on real data need QPRUNE_DATA; ARGS="-k plan" picks
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(READY) ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@# mypy knows no map of packages: show it the tree as it is installed
+	rm -rf .venv/typing && mkdir -p .venv/typing/qprune
+	ln -s $(CURDIR)/qprune/* $(CURDIR)/tasks $(CURDIR)/configs .venv/typing/qprune/
+	ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
+	cd .venv/typing && ../bin/mypy -p qprune -p tests
+
+fmt: $(READY) ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove .venv, caches and builds; runs in results/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qprune needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	@echo "installing into .venv; torch is large, so this takes a few minutes"
+	$(PYTHON) -m venv $(VENV_FLAGS) .venv
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	@touch $@

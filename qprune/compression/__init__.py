@@ -1,0 +1,1 @@
+"""Quantization and pruning of weights and features: tensors and modules that own numbers but never time."""

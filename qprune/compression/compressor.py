@@ -1,0 +1,285 @@
+"""The one that drives operators: every mode is derived from the optimizer step that is passed in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qprune.compression.automatic import automatic_plan
+from qprune.compression.operator import Operator
+from qprune.compression.options import Pruning, Quantization
+from qprune.compression.placement import Placed, find_operators, make_plain, place, run_example
+from qprune.compression.plan import Plan
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
+from qprune.compression.ranks import gathered, rank_and_world, summed
+from qprune.compression.schedule import Schedule, Timeline, Window
+from qprune.errors import RunFailure, UserError
+
+
+class Compressor:
+    """Drives all operators of a network, placed by a plan or by hand, along a timeline.
+
+    `example` (a tensor or a tuple of arguments) sizes feature masks and finds operators that never fire or fire at
+    two places, which is a UserError. Call `at(step)` before each training step, and once after loading a checkpoint.
+    """
+
+    def __init__(self, network: nn.Module, timeline: Timeline, example: Any) -> None:
+        self.network, self.timeline = network, timeline
+        self.placed = tuple(find_operators(network))
+        self._step: int | None = None
+        if not self.placed:
+            return
+        for placed in self.placed:
+            placed.operator.owner = (network,)
+        self._size(example)
+        self._check_timeline()
+
+    def pruners(self, kind: str) -> list[Placed]:
+        """The pruners of `weight` or `feature` tensors."""
+        return [p for p in self.placed if p.kind == kind and isinstance(p.operator, Pruner)]
+
+    def quantizers(self, kind: str) -> list[Placed]:
+        """The quantizers of `weight` or `feature` tensors."""
+        return [p for p in self.placed if p.kind == kind and isinstance(p.operator, Quantizer)]
+
+    def at(self, step: int) -> None:
+        """Put every operator into its state for optimizer step `step` (from 0), events of that step included.
+
+        Steps are passed one after the other, or any step once after loading a state. Raises UserError when an event
+        was jumped over, RunFailure when an event finds values that are not finite.
+        """
+        if step == self._step:
+            return
+        self._check_history(step)
+        timeline = self.timeline
+        prune_events = timeline.prune_events(step)
+        if step in timeline.prune_steps:
+            self._prune(step, timeline.fraction(prune_events))
+        for placed in self.placed:
+            if isinstance(placed.operator, Pruner):
+                placed.operator.active = prune_events > 0
+        for kind, start in (("weight", timeline.weight_step), ("feature", timeline.feature_step)):
+            if step == start:
+                self._quantize(step, kind)
+            for placed in self.quantizers(kind):
+                placed.operator.active = start is not None and step >= start
+        self._observe(self.pruners("feature"), timeline.prune_window(step))
+        self._observe(self.quantizers("feature"), timeline.quantize_window(step))
+        self._step = step
+
+    def _observe(self, placed: Sequence[Placed], window: Window | None) -> None:
+        rank, world = rank_and_world()
+        for operator in (p.operator for p in placed):
+            operator.observing = window is not None
+            if window is None:
+                continue
+            local = -(-window.batch // world)  # ranks take equal shares, the last one what is left
+            operator.first_sample = rank * local
+            inside = min(max(window.samples - rank * local, 0), local)
+            operator.sample_limit = None if inside == local else inside
+            if isinstance(operator, Quantizer):
+                operator.budget = WINDOW_CAPACITY // (window.steps * world)
+            if window.first:
+                operator.start_window()
+
+    def _prune(self, step: int, fraction: float) -> None:
+        for placed in self.pruners("weight") + self.pruners("feature"):
+            pruner = placed.operator
+            assert isinstance(pruner, Pruner)
+            score = summed(pruner.total) if placed.kind == "feature" else placed.weight_in().abs()
+            self._require_finite(score, placed, step)
+            pruner.update(score, fraction)
+
+    def _quantize(self, step: int, kind: str) -> None:
+        for placed in self.quantizers(kind):
+            quantizer = placed.operator
+            assert isinstance(quantizer, Quantizer)
+            values = placed.weight_in() if kind == "weight" else gathered(quantizer.kept)
+            self._require_finite(values, placed, step)
+            if quantizer.searches and values.numel() == 0:
+                raise UserError(f"the feature of {placed.path!r} was never observed before step {step}: does it fire?")
+            quantizer.update(values)
+
+    def _require_finite(self, values: Tensor, placed: Placed, step: int) -> None:
+        if not torch.isfinite(values).all():
+            name = type(placed.operator).__name__.lower()
+            raise RunFailure(
+                f"the {placed.kind} of {placed.path!r} has values that are not finite at its {name}'s event in "
+                f"step {step} (phase {self.timeline.phase(step)}); try a lower learning rate"
+            )
+
+    def _check_history(self, step: int) -> None:
+        """Events must have fired in order: in this process, or in the one whose state was loaded."""
+        timeline = self.timeline
+        starts = [s for s in (timeline.weight_step, timeline.feature_step) if s is not None]
+        events = sorted({*timeline.prune_steps, *starts})
+        if self._step is not None and self._step < step:
+            missed = [event for event in events if self._step < event < step]
+        else:
+            missed = [event for event in events if event < step] if self._behind(step) else []
+        if missed:
+            raise UserError(
+                f"at({step}) jumps over the event of step {missed[0]}: call at(step) before every step, and load the "
+                "network's state before the first call when training is resumed"
+            )
+
+    def _behind(self, step: int) -> bool:
+        for placed in self.placed:
+            if isinstance(placed.operator, Pruner):
+                expected = self.timeline.prune_events(step - 1)
+            else:
+                start = self.timeline.weight_step if placed.kind == "weight" else self.timeline.feature_step
+                expected = int(start is not None and step > start)
+            if int(placed.operator.updates) < expected:
+                return True
+        return False
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Nothing is observed inside, whatever the networks' mode: masks and decimals come from training data only."""
+        observing = [placed.operator.observing for placed in self.placed]
+        for placed in self.placed:
+            placed.operator.observing = False
+        try:
+            yield
+        finally:
+            for placed, before in zip(self.placed, observing, strict=True):
+                placed.operator.observing = before
+
+    def collect_on_first_rank(self) -> None:
+        """Bring all that ranks have observed to rank 0, before it is saved; the other ranks forget theirs."""
+        first = rank_and_world()[0] == 0
+        for placed in self.placed:
+            operator = placed.operator
+            if placed.chain is not None or rank_and_world()[1] == 1:
+                continue
+            if isinstance(operator, Pruner):
+                operator.total.copy_(summed(operator.total))
+            elif isinstance(operator, Quantizer):
+                operator.kept = gathered(operator.kept)
+        if not first:
+            self.forget_windows()
+
+    def forget_windows(self) -> None:
+        """Empty every window of this process."""
+        for placed in self.placed:
+            if placed.chain is None and isinstance(placed.operator, (Pruner, Quantizer)):
+                placed.operator.start_window()
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """Fraction of zeros in the masks now, over all pruned `weight` and `feature` elements."""
+        found = {}
+        for kind in ("weight", "feature"):
+            masks = [p.operator.mask for p in self.pruners(kind) if isinstance(p.operator, Pruner)]
+            entries = sum(mask.numel() for mask in masks)
+            found[kind] = 1.0 - sum(float(mask.sum()) for mask in masks) / entries if entries else 0.0
+        return found
+
+    def bake(self) -> nn.Module:
+        """A copy with the present state built in: plain weights, constant feature operators, no schedule.
+
+        Its outputs equal those of the attached network in evaluation mode, to the last bit.
+        """
+        baked = copy.deepcopy(self.network)
+        for placed in find_operators(baked):
+            operator = placed.operator
+            operator.owner, operator.observing = (), False
+            if placed.chain is None and isinstance(operator, Quantizer):
+                operator.kept = operator.kept.new_empty(0)
+            elif placed.chain is None and isinstance(operator, Pruner):
+                operator.total = operator.total.new_empty(0)
+        for module in list(baked.modules()):
+            if parametrize.is_parametrized(module, "weight"):
+                make_plain(module)
+        return baked
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row per operator: site, kind, operator, elements, and its state (sparsity, decimals) as plain values."""
+        rows = []
+        for placed in self.placed:
+            operator = placed.operator
+            row: dict[str, Any] = {"site": placed.path, "kind": placed.kind, "active": operator.active}
+            if isinstance(operator, Pruner):
+                state = {"operator": "prune", "elements": operator.mask.numel(), "sparsity": 1.0 - operator.density}
+            else:
+                assert isinstance(operator, Quantizer)
+                state = {"operator": "quantize", "bits": operator.bits, "decimals": operator.decimal.flatten().tolist()}
+            rows.append(row | state)
+        return rows
+
+    def _size(self, example: Any) -> None:
+        """Size feature masks by the example and count how often each feature operator fires."""
+        calls: dict[Operator, int] = {placed.operator: 0 for placed in self.placed if placed.chain is None}
+
+        def meet(operator: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(operator, Operator)
+            calls[operator] += 1
+            if isinstance(operator, Pruner):
+                operator.size_for_feature(args[0])
+
+        handles = [operator.register_forward_pre_hook(meet) for operator in calls]
+        try:
+            run_example(self.network, example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for placed in self.placed:
+            fired = calls.get(placed.operator, 1)
+            if fired != 1:
+                how = "never fires" if fired == 0 else f"fires {fired} times, at different tensors,"
+                raise UserError(
+                    f"the operator at {placed.path!r} {how} in one pass of the example; give each tensor a module of "
+                    "its own (an activation that is reused cannot be a site) or take the site out of the plan"
+                )
+
+    def _check_timeline(self) -> None:
+        features = {"prune": self.pruners("feature"), "quantize": self.quantizers("feature")}
+        if features["prune"] and self.timeline.prune_steps and self.timeline.prune_steps[0] < 1:
+            raise UserError("the first pruning event is at step 0, before any feature was seen; raise t_p or dt_p")
+        searching = any(isinstance(p.operator, Quantizer) and p.operator.searches for p in features["quantize"])
+        if searching and self.timeline.feature_step == 0:
+            raise UserError(
+                "t_qf is at step 0, before any feature was seen; raise schedule.t_qf, or fix the decimal bits "
+                "(quantize.decimal=7 for example)"
+            )
+
+
+def attach(
+    network: nn.Module,
+    plan: Plan,
+    timeline: Timeline,
+    example: Any,
+    pruning: Pruning | None = None,
+    quantization: Quantization | None = None,
+) -> Compressor:
+    """Place the plan's operators into `network`, in place, and return the compressor that drives them."""
+    place(network, plan.restricted(pruning, quantization), pruning, quantization)
+    return Compressor(network, timeline, example)
+
+
+def compress(
+    network: nn.Module,
+    example: Any,
+    schedule: Schedule,
+    steps_per_epoch: int,
+    batch_size: int,
+    prune: Pruning | None = Pruning(),  # noqa: B008  (frozen)
+    quantize: Quantization | None = Quantization(),  # noqa: B008
+    plan: Plan | None = None,
+) -> Compressor:
+    """Joint quantization and pruning for a network of one's own, in place, for a plain training loop.
+
+    example: one input, as training gives it (a batch of any size). schedule: times in epochs of `steps_per_epoch`
+    steps of `batch_size` samples; None for prune or quantize leaves it out. plan: default `automatic_plan`.
+    """
+    timeline = schedule.in_steps(steps_per_epoch, batch_size, prune.window if prune else 1)
+    plan = plan or automatic_plan(network, example)
+    return attach(network, plan, timeline, example, prune, quantize)

@@ -1,0 +1,141 @@
+"""Which feature tensors a network stores: those that some layer reads, seen by running one example.
+
+Elementwise operations and batch norms are taken to be fused with what makes their input, as inference engines do, so
+the sum of a residual block is one stored tensor and its addends are none. A tensor is charged with the bits of the
+quantizer whose grid it still lies on: ReLU, max pooling and moving elements about keep the grid, arithmetic leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qprune.compression.placement import INPUT_CHILD, OUTPUT_CHILD, run_example
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import Quantizer
+
+FLOAT_BITS = 32
+_KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
+_MOVES = ("clone", "contiguous", "_to_copy", "detach", "native_dropout", "alias", "_unsafe_view")
+
+
+@dataclass(eq=False)
+class Stored:
+    """A feature tensor: its elements (of one sample batch), bits per element and fraction of elements kept."""
+
+    name: str
+    elements: int
+    bits: int = FLOAT_BITS
+    density: float = 1.0
+
+
+def stored_features(network: nn.Module, example: Any) -> list[Stored]:
+    """The feature tensors that layers of `network` read, the input first and the outputs last, each once."""
+    trace = _Trace()
+    handles = [
+        hook
+        for path, module in network.named_modules()
+        for hook in (
+            module.register_forward_pre_hook(trace.enter(path)),
+            module.register_forward_hook(trace.leave(path, module), always_call=True),
+        )
+    ]
+    try:
+        trace.meet("input", example)
+        with trace:
+            output = run_example(network, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for tensor in tree_leaves(output):
+        trace.read(tensor)
+    return list(trace.reads)
+
+
+class _Trace(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[int, Stored] = {}
+        self.alive: list[Tensor] = []  # so that no id is used twice
+        self.reads: dict[Stored, None] = {}
+        self.path: list[str] = []
+        self.muted = 0
+
+    def meet(self, name: str, tensors: Any, like: Stored | None = None) -> None:
+        """Record new feature tensors; `like` passes on bits and density."""
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.alive.append(tensor)
+                stored = Stored(name, tensor.numel())
+                if like is not None:
+                    stored.bits, stored.density = like.bits, like.density
+                self.values[id(tensor)] = stored
+
+    def read(self, tensor: Any) -> None:
+        if id(tensor) in self.values:
+            self.reads[self.values[id(tensor)]] = None
+
+    def enter(self, path: str) -> Callable[..., None]:
+        operators = path.rpartition(".")[2] in (INPUT_CHILD, OUTPUT_CHILD)
+
+        def hook(module: nn.Module, args: Any) -> None:
+            self.path.append(path)
+            self.muted += operators or isinstance(module, (Pruner, Quantizer))
+
+        return hook
+
+    def leave(self, path: str, module: nn.Module) -> Callable[..., None]:
+        operators = path.rpartition(".")[2] in (INPUT_CHILD, OUTPUT_CHILD)
+
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            self.path.pop()
+            self.muted -= operators or isinstance(module, (Pruner, Quantizer))
+            if isinstance(module, (Pruner, Quantizer)) and module.active and id(args[0]) in self.values:
+                self._operate(module, args[0], output)
+
+        return hook
+
+    def _operate(self, operator: nn.Module, before: Tensor, after: Tensor) -> None:
+        stored = self.values[id(before)]
+        self.meet(stored.name, after, like=stored)
+        if isinstance(operator, Pruner):
+            self.values[id(after)].density = float(operator.fitted(before).expand(before.shape[1:]).mean())
+        elif isinstance(operator, Quantizer):
+            self.values[id(after)].bits = operator.bits
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [self.values[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.values]
+        if self.muted or not inputs:
+            return out
+        name, first = func.overloadpacket.__name__, inputs[0]
+        made_by = (self.path[-1] if self.path else "") or first.name  # a function called in the network's own forward
+        if func.is_view or name in _MOVES:
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    self.alive.append(tensor)
+                    self.values[id(tensor)] = first
+            return out
+        batch_norm = "batch_norm" in name and not _uses_batch_statistics(args)
+        fused = torch.Tag.pointwise in func.tags or batch_norm
+        if not fused:
+            for tensor in tree_leaves((args, kwargs)):
+                self.read(tensor)
+        same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
+        self.meet(made_by, out, like=first if same_grid else None)
+        if same_grid and not fused:
+            for tensor in tree_leaves(out):
+                if id(tensor) in self.values:
+                    self.values[id(tensor)].density = 1.0  # the mask of what was read says nothing of the result
+        return out
+
+
+def _uses_batch_statistics(args: Any) -> bool:
+    flags = [value for value in args if isinstance(value, bool)]
+    return bool(flags and flags[0])

@@ -1,0 +1,173 @@
+"""Size in bits of all weights and features, site by site, in two accountings; and performance density.
+
+`paper`: what the paper's numbers rest on (spec 5.1, 5.3). Features are the outputs of the modules that own parameters,
+each counted twice (the counting tool's "for gradients"); bits and sparsity are charged as asked for, biases and norms
+included. `actual`: each stored tensor once, with the bits and the mask it really has. Mb is 10^6 bits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qprune.compression.dataflow import FLOAT_BITS, stored_features
+from qprune.compression.operator import Operator
+from qprune.compression.options import Pruning, Quantization
+from qprune.compression.placement import find_operators, run_example
+from qprune.compression.plan import INPUT, match
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import Quantizer
+
+ACCOUNTINGS = ("paper", "actual")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor (or module, in `paper`): elements as counted, bits per element, fraction of elements that is kept."""
+
+    name: str
+    kind: str
+    elements: int
+    bits: float = FLOAT_BITS
+    density: float = 1.0
+
+    @property
+    def size_bits(self) -> float:
+        """elements * bits * density."""
+        return self.elements * self.bits * self.density
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The entries of one accounting; kinds are `weight`, `feature`, `input` and (on request) `mask`."""
+
+    accounting: str
+    entries: tuple[Entry, ...]
+
+    def size_bits(self, *kinds: str) -> float:
+        """Bits of the entries of these kinds, or of all."""
+        return sum(entry.size_bits for entry in self.entries if not kinds or entry.kind in kinds)
+
+    def elements(self, *kinds: str) -> int:
+        """Elements of the entries of these kinds, or of all."""
+        return sum(entry.elements for entry in self.entries if not kinds or entry.kind in kinds)
+
+
+@dataclass(frozen=True)
+class PaperSize:
+    """What the paper's sizes charge, per task (spec 5.3): globs over modules that own parameters, and the input."""
+
+    count_input: bool = False
+    pruned_weights: Sequence[str] = ("**",)
+    pruned_features: Sequence[str] = ("**",)
+
+
+def paper_footprint(
+    network: nn.Module,
+    example: Any,
+    size: PaperSize | None = None,
+    pruning: Pruning | None = None,
+    quantization: Quantization | None = None,
+) -> Footprint:
+    """The paper's accounting of `network` at `example` (one sample): None for an operator that is not used."""
+    size = size or PaperSize()
+    owners = dict(_parameter_owners(network))
+    outputs = _output_elements(network, example, owners)
+    feature_paths = [INPUT, *owners]
+    pruned = {
+        "w": match(size.pruned_weights, list(owners), "paper_size.pruned_weights"),
+        "f": match(size.pruned_features, feature_paths, "paper_size.pruned_features"),
+    }
+    bits = {
+        "w": quantization.bits if quantization and "w" in quantization.targets else FLOAT_BITS,
+        "f": quantization.bits_of_features if quantization and "f" in quantization.targets else FLOAT_BITS,
+    }
+
+    def entry(name: str, kind: str, target: str, elements: int) -> Entry:
+        kept = 1.0 - pruning.sparsity if pruning and target in pruning.targets and name in pruned[target] else 1.0
+        return Entry(name, kind, elements, bits[target], kept)
+
+    entries = [entry(path, "weight", "w", _parameter_elements(module)) for path, module in owners.items()]
+    if size.count_input:
+        first = example[0] if isinstance(example, tuple) else example
+        entries.append(entry(INPUT, "input", "f", first.numel()))
+    entries += [entry(path, "feature", "f", 2 * outputs[path]) for path in owners]
+    return Footprint("paper", tuple(entries))
+
+
+def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:
+    """What `network`, in its present state, stores at `example` (one sample).
+
+    Weights: every parameter tensor, batch norm's included (they stand for the folded scale and shift). Features: see
+    `stored_features`. count_masks adds one bit per entry of every active mask.
+    """
+    operators: dict[str, list[Operator]] = {}
+    masks = []
+    for placed in find_operators(network):
+        if placed.kind == "weight" and placed.operator.active:
+            operators.setdefault(placed.path, []).append(placed.operator)
+        if isinstance(placed.operator, Pruner) and placed.operator.active:
+            masks.append(Entry(placed.path, "mask", placed.operator.mask.numel(), bits=1))
+    entries = []
+    for name, parameter in network.named_parameters():
+        path = name.rpartition(".parametrizations.")[0]
+        bits, density = FLOAT_BITS, 1.0
+        for operator in operators.get(path, []) if ".parametrizations.weight." in f".{name}" else []:
+            if isinstance(operator, Quantizer):
+                bits = operator.bits
+            elif isinstance(operator, Pruner):
+                density = operator.density
+        plain = name.replace(".parametrizations", "").removesuffix(".original")
+        entries.append(Entry(plain, "weight", parameter.numel(), bits, density))
+    for i, stored in enumerate(stored_features(network, example)):
+        kind = "input" if i == 0 and stored.name == INPUT else "feature"
+        entries.append(Entry(stored.name, kind, stored.elements, stored.bits, stored.density))
+    return Footprint("actual", tuple(entries + (masks if count_masks else [])))
+
+
+def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules with parameters of their own and no children but operators, in module order."""
+    owners = []
+    for path, module in network.named_modules():
+        own = any(p is not None for p in module._parameters.values()) or parametrize.is_parametrized(module)
+        children = [c for c in module.children() if not _is_machinery(c)]
+        if own and not children and not isinstance(module, (parametrize.ParametrizationList, Operator)):
+            owners.append((path, module))
+    return owners
+
+
+def _is_machinery(module: nn.Module) -> bool:
+    """Whether a child belongs to operators and not to the network."""
+    inner = list(module.modules())[1:]
+    return isinstance(module, (Operator, parametrize.ParametrizationList)) or (
+        bool(inner) and all(isinstance(m, (Operator, parametrize.ParametrizationList)) for m in inner)
+    )
+
+
+def _parameter_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _output_elements(network: nn.Module, example: Any, owners: dict[str, nn.Module]) -> dict[str, int]:
+    """Elements that each module put out while the example passed, all its calls together."""
+    elements = dict.fromkeys(owners, 0)
+
+    def count(path: str) -> Any:
+        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
+            elements[path] += output.numel()
+
+        return hook
+
+    handles = [module.register_forward_hook(count(path)) for path, module in owners.items()]
+    try:
+        with torch.no_grad():
+            run_example(network, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return elements

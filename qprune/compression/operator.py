@@ -1,0 +1,74 @@
+"""What Pruner and Quantizer share: modes that are set from outside, and buffers that are sized by what is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qprune.errors import UserError
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
+
+
+class Operator(nn.Module):
+    """A module that owns numbers (buffers) but never time: `active` and `observing` are set by a `Compressor`.
+
+    active: the operator changes its input; otherwise it is the identity.
+    observing: it collects the statistics that its next event decides on, while the network is in training mode.
+    first_sample, sample_limit: position of this process's batch in the global one, and how many leading samples of
+        this process's batch belong to the window (spec 2.3); set with `observing`.
+    updates: number of events that have fired; a buffer, so that a checkpoint without them is noticed.
+    """
+
+    updates: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = False
+        self.observing = False
+        self.first_sample = 0
+        self.sample_limit: int | None = None
+        # The network that is driven, in a tuple so that it is not a submodule. Its mode decides about observation:
+        # an operator inside a frozen norm is in evaluation mode for good, and must observe all the same.
+        self.owner: tuple[nn.Module, ...] = ()
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int32))
+
+    @property
+    def collecting(self) -> bool:
+        """Whether the input of this call is to be observed."""
+        return self.observing and (self.owner[0].training if self.owner else self.training)
+
+    def in_window(self, x: Tensor) -> Tensor:
+        """The samples of this call, (B, ...), that belong to the window."""
+        x = x.detach()
+        return x if self.sample_limit is None else x[: self.sample_limit]
+
+    def on(self, layer: LayerT) -> LayerT:
+        """Place this operator around `layer.weight` and return the layer, after the operators already there.
+
+        `Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(3, 8, 3)))` is the paper's Listing 1. Raises UserError when the
+        layer has no weight of two dimensions or more.
+        """
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
+            raise UserError(f"{type(layer).__name__} has no weight of two or more dimensions to place an operator on")
+        self.size_for_weight(weight)
+        parametrize.register_parametrization(layer, "weight", self)
+        return layer
+
+    def start_window(self) -> None:
+        """Forget what was observed."""
+
+    def size_for_weight(self, weight: Tensor) -> None:
+        """Size the buffers by the weight that this operator will work on."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Masks and windows take their size from data: a fresh operator adopts the size it is given.
+        for name, buffer in self.named_buffers(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != buffer.shape:
+                setattr(self, name, torch.empty(saved.shape, dtype=buffer.dtype, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

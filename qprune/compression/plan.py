@@ -1,0 +1,131 @@
+"""Which tensor gets which operator: globs on module paths, resolved against a network into sites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from qprune.compression.options import Pruning, Quantization
+from qprune.errors import UserError, closest
+
+INPUT = "input"  # the site of the network's input, among the feature sites
+
+
+@dataclass(frozen=True)
+class Site:
+    """One tensor: the `weight` of the module at `path`, or its output, a `feature` (`input`: the network's input)."""
+
+    path: str
+    kind: str
+    prune: bool = False
+    quantize: bool = False
+
+    def __str__(self) -> str:
+        operators = " then ".join(word for word, on in (("prune", self.prune), ("quantize", self.quantize)) if on)
+        return f"{self.kind} of {self.path or 'the network'}: {operators or 'left alone'}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sites of a network, in the order of its modules; those with neither operator are listed as left alone."""
+
+    sites: tuple[Site, ...]
+
+    @classmethod
+    def from_globs(
+        cls,
+        network: nn.Module,
+        quantize_weights: Sequence[str] = (),
+        prune_weights: Sequence[str] = (),
+        quantize_features: Sequence[str] = (),
+        prune_features: Sequence[str] = (),
+    ) -> Plan:
+        """Resolve lists of globs: `*` stands within one name, `**` crosses dots, a leading `!` takes away again.
+
+        Weights: the modules with a weight of two dimensions or more. Features: any module's output, and `input`.
+        Raises UserError for a glob that matches nothing.
+        """
+        layers = [path for path, module in network.named_modules() if weight_of(module) is not None]
+        outputs = [INPUT, *(path for path, _ in network.named_modules() if path)]
+        chosen = {
+            ("weight", "quantize"): match(quantize_weights, layers, "sites.quantize_weights"),
+            ("weight", "prune"): match(prune_weights, layers, "sites.prune_weights"),
+            ("feature", "quantize"): match(quantize_features, outputs, "sites.quantize_features"),
+            ("feature", "prune"): match(prune_features, outputs, "sites.prune_features"),
+        }
+        sites = []
+        for kind, paths in (("weight", layers), ("feature", outputs)):
+            for path in paths:
+                prune, quantize = (path in chosen[kind, operator] for operator in ("prune", "quantize"))
+                if prune or quantize or kind == "weight":
+                    sites.append(Site(path, kind, prune, quantize))
+        return cls(tuple(sites))
+
+    def restricted(self, pruning: Pruning | None, quantization: Quantization | None) -> Plan:
+        """The plan with only the operators asked for: None drops one, `targets` keeps it on weights or features."""
+
+        def keeps(options: Pruning | Quantization | None, kind: str) -> bool:
+            return options is not None and kind[0] in options.targets
+
+        return Plan(
+            tuple(
+                Site(
+                    site.path,
+                    site.kind,
+                    prune=site.prune and keeps(pruning, site.kind),
+                    quantize=site.quantize and keeps(quantization, site.kind),
+                )
+                for site in self.sites
+            )
+        )
+
+    @property
+    def active(self) -> tuple[Site, ...]:
+        """Sites with an operator."""
+        return tuple(site for site in self.sites if site.prune or site.quantize)
+
+    @property
+    def left_alone(self) -> tuple[Site, ...]:
+        """Sites without one."""
+        return tuple(site for site in self.sites if not (site.prune or site.quantize))
+
+    def counts(self) -> dict[str, int]:
+        """Number of operators by kind: weight_quantizers, weight_pruners, feature_quantizers, feature_pruners."""
+        return {
+            f"{kind}_{operator}s": sum(getattr(site, operator[:-1]) for site in self.sites if site.kind == kind)
+            for kind in ("weight", "feature")
+            for operator in ("quantizer", "pruner")
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(str(site) for site in self.sites)
+
+
+def weight_of(module: nn.Module) -> Tensor | None:
+    """The module's weight if operators can be placed on it: a parameter of two dimensions or more."""
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
+
+
+def match(globs: Iterable[str], paths: Sequence[str], name: str) -> set[str]:
+    """The paths that the globs choose, later globs over earlier ones. `name`: the config key, for the error."""
+    chosen: set[str] = set()
+    for glob in globs:
+        found = {path for path in paths if _pattern(glob.removeprefix("!")).fullmatch(path)}
+        if not found:
+            raise UserError(
+                f"{name}: the glob {glob!r} matches none of the network's {len(paths)} paths"
+                f"{closest(glob.removeprefix('!'), paths)} ('*' stands within one name, '**' crosses dots); "
+                f"the first paths are {', '.join(paths[:6])}"
+            )
+        chosen = chosen - found if glob.startswith("!") else chosen | found
+    return chosen
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", glob)
+    meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    return re.compile("".join(meaning.get(p) or (p if p.startswith("[") else re.escape(p)) for p in parts if p))

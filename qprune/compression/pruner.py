@@ -1,0 +1,117 @@
+"""Unstructured, channel-wise and tiled pruning with a fixed mask (Eq. 3, 4 and 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_mask, prune
+from qprune.compression.operator import Operator
+from qprune.errors import UserError, one_of
+
+GRANULARITIES = ("element", "channel")
+BORDERS = ("tile", "keep")
+
+
+class Pruner(Operator):
+    """Multiplies by a mask that events choose by magnitude.
+
+    sparsity: final fraction of zeros, in [0, 1). granularity: `element`, one mask entry per element of a sample
+    (C, H, W) or of a weight, or `channel`, one per channel (C, 1, 1). rule: see `magnitude_mask`. border: what happens
+    to the rim of a feature map that is larger than the mask learned in training (spec 2.5): `tile` goes on with the
+    tiling, `keep` leaves the rim unpruned as the authors do.
+
+    Buffers: mask, float32 of 0 and 1 (a float mask multiplies faster than a bool one), empty until it is sized;
+    total, float64, the window's sum of |x| per mask entry (features only).
+    """
+
+    mask: Tensor
+    total: Tensor
+
+    def __init__(
+        self, sparsity: float = 0.5, granularity: str = "element", rule: str = "exact", border: str = "tile"
+    ) -> None:
+        super().__init__()
+        one_of("granularity", granularity, GRANULARITIES)
+        one_of("rule", rule, MASK_RULES)
+        one_of("border", border, BORDERS)
+        self.sparsity, self.granularity, self.rule, self.border = check_sparsity(sparsity), granularity, rule, border
+        self.register_buffer("mask", torch.empty(0))
+        self.register_buffer("total", torch.empty(0, dtype=torch.float64))
+
+    def size_for_feature(self, x: Tensor) -> None:
+        """Size mask and total by one batch of features (B, C, ...)."""
+        if self.mask.numel() == 0:
+            self.mask = torch.ones(self._entries(x), device=x.device)
+            self.total = torch.zeros(self._entries(x), dtype=torch.float64, device=x.device)
+
+    def size_for_weight(self, weight: Tensor) -> None:
+        """Size the mask by a weight; a weight needs no window, so `total` stays empty."""
+        if self.mask.numel() == 0:
+            self.mask = torch.ones_like(weight, dtype=torch.float32)
+
+    def _entries(self, x: Tensor) -> tuple[int, ...]:
+        shape = tuple(x.shape[1:])
+        return shape if self.granularity == "element" else (shape[0], *[1] * (len(shape) - 1))
+
+    def start_window(self) -> None:
+        """Forget what was observed; called at the first step of a window, so that an event may fire again on resume."""
+        self.total.zero_()
+
+    def observe(self, x: Tensor) -> None:
+        """Add |x| of this call's samples (B, C, ...) to `total` (the running form of the sliding window of Eq. 8)."""
+        magnitude = self.in_window(x).abs()
+        if self.granularity == "channel" and magnitude.dim() > 2:
+            magnitude = magnitude.mean(dim=tuple(range(2, magnitude.dim())), keepdim=True, dtype=torch.float64)
+        if magnitude.shape[1:] != self.total.shape:
+            raise UserError(
+                f"a feature map of shape {tuple(x.shape[1:])} reached a pruner that was sized for "
+                f"{tuple(self.total.shape)}: training features must keep one size; use prune.granularity=channel"
+            )
+        self.total += magnitude.sum(0, dtype=torch.float64)
+
+    def update(self, score: Tensor, fraction: float) -> None:
+        """A pruning event: choose the mask at `fraction` of the final sparsity by `score` (|w| or the window's sum)."""
+        # In place: whoever holds the buffer (a captured graph, a parametrization) sees the new mask.
+        self.mask.copy_(magnitude_mask(score, self.sparsity * fraction, self.rule))
+        self.updates += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.collecting:
+            self.observe(x)
+        return prune(x, self.fitted(x)) if self.active else x
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """The mask, tiled to x's size when x is a feature of another size than those of training."""
+        if self.granularity == "channel" or x.shape == self.mask.shape or x.shape[1:] == self.mask.shape:
+            return self.mask
+        return tile_mask(self.mask, tuple(x.shape[2:]), self.border)
+
+    @property
+    def density(self) -> float:
+        """Fraction of ones in the mask; 1 when there is no mask yet."""
+        return float(self.mask.mean(dtype=torch.float64)) if self.mask.numel() else 1.0
+
+    def extra_repr(self) -> str:
+        return f"sparsity={self.sparsity}, {self.granularity}, mask={tuple(self.mask.shape)}, active={self.active}"
+
+
+def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tensor:
+    """A mask (C, h, w) laid out over a feature map of `size` (H, W), whole tiles in the centre (spec 2.5).
+
+    border `tile` goes on with the pattern beyond them (and takes the mask's centre where the map is smaller);
+    `keep` leaves everything beyond whole tiles unpruned, so a map smaller than the mask is not pruned at all.
+    """
+    for dim, length in enumerate(size, start=1):
+        tile = mask.shape[dim]
+        whole = length // tile * tile
+        offset = (length - whole) // 2 if whole else (length - tile) // 2
+        position = torch.arange(length, device=mask.device) - offset
+        repeated = mask.index_select(dim, position % tile)
+        if border == "keep":
+            shape = [1] * mask.dim()
+            shape[dim] = -1
+            outside = ((position < 0) | (position >= whole)).view(shape)
+            repeated = torch.where(outside, torch.ones_like(repeated), repeated)
+        mask = repeated
+    return mask

@@ -1,0 +1,36 @@
+"""What processes agree on: sums and windows over all ranks. In a single process each function returns its input."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def summed(x: Tensor) -> Tensor:
+    """Sum of x over the ranks, the same bits on each."""
+    if rank_and_world()[1] == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The flat x of every rank, one after the other in rank order; the ranks' sizes may differ."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return x
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([x.numel()], device=x.device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=x.dtype, device=x.device)
+    padded[: x.numel()] = x
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])

@@ -1,0 +1,202 @@
+"""When operators change: a Schedule in epochs, and the Timeline in optimizer steps that it becomes.
+
+Times follow Appendix B of the paper: t_qw and t_qf are when weights and features begin to be quantized; masks are
+chosen at t_p + k * dt_p for k = 1..n (so nothing is pruned at t_p itself). Between events nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from qprune.errors import UserError
+
+
+def cubic_ramp(k: int, n: int) -> float:
+    """Fraction of the final sparsity after event k of n: 1 - (1 - k/n)^3 (Zhu and Gupta 2017; spec 2.2)."""
+    return 1.0 - (1.0 - k / n) ** 3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Times in epochs, fractions allowed; None where an operator is not used.
+
+    t_qw, t_qf: when weights and features become quantized. t_p, dt_p, n: masks change at t_p + k * dt_p, k = 1..n.
+    Raises UserError for times that are negative or come without their partners, n < 1 or dt_p <= 0.
+    """
+
+    t_qw: float | None = None
+    t_qf: float | None = None
+    t_p: float | None = None
+    dt_p: float | None = None
+    n: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("t_qw", "t_qf", "t_p"):
+            time = getattr(self, name)
+            if time is not None and not (math.isfinite(time) and time >= 0):
+                raise UserError(f"schedule.{name}={time} is not a time in epochs; type a number >= 0")
+        if (self.t_p is None) != (self.dt_p is None):
+            raise UserError("schedule.t_p and schedule.dt_p belong together; give both in epochs, or neither")
+        if self.dt_p is not None and not (math.isfinite(self.dt_p) and self.dt_p > 0):
+            raise UserError(f"schedule.dt_p={self.dt_p} is not a length in epochs; type a number > 0")
+        if not isinstance(self.n, int) or self.n < 1:
+            raise UserError(f"schedule.n={self.n} is not a number of pruning events; type a whole number >= 1")
+
+    @property
+    def prune_times(self) -> tuple[float, ...]:
+        """Epochs at which masks change."""
+        if self.t_p is None or self.dt_p is None:
+            return ()
+        return tuple(self.t_p + k * self.dt_p for k in range(1, self.n + 1))
+
+    @property
+    def quantize_times(self) -> tuple[float, ...]:
+        """Epochs at which quantization begins, weights before features."""
+        return tuple(time for time in (self.t_qw, self.t_qf) if time is not None)
+
+    def check(self, order: Sequence[str], epochs: float) -> None:
+        """Raise UserError unless the phases stand in `order` (of 'prune' and 'quantize') and end before `epochs`."""
+        times = {"prune": self.prune_times, "quantize": self.quantize_times}
+        keys = {"prune": "schedule.t_p + n * schedule.dt_p", "quantize": "schedule.t_qw and schedule.t_qf"}
+        for step in order:
+            if not times[step]:
+                raise UserError(f"the order {' then '.join(order)} needs {keys[step]}, and the schedule has none")
+            if max(times[step]) >= epochs:
+                raise UserError(
+                    f"the last {step} event ({keys[step]}) is at epoch {max(times[step]):g}, but training ends "
+                    f"at epoch {epochs:g} (in epochs of the recipe); raise epochs or choose earlier times"
+                )
+        for first, second in pairwise(order):
+            if max(times[first]) > min(times[second]):
+                raise UserError(
+                    f"the order is {first} then {second}, but the last {first} event ({keys[first]}) is at epoch "
+                    f"{max(times[first]):g} and the first {second} event ({keys[second]}) at {min(times[second]):g}; "
+                    f"move {keys[second]} to {max(times[first]):g} or later, or choose the other order"
+                )
+
+    def scaled(self, factor: float) -> Schedule:
+        """The same schedule with every time multiplied by `factor`."""
+
+        def at(time: float | None) -> float | None:
+            return None if time is None else time * factor
+
+        return Schedule(at(self.t_qw), at(self.t_qf), at(self.t_p), at(self.dt_p), self.n)
+
+    def in_steps(
+        self, steps_per_epoch: int, batch_size: int = 1, window: int = 1, samples_per_epoch: int | None = None
+    ) -> Timeline:
+        """The timeline in optimizer steps. `window` is T in samples; `samples_per_epoch` tells the size of the last
+        batch of an epoch (default: as large as the others)."""
+        whole = steps_per_epoch * batch_size
+        last = batch_size if samples_per_epoch is None else batch_size - (whole - samples_per_epoch)
+        if window < 1:
+            raise UserError(f"prune.window={window} is not a number of samples; type a whole number >= 1")
+        if not 0 < last <= batch_size:
+            raise UserError(f"{samples_per_epoch} samples do not make {steps_per_epoch} batches of {batch_size}")
+
+        def steps(epochs: float) -> int:
+            return math.floor(epochs * steps_per_epoch + 1e-6)  # 0.3 * 10 is 2.9999999999999996
+
+        prune: list[int] = []
+        if self.t_p is not None and self.dt_p is not None:
+            start, interval = steps(self.t_p), steps(self.dt_p)
+            if interval < 1:
+                raise UserError(
+                    f"schedule.dt_p is {self.dt_p * steps_per_epoch:.2g} of a step at {steps_per_epoch} steps an "
+                    "epoch: pruning events would fall together; raise schedule.dt_p or the budget"
+                )
+            prune = [start + k * interval for k in range(1, self.n + 1)]
+        return Timeline(
+            prune_steps=tuple(prune),
+            weight_step=None if self.t_qw is None else steps(self.t_qw),
+            feature_step=None if self.t_qf is None else steps(self.t_qf),
+            window=window,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            last_batch_size=last,
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One step of an observation window.
+
+    first: whether the window begins here. samples: how many leading samples of the step's batch count; batch: its
+    size over all ranks. steps: length of the window.
+    """
+
+    first: bool
+    samples: int
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A schedule in optimizer steps, from 0. An event at step t happens before that step's forward pass.
+
+    prune_steps: steps of the pruning events, rising. weight_step, feature_step: first quantized step, or None.
+    window: T, samples observed before an event. The last three say how samples fall into steps.
+    """
+
+    prune_steps: tuple[int, ...] = ()
+    weight_step: int | None = None
+    feature_step: int | None = None
+    window: int = 1
+    steps_per_epoch: int = 1
+    batch_size: int = 1
+    last_batch_size: int = 1
+
+    def prune_events(self, step: int) -> int:
+        """Number of pruning events up to and including `step`."""
+        return sum(event <= step for event in self.prune_steps)
+
+    def fraction(self, events: int) -> float:
+        """Fraction of the final sparsity after that many events."""
+        return cubic_ramp(events, len(self.prune_steps)) if events else 0.0
+
+    def samples_at(self, step: int) -> int:
+        """Samples of the global batch at `step`."""
+        return self.last_batch_size if (step + 1) % self.steps_per_epoch == 0 else self.batch_size
+
+    def prune_window(self, step: int) -> Window | None:
+        """What feature pruners observe at `step`: the T samples before the next event, and none of before the last."""
+        previous = 0
+        for event in self.prune_steps:
+            if step < event:
+                return self._window(step, previous, event)
+            previous = event
+        return None
+
+    def quantize_window(self, step: int) -> Window | None:
+        """What feature quantizers observe at `step`: the T samples before feature_step."""
+        return None if self.feature_step is None else self._window(step, 0, self.feature_step)
+
+    def _window(self, step: int, earliest: int, event: int) -> Window | None:
+        """Walk back from `event` until T samples are together; the oldest batch gives only what is still missing."""
+        if not max(earliest, event - self.window) <= step < event:  # a step holds a sample at least
+            return None
+        missing, at, found = self.window, event, None
+        while missing > 0 and at > earliest:
+            at -= 1
+            taken = min(missing, self.samples_at(at))
+            missing -= taken
+            if at == step:
+                found = taken
+        return None if found is None else Window(at == step, found, self.samples_at(step), event - at)
+
+    def phase(self, step: int) -> str:
+        """What is active at `step`, for people: `float`, `P 2/4`, `P 4/4 Q(w)`, `Q(w,f) P 1/4`."""
+        events = self.prune_events(step)
+        pruned = f"P {events}/{len(self.prune_steps)}" if events else ""
+        weights = self.weight_step is not None and step >= self.weight_step
+        features = self.feature_step is not None and step >= self.feature_step
+        targets = ",".join(letter for letter, on in (("w", weights), ("f", features)) if on)
+        quantized = f"Q({targets})" if targets else ""
+        firsts = [s for s in (self.weight_step, self.feature_step) if s is not None]
+        quantized_first = firsts and self.prune_steps and firsts[0] < self.prune_steps[0]
+        parts = (quantized, pruned) if quantized_first else (pruned, quantized)
+        return " ".join(part for part in parts if part) or "float"

@@ -1,0 +1,31 @@
+"""The two errors that the command line turns into one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The input is wrong (exit code 2): the message says what was given, what is legal and what to type instead."""
+
+
+class RunFailure(RuntimeError):
+    """The input is right and the run cannot go on all the same (exit code 1): a full disk, a loss that is not finite."""
+
+
+def closest(given: str, legal: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the most similar legal word, or an empty string when none is similar."""
+    matches = difflib.get_close_matches(given, list(legal), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def one_of(name: str, given: str, legal: Iterable[str]) -> None:
+    """Raise a `UserError` unless `given` is one of `legal`; `name` is the key as the user typed it."""
+    words = list(legal)
+    if given not in words:
+        raise UserError(f"{name}={given!r} is not one of {', '.join(words)}{closest(str(given), words)}")
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped the run after its step, with everything saved (exit code 75): the same command resumes it."""

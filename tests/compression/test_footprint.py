@@ -1,0 +1,193 @@
+"""Sizes: the paper's rows from our own counting, and the actual accounting by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qprune.compression.compressor import compress
+from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
+from qprune.compression.options import Pruning, Quantization
+from qprune.compression.schedule import Schedule
+
+P_W, P_WF, Q = Pruning(0.5, "w"), Pruning(0.5, "wf"), Quantization(8)
+
+
+def vgg(layers: list[int | str]) -> nn.Sequential:
+    """VGG for CIFAR-10 with batch norm and one linear layer."""
+    modules: list[nn.Module] = []
+    channels = 3
+    for layer in layers:
+        if isinstance(layer, str):
+            modules.append(nn.MaxPool2d(2))
+        else:
+            modules += [nn.Conv2d(channels, layer, 3, padding=1), nn.BatchNorm2d(layer), nn.ReLU()]
+            channels = layer
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(512, 10))
+
+
+def mobilenet() -> nn.Sequential:
+    """MobileNet for CIFAR-10: depthwise and pointwise convolutions."""
+
+    def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    modules, channels = conv(3, 32, 3, 1), 32
+    steps = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+    for outputs, stride in steps:
+        modules += conv(channels, channels, 3, stride, groups=channels) + conv(channels, outputs, 1, 1)
+        channels = outputs
+    return nn.Sequential(*modules, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(1024, 10))
+
+
+VGG16 = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+VGG19 = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"]
+
+
+@pytest.mark.parametrize(
+    ("network", "features", "weights", "pruning", "quantization", "feature_mb", "weight_mb"),
+    [
+        (vgg(VGG16), 1_105_940, 14_728_266, Pruning(0.79, "w"), None, 35.39, 98.97),
+        (vgg(VGG19), 1_212_436, 20_040_522, Pruning(0.80, "w"), None, 38.80, 128.26),
+        (mobilenet(), 1_646_612, 3_217_226, None, Q, 13.17, 25.74),
+    ],
+    ids=["VGG-16", "VGG-19", "MobileNet"],
+)
+def test_table_5_rows(
+    network: nn.Module,
+    features: int,
+    weights: int,
+    pruning: Pruning | None,
+    quantization: Quantization | None,
+    feature_mb: float,
+    weight_mb: float,
+) -> None:
+    footprint = paper_footprint(network, torch.zeros(1, 3, 32, 32), None, pruning, quantization)
+    assert (footprint.elements("feature"), footprint.elements("weight")) == (features, weights)
+    assert round(footprint.size_bits("feature") / 1e6, 2) == feature_mb
+    assert round(footprint.size_bits("weight") / 1e6, 2) == weight_mb
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut, with everything that the accounting has to see through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.pool, self.linear = nn.MaxPool2d(2), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.norm1(self.first(x)))
+        total = torch.relu(self.norm2(self.second(first)) + first)
+        return self.linear(self.pool(total).flatten(1))
+
+
+def trained_block() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    network, x = Block(), torch.randn(2, 1, 4, 4)
+    schedule = Schedule(t_p=0, dt_p=1, n=1, t_qw=1, t_qf=1)
+    compressor = compress(network, x, schedule, 1, 2, Pruning(0.5), Quantization(8, feature_bits=6))
+    for step in range(3):
+        compressor.at(step)
+        network(x)
+    return network, x[:1]
+
+
+def test_actual_sizes_by_hand() -> None:
+    network, x = trained_block()
+    footprint = actual_footprint(network, x)
+    sizes = [(e.name, e.kind, e.elements, e.bits, e.density) for e in footprint.entries if e.kind != "weight"]
+    assert sizes == [
+        ("input", "input", 16, 6, 1.0),
+        ("norm1", "feature", 64, 6, 1.0),  # after norm, quantizer and ReLU: one stored tensor, still on the grid
+        ("norm2", "feature", 64, 32, 1.0),  # the residual sum: no quantizer made it, so it is charged as float
+        ("pool", "feature", 16, 32, 1.0),
+        ("linear", "feature", 3, 32, 1.0),
+    ]
+    weights = {e.name: (e.elements, e.bits, e.density) for e in footprint.entries if e.kind == "weight"}
+    assert weights == {
+        "first.weight": (36, 8, 1.0),
+        "first.bias": (4, 32, 1.0),
+        "norm1.weight": (4, 32, 1.0),
+        "norm1.bias": (4, 32, 1.0),
+        "second.weight": (144, 8, 0.5),
+        "norm2.weight": (4, 32, 1.0),
+        "norm2.bias": (4, 32, 1.0),
+        "linear.weight": (48, 8, 1.0),
+        "linear.bias": (3, 32, 1.0),
+    }
+    masks = actual_footprint(network, x, count_masks=True)
+    assert masks.size_bits("mask") == 144 + 64  # one bit for each entry of the masks of `second` and of its feature
+
+
+def test_an_unchanged_network_is_charged_32_bits() -> None:
+    network = Block()
+    footprint = actual_footprint(network, torch.zeros(1, 1, 4, 4))
+    assert {entry.bits for entry in footprint.entries} == {32}
+    assert footprint.elements("weight") == sum(p.numel() for p in network.parameters())
+
+
+def test_both_accountings_ignore_operators_in_the_way() -> None:
+    network, x = trained_block()
+    plain, attached = (paper_footprint(n, x, PaperSize(), P_WF, Q) for n in (Block(), network))
+    assert [(e.name, e.elements) for e in plain.entries] == [(e.name, e.elements) for e in attached.entries]
+
+
+CIFAR_ROWS = [  # paper's accuracy and density, Tables 3a and 4a
+    (None, None, 92.60, 0.31),
+    (P_W, Q, 92.23, 1.43),
+    (P_W, Q, 85.94, 1.33),
+    (P_WF, Q, 91.44, 2.49),
+    (P_WF, Q, 86.84, 2.36),
+]
+ESPCN_ROWS = [  # paper's PSNR and density, Tables 3c and 4c
+    (None, None, 32.84, 6.22),
+    (P_W, Q, 32.51, 8.36),
+    (P_W, Q, 32.54, 8.37),
+    (P_WF, Q, 31.03, 8.34),
+    (P_WF, Q, 31.66, 8.51),
+]
+
+
+def mobilenet_v2(pruning: Pruning | None, quantization: Quantization | None) -> Footprint:
+    from qprune.tasks.models.mobilenetv2 import MobileNetV2
+
+    return paper_footprint(MobileNetV2(), torch.zeros(1, 3, 32, 32), PaperSize(), pruning, quantization)
+
+
+def espcn(pruning: Pruning | None, quantization: Quantization | None) -> Footprint:
+    from qprune.tasks.models.espcn import ESPCN
+
+    size = PaperSize(count_input=True, pruned_features=("input", "conv2"))
+    return paper_footprint(ESPCN(3), torch.zeros(1, 1, 170, 170), size, pruning, quantization)
+
+
+def test_elements_of_mobilenet_v2() -> None:
+    footprint = mobilenet_v2(P_WF, Q)
+    assert (footprint.elements("feature"), footprint.elements("weight")) == (6_899_732, 2_296_922)
+    assert round(footprint.size_bits("weight") / 1e6, 2) == 9.19
+    assert round(mobilenet_v2(P_W, Q).size_bits("feature") / 1e6, 2) == 55.20
+
+
+@pytest.mark.parametrize(("pruning", "quantization", "accuracy", "density"), CIFAR_ROWS)
+def test_densities_of_cifar(
+    pruning: Pruning | None, quantization: Quantization | None, accuracy: float, density: float
+) -> None:
+    assert round(accuracy / (mobilenet_v2(pruning, quantization).size_bits() / 1e6), 2) == density
+
+
+def test_elements_of_espcn() -> None:
+    footprint = espcn(None, None)
+    assert [footprint.elements(kind) for kind in ("feature", "weight", "input")] == [6_069_000, 22_729, 28_900]
+
+
+@pytest.mark.parametrize(("pruning", "quantization", "psnr", "density"), ESPCN_ROWS)
+def test_densities_of_espcn(
+    pruning: Pruning | None, quantization: Quantization | None, psnr: float, density: float
+) -> None:
+    assert round(psnr / math.log(espcn(pruning, quantization).size_bits() / 1e6), 2) == density

@@ -1,0 +1,222 @@
+"""Each equation against a slow reference in double precision, and its edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qprune.compression.functional import (
+    integer_range,
+    magnitude_mask,
+    optimal_decimal,
+    power_of_two,
+    prune,
+    quantile,
+    quantize,
+    saturate,
+    squared_errors,
+)
+from qprune.errors import UserError
+
+REFERENCE_ROUNDING = {"trunc": math.trunc, "floor": math.floor, "nearest": round}
+numbers = st.floats(min_value=-300, max_value=300, width=32)
+lists = st.lists(numbers, min_size=1, max_size=40)
+
+
+def reference_quantize(x: float, bits: int, decimal: int, rounding: str) -> float:
+    """Eq. 1 for one number, in Python's doubles."""
+    integer = REFERENCE_ROUNDING[rounding](x * 2.0**decimal)
+    return min(max(integer, -(2 ** (bits - 1))), 2 ** (bits - 1) - 1) * 2.0**-decimal
+
+
+@given(lists, st.integers(2, 16), st.integers(-8, 19), st.sampled_from(["trunc", "floor", "nearest"]))
+def test_quantize_equals_the_reference(values: list[float], bits: int, decimal: int, rounding: str) -> None:
+    x = torch.tensor(values)
+    expected = [reference_quantize(v, bits, decimal, rounding) for v in x.tolist()]
+    assert quantize(x, bits, decimal, rounding).tolist() == expected
+    as_tensor = torch.tensor(decimal)
+    assert torch.equal(quantize(x, bits, as_tensor, rounding), quantize(x, bits, decimal, rounding))
+
+
+@given(lists, st.integers(2, 12), st.integers(0, 12))
+def test_quantize_twice_is_quantize_once(values: list[float], bits: int, decimal: int) -> None:
+    once = quantize(torch.tensor(values), bits, decimal)
+    assert torch.equal(quantize(once, bits, decimal), once)
+
+
+def test_truncation_has_a_zero_bin_two_steps_wide() -> None:
+    x = torch.tensor([-1.9, -0.5, 0.5, 1.9])
+    assert quantize(x, 8, 0).tolist() == [-1.0, 0.0, 0.0, 1.0]
+    assert quantize(x, 8, 0, "floor").tolist() == [-2.0, -1.0, 0.0, 1.0]
+    assert quantize(x, 8, 0, "nearest").tolist() == [-2.0, 0.0, 0.0, 2.0]
+
+
+def test_large_values_saturate_and_never_change_sign() -> None:
+    x = torch.tensor([5000.0, -5000.0, 3e38, -math.inf])
+    assert quantize(x, 8, 19).tolist() == [127 / 2**19, -128 / 2**19, 127 / 2**19, -128 / 2**19]
+
+
+def test_negative_decimals_are_legal() -> None:
+    assert quantize(torch.tensor([100.0, 2000.0]), 8, -3).tolist() == [96.0, 1016.0]
+
+
+def test_decimals_along_an_axis_are_those_of_each_slice() -> None:
+    x = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    decimals = torch.tensor([2, 5, 7])
+    together = quantize(x, 8, decimals, axis=1)
+    for channel, decimal in enumerate(decimals.tolist()):
+        assert torch.equal(together[:, channel], quantize(x[:, channel], 8, decimal))
+    with pytest.raises(UserError, match=r"decimals of shape \(3,\) need an axis of that size"):
+        quantize(x, 8, decimals)
+
+
+def gradient_of(x: Tensor, upstream: Tensor, decimal: int | Tensor, gradient: str) -> Tensor:
+    x = x.clone().requires_grad_()
+    quantize(x, 8, decimal, gradient=gradient).backward(upstream)
+    assert x.grad is not None
+    return x.grad
+
+
+@pytest.mark.parametrize("decimal", [5, torch.tensor(5)])
+def test_gradients(decimal: int | Tensor) -> None:
+    x = torch.tensor([0.1, 100.0, -100.0, 1.0])
+    upstream = torch.tensor([9.0, -9.0, 0.5, 3.9])
+    # Eq. 2 as coded by the authors: the value of the gradient is clamped to [-2^7, 2^7 - 1] * 2^-5, saturated or not.
+    assert gradient_of(x, upstream, decimal, "clip_value").tolist() == pytest.approx([3.96875, -4.0, 0.5, 3.9])
+    assert gradient_of(x, upstream, decimal, "ste").tolist() == upstream.tolist()
+    assert gradient_of(x, upstream, decimal, "in_range").tolist() == pytest.approx([9.0, 0.0, 0.0, 3.9])
+
+
+@pytest.mark.parametrize("gradient", ["clip_value", "ste", "in_range"])
+def test_half_precision_keeps_the_grid(gradient: str) -> None:
+    x = torch.linspace(-3, 3, 101).to(torch.bfloat16).requires_grad_()
+    eight, twelve = quantize(x, 8, 5, gradient=gradient), quantize(x, 12, 9, gradient=gradient)
+    assert (eight.dtype, twelve.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(eight.float(), quantize(x.detach().float(), 8, 5))
+    assert torch.equal(twelve, quantize(x.detach().float(), 12, 9))
+    (eight.sum() + twelve.sum()).backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bits", [1, 17, 8.0, True])
+def test_bits_outside_the_range_are_refused(bits: int) -> None:
+    with pytest.raises(UserError, match="is not a whole number from 2 to 16; type for example bits=8"):
+        integer_range(bits)
+
+
+def test_unknown_words_are_refused_with_the_nearest_legal_one() -> None:
+    with pytest.raises(
+        UserError, match="rounding='truncate' is not one of trunc, floor, nearest; did you mean 'trunc'?"
+    ):
+        quantize(torch.zeros(1), rounding="truncate")
+
+
+def test_powers_of_two_are_exact() -> None:
+    exponents = torch.arange(-126, 128)
+    assert power_of_two(exponents, torch.float64).tolist() == [2.0**e for e in exponents.tolist()]
+
+
+@given(lists, st.floats(0, 1))
+def test_quantile_interpolates_like_torch(values: list[float], fraction: float) -> None:
+    x = torch.tensor(values, dtype=torch.float64)
+    assert float(quantile(x, fraction)) == pytest.approx(float(torch.quantile(x, fraction)), abs=1e-9)
+
+
+def test_saturate_clips_to_quantiles() -> None:
+    x = torch.arange(101.0)
+    assert saturate(x, 0.1, 0.9).tolist() == [min(max(v, 10.0), 90.0) for v in range(101)]
+    assert saturate(x, 0.0, 1.0) is x
+    with pytest.raises(UserError, match=r"saturate=\[0.9, 0.1\] is not a pair of rising quantiles within \[0, 1\]"):
+        saturate(x, 0.9, 0.1)
+
+
+def reference_decimal(values: list[float], bits: int, rounding: str) -> int:
+    errors = [sum((reference_quantize(v, bits, d, rounding) - v) ** 2 for v in values) for d in range(20)]
+    return errors.index(min(errors))
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=30),
+    st.integers(2, 10),
+    st.sampled_from(["trunc", "floor", "nearest"]),
+)
+def test_optimal_decimal_equals_the_reference(values: list[float], bits: int, rounding: str) -> None:
+    chosen = optimal_decimal(torch.tensor(values), bits, rounding=rounding)
+    assert chosen.shape == ()
+    assert int(chosen) == reference_decimal(values, bits, rounding)
+
+
+def test_optimal_decimal_of_normal_weights() -> None:
+    # Spec 1.2: typical d* for 8 bit.
+    generator = torch.Generator().manual_seed(0)
+    found = {sd: int(optimal_decimal(torch.randn(10_000, generator=generator) * sd)) for sd in (1, 0.1, 0.02, 0.001)}
+    assert found == {1: 5, 0.1: 8, 0.02: 11, 0.001: 15}
+
+
+def test_ties_go_to_the_smallest_decimal_even_with_unsorted_candidates() -> None:
+    assert int(optimal_decimal(torch.tensor([1.0, -2.0]), decimals=[4, 3, 0, 2])) == 0
+    assert int(optimal_decimal(torch.zeros(3))) == 0
+    assert int(optimal_decimal(torch.tensor([1000.0]), decimals=range(-6, 20))) == -3
+
+
+def test_saturation_ignores_outliers() -> None:
+    x = torch.cat([torch.linspace(-1, 1, 10_000), torch.tensor([3000.0])])
+    assert int(optimal_decimal(x)) < int(optimal_decimal(x, saturate=(0.001, 0.999))) == 7
+
+
+def test_each_channel_gets_its_own_decimal() -> None:
+    x = torch.randn(3, 4, 100, generator=torch.Generator().manual_seed(1)) * torch.tensor([1, 0.1, 0.02, 10.0])[:, None]
+    chosen = optimal_decimal(x, axis=1)
+    assert chosen.tolist() == [int(optimal_decimal(x[:, c])) for c in range(4)]
+
+
+def test_the_search_in_parts_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2))
+    whole = squared_errors(x, 8, range(20), axis=0)
+    monkeypatch.setattr("qprune.compression.functional._SEARCH_CHUNK", 128)
+    assert torch.allclose(squared_errors(x, 8, range(20), axis=0), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("x", [torch.tensor([1.0, math.nan]), torch.tensor([math.inf])])
+def test_values_that_are_not_finite_are_refused(x: Tensor) -> None:
+    with pytest.raises(UserError, match="not all finite"):
+        optimal_decimal(x)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.floats(0, 0.99))
+def test_masks_prune_exactly_the_smallest_ties_by_position(values: list[int], sparsity: float) -> None:
+    score = torch.tensor(values, dtype=torch.float32)
+    mask = magnitude_mask(score, sparsity)
+    count = math.floor(sparsity * len(values))
+    smallest = sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
+    assert [i for i, kept in enumerate(mask.tolist()) if not kept] == sorted(smallest)
+
+
+def test_dead_neurons_cannot_stop_pruning() -> None:
+    score = torch.zeros(8, 4)
+    assert int((~magnitude_mask(score, 0.5)).sum()) == 16
+    assert bool(magnitude_mask(score, 0.5, rule="threshold").all())  # the authors' rule prunes nothing then
+
+
+def test_the_authors_rule_prunes_one_fewer() -> None:
+    # Spec 2.1: n=10, s=.5 -> 4 pruned; 64 channels -> 31.
+    for n, pruned in ((10, 4), (64, 31)):
+        assert int((~magnitude_mask(torch.arange(float(n)), 0.5, rule="threshold")).sum()) == pruned
+        assert int((~magnitude_mask(torch.arange(float(n)), 0.5)).sum()) == n // 2
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, math.nan])
+def test_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
+    with pytest.raises(UserError, match=r"is not in \[0, 1\); type for example sparsity=0.5"):
+        magnitude_mask(torch.ones(4), sparsity)
+
+
+def test_prune_multiplies_by_the_mask() -> None:
+    x, mask = torch.randn(2, 3, 4), torch.tensor([1.0, 0.0, 1.0])[:, None]
+    assert torch.equal(prune(x, mask), x * mask)

@@ -1,0 +1,163 @@
+"""Pruner and Quantizer on their own: windows, tiles, sizes, state."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qprune.compression import quantizer as quantizer_module
+from qprune.compression.functional import magnitude_mask, optimal_decimal
+from qprune.compression.pruner import Pruner, tile_mask
+from qprune.compression.quantizer import Quantizer
+from qprune.errors import UserError
+
+
+def observing(operator: Pruner | Quantizer) -> None:
+    operator.observing = True
+    operator.start_window()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**16))
+def test_running_sum_equals_the_stored_window(batches: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    window = [torch.randn(size, 3, 4, 5, generator=generator) for size in batches]
+    pruner = Pruner(0.5)
+    pruner.size_for_feature(window[0])
+    observing(pruner)
+    for x in window:
+        assert pruner(x) is x  # observing alone changes nothing
+    stored = torch.cat(window).double().abs().sum(0)
+    assert torch.allclose(pruner.total, stored, rtol=1e-14)
+    pruner.update(pruner.total, 1.0)
+    assert torch.equal(pruner.mask.bool(), magnitude_mask(stored, 0.5))
+    assert int(pruner.updates) == 1
+
+
+def test_channels_are_ranked_by_their_mean() -> None:
+    x = torch.randn(6, 8, 5, 7, generator=torch.Generator().manual_seed(0))
+    pruner = Pruner(0.5, granularity="channel")
+    pruner.size_for_feature(x)
+    observing(pruner)
+    pruner(x[:2])
+    pruner(x[2:, :, :3])  # sizes may differ
+    expected = x[:2].abs().mean((2, 3)).sum(0) + x[2:, :, :3].abs().mean((2, 3)).sum(0)
+    assert pruner.total.shape == (8, 1, 1)
+    assert torch.allclose(pruner.total.flatten().float(), expected)
+
+
+def test_only_the_windows_samples_count() -> None:
+    x = torch.ones(4, 2, 1, 1)
+    pruner = Pruner()
+    pruner.size_for_feature(x)
+    observing(pruner)
+    pruner.sample_limit = 3
+    pruner(x)
+    assert pruner.total.flatten().tolist() == [3.0, 3.0]
+
+
+def test_evaluation_observes_nothing() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), Pruner(), Quantizer())
+    for operator in (network[1], network[2]):
+        operator.owner = (network,)
+        operator.observing = True
+    network[1].size_for_feature(torch.ones(1, 1, 2, 2))
+    network.eval()
+    network(torch.ones(1, 1, 2, 2))
+    assert float(network[1].total.sum()) == 0
+    assert network[2].kept.numel() == 0
+    network.train()
+    network[1].eval()  # a frozen norm puts its children into evaluation mode: they observe all the same
+    network(torch.ones(1, 1, 2, 2))
+    assert float(network[1].total.sum()) > 0
+    assert network[2].kept.numel() == 4
+
+
+def test_a_feature_of_another_size_in_training_is_refused() -> None:
+    pruner = Pruner()
+    pruner.size_for_feature(torch.ones(1, 2, 4, 4))
+    observing(pruner)
+    with pytest.raises(UserError, match=r"shape \(2, 5, 5\) reached a pruner that was sized for \(2, 4, 4\)"):
+        pruner(torch.ones(1, 2, 5, 5))
+
+
+def test_tiles_are_centred_and_go_on_at_the_border() -> None:
+    mask = torch.tensor([[[1.0, 0.0, 1.0]]])
+    assert tile_mask(mask, (1, 8)).flatten().tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
+    assert tile_mask(mask, (1, 8), border="keep").flatten().tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
+    zeros = torch.zeros(1, 1, 3)
+    assert tile_mask(zeros, (1, 8), border="tile").sum() == 0
+    assert tile_mask(zeros, (1, 8), border="keep").flatten().tolist() == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert tile_mask(torch.arange(5.0).view(1, 1, 5), (1, 3)).flatten().tolist() == [1, 2, 3]
+    assert tile_mask(zeros, (1, 2), border="keep").flatten().tolist() == [1, 1]
+
+
+def test_effective_zeros_on_set5_with_the_authors_border() -> None:
+    # Spec 2.5: shares of zeros for a 17x17 mask of one half on Set5's low-resolution sizes.
+    half = (torch.randperm(17 * 17, generator=torch.Generator().manual_seed(0)) >= 144).float().view(1, 17, 17)
+    expected = {(170, 170): 49.8, (85, 85): 49.8, (93, 93): 41.6, (114, 76): 39.9, (96, 96): 39.1}
+    found = {size: round(100 * (1 - float(tile_mask(half, size, "keep").mean())), 1) for size in expected}
+    assert found == pytest.approx(expected, abs=0.11)
+
+
+@pytest.mark.parametrize("capacity", [10**6, 400])
+def test_windows_are_kept_whole_or_sampled_evenly(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer_module, "WINDOW_CAPACITY", capacity)
+    x = torch.randn(8, 4, 10, 10, generator=torch.Generator().manual_seed(0))
+    quantizer = Quantizer()
+    quantizer.budget = capacity
+    observing(quantizer)
+    quantizer(x)
+    kept = quantizer.kept
+    if capacity > x.numel():
+        assert torch.equal(kept, x.flatten())
+    else:
+        assert kept.numel() == capacity
+        assert set(kept.tolist()) <= set(x.flatten().tolist())
+        assert len(set(kept.tolist())) == capacity
+    quantizer.update(kept)
+    assert int(quantizer.decimal) == int(optimal_decimal(x)) == 5
+    assert quantizer.kept.numel() == 0
+
+
+def test_a_split_batch_keeps_what_the_whole_batch_keeps() -> None:
+    x = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
+    whole, first, second = Quantizer(), Quantizer(), Quantizer()
+    whole.budget, first.budget, second.budget = 160, 80, 80
+    second.first_sample = 4
+    for operator in (whole, first, second):
+        observing(operator)
+    whole(x), first(x[:4]), second(x[4:])
+    assert torch.equal(whole.kept, torch.cat([first.kept, second.kept]))
+
+
+def test_a_fixed_decimal_is_never_searched() -> None:
+    quantizer = Quantizer(decimal=7)
+    quantizer.update(torch.empty(0))
+    assert int(quantizer.decimal) == 7
+
+
+def test_fresh_operators_load_state_of_any_size() -> None:
+    pruner, quantizer = Pruner(), Quantizer(axis=1)
+    pruner.size_for_feature(torch.ones(1, 2, 3, 3))
+    pruner.update(torch.rand(2, 3, 3), 0.5)
+    quantizer.size_for_weight(torch.ones(4, 3, 1, 1))
+    quantizer.update(torch.randn(4, 3, 1, 1))
+    for operator, fresh in ((pruner, Pruner()), (quantizer, Quantizer(axis=1))):
+        fresh.load_state_dict(operator.state_dict())
+        for name, value in operator.state_dict().items():
+            assert torch.equal(fresh.state_dict()[name], value)
+        copied = copy.deepcopy(operator)
+        assert all(torch.equal(a, b) for a, b in zip(copied.buffers(), operator.buffers(), strict=True))
+
+
+def test_around_one_layer_as_in_listing_1() -> None:
+    layer = Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(10, 30, 3)))
+    chain = layer.parametrizations.weight
+    assert [type(operator) for operator in chain] == [Pruner, Quantizer]
+    with pytest.raises(UserError, match="BatchNorm2d has no weight of two or more dimensions to place an operator on"):
+        Pruner().on(nn.BatchNorm2d(3))

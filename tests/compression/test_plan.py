@@ -1,0 +1,89 @@
+"""Globs on module paths, and the automatic plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qprune.compression.automatic import automatic_plan
+from qprune.compression.options import Pruning, Quantization
+from qprune.compression.plan import INPUT, Plan, match
+from qprune.errors import UserError
+
+PATHS = ["conv1", "layers.0.bn1", "layers.0.bn2", "layers.0.shortcut.1", "layers.10.bn1", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (["**"], set(PATHS)),
+        (["*"], {"conv1", "linear"}),
+        (["layers.*.bn[12]"], {"layers.0.bn1", "layers.0.bn2", "layers.10.bn1"}),
+        (["layers.?.bn1"], {"layers.0.bn1"}),
+        (["**", "!layers.**", "layers.0.bn2"], {"conv1", "linear", "layers.0.bn2"}),
+    ],
+)
+def test_globs(globs: list[str], expected: set[str]) -> None:
+    assert match(globs, PATHS, "sites.x") == expected
+
+
+@pytest.mark.parametrize("glob", ["layers.0.bn3", "!layers.0.bn3"])
+def test_a_glob_that_matches_nothing_is_refused(glob: str) -> None:
+    with pytest.raises(UserError) as error:
+        match(["**", glob], PATHS, "sites.prune_features")
+    assert str(error.value).startswith(
+        f"sites.prune_features: the glob {glob!r} matches none of the network's 6 paths; did you mean 'layers.0.bn"
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions with norms, a shortcut, and an activation that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv3 = nn.Conv2d(4, 4, 1)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)) + self.conv3(x))
+        return self.linear(x.mean((2, 3)))
+
+
+def test_the_automatic_plan_follows_the_data() -> None:
+    plan = automatic_plan(Residual(), torch.zeros(1, 3, 8, 8))
+    weights = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "weight"}
+    features = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "feature"}
+    assert weights == {
+        "conv1": (False, True),
+        "conv2": (True, True),
+        "conv3": (True, True),
+        "linear": (False, True),
+    }
+    assert features == {INPUT: (False, True), "bn1": (False, True), "bn2": (True, True), "conv3": (True, True)}
+
+
+def test_targets_restrict_a_plan_and_the_rest_is_left_alone() -> None:
+    plan = Plan.from_globs(Residual(), ["**"], ["**", "!linear"], [INPUT, "bn1"], ["bn1"])
+    assert plan.counts() == {
+        "weight_quantizers": 4,
+        "weight_pruners": 3,
+        "feature_quantizers": 2,
+        "feature_pruners": 1,
+    }
+    only = plan.restricted(Pruning(targets="w"), None)
+    assert list(only.counts().values()) == [0, 3, 0, 0]
+    assert [site.path for site in only.left_alone] == ["linear", INPUT, "bn1"]
+    assert str(plan.sites[0]) == "weight of conv1: prune then quantize"
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"), [("authors", [1, 3, None, 1]), ("tensor", [None] * 4), ("output", [0, 1, 0, 0])]
+)
+def test_which_weights_have_decimals_per_channel(axis: str, expected: list[int | None]) -> None:
+    layers = [nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(3, 4, 1), nn.Linear(3, 4), nn.Conv1d(3, 4, 1)]
+    assert [Quantization(weight_axis=axis).axis_of(layer) for layer in layers] == expected

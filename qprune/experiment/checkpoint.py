@@ -1,0 +1,52 @@
+"""Everything a run needs to go on as if it had never stopped: saved atomically, verified, loaded without code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qprune.experiment.files import write_atomically
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` (tensors and plain values) as the checkpoint of `step`; the name carries the content's digest.
+
+    The `KEPT` newest checkpoints stay. Raises RunFailure when the disk is full, with the older ones intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    write_atomically(path, content)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest checkpoint whose content matches its digest, or None; a damaged one is passed over with a warning.
+
+    Loaded with `weights_only=True`: a checkpoint from a stranger cannot run code.
+    """
+    for path in _newest_first(folder):
+        content = path.read_bytes()
+        digest = _NAME.fullmatch(path.name)
+        if digest is None or hashlib.sha256(content).hexdigest()[:16] != digest[2]:
+            warnings.warn(f"{path} is damaged (its checksum differs); the checkpoint before it is used", stacklevel=2)
+            continue
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        return state
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)

@@ -1,0 +1,54 @@
+"""What a run was made with: versions, machine, commit, data checksums. Kept beside the row, never in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qprune
+
+_PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "torchmetrics")
+
+
+def describe_environment(seed: int, device: torch.device, dataset: dict[str, str]) -> dict[str, Any]:
+    """Versions of Python and packages, qprune's commit if it runs from a checkout, device, seed, data checksums."""
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "qprune": qprune.__version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": device_name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "dataset": dataset,
+        "command": sys.argv,
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, and whether tracked files differ from it."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changed)}

@@ -1,0 +1,49 @@
+"""Writing files so that a reader sees the old content or the new one, and never a part."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qprune.errors import RunFailure, UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file beside `path`, flush it to the disk and rename it into place.
+
+    Raises RunFailure for a full disk, UserError for a folder that cannot be written; the temporary file is removed.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise explained(error, path) from error
+
+
+def explained(error: OSError, path: Path) -> Exception:
+    """The error that a user is shown for an `OSError` while writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailure(
+            f"no space is left on the disk to write {path}; free some, or choose another folder with results_dir=..., "
+            "and start the same command again: it resumes from the last checkpoint"
+        )
+    return UserError(f"{path} cannot be written ({error.strerror}); choose a folder that can, with results_dir=...")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON with sorted keys; NaN and infinity are refused (ValueError)."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())

@@ -1,0 +1,283 @@
+"""What names a run and what remains of it: signature, run folder, the result row and the files that hold rows.
+
+A row holds no times, dates or paths: the same config and seed on the same machine give a file with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from rich.text import Text
+
+from qprune.errors import RunFailure, UserError
+from qprune.experiment.files import write_json
+
+SCHEMA_VERSION = 1
+ROW_FILE = "result.json"
+
+# Config keys that say where and how a run is carried out; all others are part of its identity.
+MACHINE_KEYS = (
+    "data.root",
+    "force",
+    "hydra",
+    "logger",
+    "results_dir",
+    "trainer.checkpoint_minutes",
+    "trainer.device",
+    "trainer.evaluate_every",
+    "trainer.threads",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One finished run.
+
+    signature: see `signature`. notation: see `notation`. score: of the last epoch, `metric` names it with its unit.
+    epochs, steps: as trained. marks: reasons why the row may not pass for the paper's. *_sparsity: fraction of zeros
+    that was reached over the pruned tensors. *_bits_*: sizes in bits in the accountings `paper` and `actual`.
+    density_*: performance density in the task's unit (spec 5.2). metrics: further figures of the last evaluation.
+    Raises ValueError, naming the field, for a wrong type, a number that is not finite or one out of its range.
+    """
+
+    schema_version: int
+    signature: str
+    task: str
+    order: str
+    notation: str
+    seed: int
+    metric: str
+    score: float
+    higher_is_better: bool
+    epochs: int
+    steps: int
+    budget: str
+    data_source: str
+    marks: list[str]
+    weight_sparsity: float
+    feature_sparsity: float
+    weight_bits_paper: float
+    feature_bits_paper: float
+    input_bits_paper: float
+    density_paper: float
+    weight_bits_actual: float
+    feature_bits_actual: float
+    input_bits_actual: float
+    density_actual: float
+    metrics: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {self.schema_version}, and this version of qprune reads {SCHEMA_VERSION}"
+            )
+        if not re.fullmatch("[0-9a-f]{64}", self.signature):
+            raise ValueError(f"signature is {self.signature!r}, not 64 hexadecimal digits")
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}]")
+
+
+_RANGES = (
+    ("seed", 0, math.inf),
+    ("epochs", 1, math.inf),
+    ("steps", 1, math.inf),
+    ("weight_sparsity", 0, 1),
+    ("feature_sparsity", 0, 1),
+    *(
+        (f"{kind}_bits_{accounting}", 0, math.inf)
+        for kind in ("weight", "feature", "input")
+        for accounting in ("paper", "actual")
+    ),
+)
+
+
+def signature(cfg: DictConfig) -> str:
+    """The identity of a run: sha256, in hexadecimal, of the resolved config without machine keys.
+
+    The order of keys and the spelling of whole numbers (200 or 200.0) make no difference.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    kept = _without(config, frozenset(MACHINE_KEYS))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Where the files of the run are: below results_dir, named for people, made unique by the signature."""
+    recipe = [re.sub("[^0-9A-Za-z.]", "", notation([step], cfg.prune, cfg.quantize)) for step in cfg.order.steps]
+    name = "-".join([cfg.order.name, *recipe, f"seed{cfg.seed}", signature(cfg)[:10]])
+    return Path(cfg.results_dir, cfg.task.name, name)
+
+
+def notation(order: Iterable[str], prune: Mapping[str, Any], quantize: Mapping[str, Any]) -> str:
+    """The recipe as the paper writes it: `P0.5(w,f)->Q8(w,f)`, `Q8(w),Q12(f)`, or `Baseline` for no operator.
+
+    order: of `prune` and `quantize`. prune, quantize: those sections of the config, resolved.
+    """
+    terms = {"prune": lambda: _pruning(prune), "quantize": lambda: _quantization(quantize)}
+    return "->".join(terms[step]() for step in order) or "Baseline"
+
+
+def save_row(path: Path, row: Row) -> None:
+    """Write a row atomically: a reader sees the whole file or none. RunFailure for a full disk (`write_json`)."""
+    write_json(path, dataclasses.asdict(row))
+
+
+def make_row(**fields: Any) -> Row:
+    """A row from a run's own figures. Raises RunFailure, naming the field, for one that no run may end with."""
+    try:
+        return Row(**fields)
+    except ValueError as error:
+        raise RunFailure(f"the run ended with a result that cannot be stored: {error}") from error
+
+
+def load_row(path: Path) -> Row:
+    """Read a row. Raises UserError, naming the file and the field, for anything but a whole and valid one."""
+    advice = "delete the file, or run its command again with force=true"
+    try:
+        fields = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, NaN
+        raise UserError(f"{path} is not readable JSON ({error}); {advice}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} does not hold a result row but a {type(fields).__name__}; {advice}")
+    expected = {field.name for field in dataclasses.fields(Row)}
+    # an older or newer schema has other fields: say so before naming one of them
+    if "schema_version" in fields and fields["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version is {fields['schema_version']!r}, and this version of qprune reads "
+            f"{SCHEMA_VERSION}; {advice}"
+        )
+    if missing := sorted(expected - fields.keys()):
+        raise UserError(f"{path}: the field {missing[0]} is missing; {advice}")
+    if unknown := sorted(fields.keys() - expected):
+        raise UserError(f"{path}: {unknown[0]!r} is not a field of a result row; {advice}")
+    try:
+        return Row(**fields)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {advice}") from error
+
+
+def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
+    """All rows below `folder`, sorted by path, and what is wrong with the files that hold no good one.
+
+    Of several rows with one signature the first counts: a copied folder must not weigh twice.
+    """
+    rows: dict[str, Row] = {}
+    problems = []
+    first: dict[str, Path] = {}
+    for path in sorted(folder.rglob(ROW_FILE)):
+        try:
+            row = load_row(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if row.signature in rows:
+            problems.append(f"{path} has the signature of {first[row.signature]} and is left out; delete one of them")
+        else:
+            rows[row.signature], first[row.signature] = row, path
+    return list(rows.values()), problems
+
+
+def format_row(row: Row) -> Text:
+    """A row for people, on a few lines: recipe and score, sizes in Mb (10^6 bits), densities and marks."""
+    lines = [
+        f"{row.task}  {row.notation}  seed {row.seed}  {row.metric} {row.score:.4g}",
+        f"  {'accounting':<10}  {'weights Mb':>10}  {'features Mb':>11}  {'input Mb':>8}  {'density':>8}",
+    ]
+    for accounting in ("paper", "actual"):
+        weight, feature, data = (
+            getattr(row, f"{kind}_bits_{accounting}") / 1e6 for kind in ("weight", "feature", "input")
+        )
+        density = getattr(row, f"density_{accounting}")
+        lines.append(f"  {accounting:<10}  {weight:>10.4g}  {feature:>11.4g}  {data:>8.4g}  {density:>8.4g}")
+    lines.append(
+        f"  zeros: weights {row.weight_sparsity:.1%}, features {row.feature_sparsity:.1%}; "
+        f"{row.epochs} epochs, {row.steps} steps"
+    )
+    lines += [f"  mark: {mark}" for mark in row.marks]
+    return Text("\n".join(lines))
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """Many rows for people, one line each; sizes and densities in the `actual` accounting."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "recipe", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data"):
+        table.add_column(
+            name, justify="right" if name in {"seed", "score", "weights Mb", "features Mb", "density"} else "left"
+        )
+    for row in rows:
+        table.add_row(
+            row.task,
+            row.notation,
+            str(row.seed),
+            f"{row.score:.4g} {row.metric}",
+            f"{row.weight_bits_actual / 1e6:.4g}",
+            f"{row.feature_bits_actual / 1e6:.4g}",
+            f"{row.density_actual:.4g}",
+            row.budget,
+            row.data_source,
+        )
+    return table
+
+
+def _pruning(options: Mapping[str, Any]) -> str:
+    return f"P{options['sparsity']:g}({','.join(options['targets'])})"
+
+
+def _quantization(options: Mapping[str, Any]) -> str:
+    bits = {"w": options["bits"], "f": options.get("feature_bits") or options["bits"]}
+    targets = options["targets"]
+    if len({bits[target] for target in targets}) == 1:
+        return f"Q{bits[targets[0]]}({','.join(targets)})"
+    return ",".join(f"Q{bits[target]}({target})" for target in targets)
+
+
+def _without(value: Any, dropped: frozenset[str], path: str = "") -> Any:
+    """`value` in canonical form, without the keys whose dotted path is in `dropped`."""
+    if isinstance(value, dict):
+        inner = {str(key): (f"{path}.{key}" if path else str(key)) for key in value}
+        return {str(k): _without(v, dropped, inner[str(k)]) for k, v in value.items() if inner[str(k)] not in dropped}
+    if isinstance(value, list):
+        return [_without(item, dropped, path) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+
+
+def _checked(name: str, kind: str, value: Any) -> Any:
+    """`value` as a field of type `kind` (as annotated in Row); ValueError unless it is one and finite."""
+    if kind == "list[str]" and isinstance(value, list):
+        return [_checked(f"{name}[{i}]", "str", item) for i, item in enumerate(value)]
+    if kind == "dict[str, float]" and isinstance(value, dict):
+        return {_checked(f"{name}'s key", "str", k): _checked(f"{name}.{k}", "float", v) for k, v in value.items()}
+    fits = isinstance(value, _TYPES.get(kind, ())) and (kind == "bool" or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{name} is {value!r}, not of the type {kind}")
+    if kind == "float":
+        # compared first: a whole number may be too large for a float
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{name} is not a finite number")
+        return float(value)
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")

@@ -1,0 +1,265 @@
+"""The one training loop, for every task: steps, events, evaluation, checkpoints, and stopping without loss."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qprune.compression.compressor import Compressor
+from qprune.compression.ranks import rank_and_world
+from qprune.errors import Interrupted, RunFailure
+from qprune.experiment import checkpoint
+from qprune.experiment.files import write_atomically
+from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
+from qprune.experiment.progress import Reporter, Status
+from qprune.experiment.task import Task
+
+# With several ranks, stopping and timed checkpoints must be agreed on; every step would cost a wait on the device.
+_STEPS_BETWEEN_AGREEMENTS = 16
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a run is trained: length in epochs, folder to keep its state in, seed, precision, evaluation and checkpoints.
+
+    evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
+    which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
+    `checkpoint_seconds_apart` have passed since the last.
+    """
+
+    epochs: int
+    folder: Path
+    seed: int
+    precision: str = "float32"
+    evaluate_every: int = 1
+    checkpoint_minutes: float = 5.0
+    checkpoint_seconds_apart: float = 20.0
+
+
+@dataclass
+class _State:
+    step: int = 0
+    loss_count: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains `task` under `compressor` as `loop` says; both are on their device. Resumes what the folder holds."""
+
+    def __init__(self, task: Task, compressor: Compressor, loop: Loop, device: torch.device) -> None:
+        self.task, self.compressor, self.loop, self.device = task, compressor, loop, device
+        self.steps_per_epoch = len(task.train_batches)
+        self.steps = loop.epochs * self.steps_per_epoch
+        self.optimizers = task.optimizers()
+        self.share = 1.0
+        average_gradients(self.optimizers.values(), lambda: self.share)
+        self.main = rank_and_world()[0] == 0
+        self.state = _State()
+        self.sums: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+        self.stop_signal: int | None = None
+
+    def fit(self) -> dict[str, float]:
+        """Train to the last epoch and return its evaluation. Raises Interrupted (state saved) or RunFailure."""
+        torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
+        self._restore()
+        state, metric = self.state, self.task.metric
+        with _catching(self), Reporter(state.step, self.steps, silent=not self.main) as reporter:
+            while state.step < self.steps:
+                epoch, offset = divmod(state.step, self.steps_per_epoch)
+                self._train_epoch(epoch, offset, reporter)
+                row = self._end_epoch(epoch)
+                reporter.show(self._status(row["loss"], row.get(metric)), permanent=True)
+                if state.step < self.steps:
+                    self._stop_or_save()
+        self.compressor.at(self.steps)
+        final = state.metrics[-1] if state.metrics and metric in state.metrics[-1] else self._evaluate()
+        return {name: value for name, value in final.items() if name in self._metric_names(final)}
+
+    def _metric_names(self, row: dict[str, Any]) -> list[str]:
+        return [name for name in row if name not in _EPOCH_COLUMNS and not name.startswith("loss")]
+
+    def _train_epoch(self, epoch: int, offset: int, reporter: Reporter) -> None:
+        task, state = self.task, self.state
+        task.begin_epoch(epoch)
+        task.train()
+        started = time.monotonic()
+        for batch in task.train_batches.epoch(epoch, start=offset):
+            self.compressor.at(state.step)
+            part, self.share = share_of(batch)
+            with autocast(self.device, self.loop.precision):
+                losses = task.train_step(part)
+            for name, loss in losses.items():
+                self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
+            state.step += 1
+            state.loss_count += 1
+            state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
+            if reporter.due():
+                reporter.show(self._status(self._mean_loss(), self._last_score()))
+            if state.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
+                self._stop_or_save()
+
+    def _end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Evaluate, log and save at the end of an epoch. Returns the epoch's row."""
+        state, last = self.state, epoch + 1 == self.loop.epochs
+        step = state.step - 1  # modes are those of the last step that was trained
+        loss = self._mean_loss()
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": state.step, "phase": self.compressor.timeline.phase(step)}
+        row |= {f"{kind}_sparsity": value for kind, value in self.compressor.sparsity.items()}
+        row |= {"learning_rate": next(iter(self.optimizers.values())).param_groups[0]["lr"], "loss": loss}
+        if len(self.sums) > 1:
+            row |= {f"loss_{name}": float(total) / state.loss_count for name, total in self.sums.items()}
+        if last or (epoch + 1) % self.loop.evaluate_every == 0:
+            row |= self._evaluate()
+        self.sums, state.loss_count = {}, 0
+        state.metrics.append(row)
+        if self.main:
+            table = pd.DataFrame(state.metrics).to_csv(index=False)
+            write_atomically(self.loop.folder / "metrics.csv", table.encode())
+        apart = min(self.loop.checkpoint_seconds_apart, 60 * self.loop.checkpoint_minutes)
+        recent = time.monotonic() - self.saved_at < apart
+        if last or not any_rank(recent, self.device):
+            self._save()
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """The task's metrics on rank 0's norms, with random state of its own so that evaluation changes nothing."""
+        if rank_and_world()[1] > 1:
+            for tensor in self.task.state_dict().values():
+                dist.broadcast(tensor, 0)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.loop.seed)
+            with autocast(self.device, self.loop.precision):
+                metrics = self.task.evaluate()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise RunFailure(f"{name} is {value} after step {self.state.step} ({self._phase()}); no row is written")
+        return metrics
+
+    def _phase(self) -> str:
+        return f"phase {self.compressor.timeline.phase(max(0, self.state.step - 1))}"
+
+    def _last_score(self) -> float | None:
+        scores = [row[self.task.metric] for row in self.state.metrics if self.task.metric in row]
+        return scores[-1] if scores else None
+
+    def _status(self, loss: float, score: float | None) -> Status:
+        state = self.state
+        epoch = min(self.loop.epochs, (state.step - 1) // self.steps_per_epoch + 1)
+        return Status(
+            step=state.step,
+            steps=self.steps,
+            epoch=epoch,
+            epochs=self.loop.epochs,
+            loss=loss,
+            phase=self.compressor.timeline.phase(state.step - 1),
+            metric=self.task.metric,
+            score=score if score is not None else self._last_score(),
+            sparsity=self.compressor.sparsity,
+        )
+
+    def _mean_loss(self) -> float:
+        """Mean of all losses since the epoch began. Raises RunFailure when it is not finite."""
+        count = max(1, self.state.loss_count)
+        for name, total in self.sums.items():
+            if not math.isfinite(float(total)):
+                raise RunFailure(
+                    f"the loss {name!r} is {float(total)} by step {self.state.step} ({self._phase()}); the newest "
+                    "checkpoint is from before; try a lower learning rate or trainer.precision=float32"
+                )
+        return sum(float(total) for total in self.sums.values()) / count
+
+    def _stop_or_save(self) -> None:
+        agree_now = rank_and_world()[1] == 1 or self.state.step % _STEPS_BETWEEN_AGREEMENTS == 0
+        if not agree_now:
+            return
+        late = time.monotonic() - self.saved_at > 60 * self.loop.checkpoint_minutes
+        if any_rank(self.stop_signal is not None, self.device):
+            self._save()
+            name = signal.Signals(self.stop_signal or signal.SIGTERM).name
+            raise Interrupted(
+                f"stopped by {name} after step {self.state.step} of {self.steps}, with everything saved; "
+                "the same command goes on from there"
+            )
+        if any_rank(late, self.device):
+            self._save()
+
+    def _save(self) -> None:
+        self._mean_loss()  # a state that is not finite is never kept
+        self.compressor.collect_on_first_rank()
+        self.saved_at = time.monotonic()
+        if not self.main:
+            return
+        state = self.state
+        checkpoint.save(
+            self.loop.folder / "checkpoints",
+            state.step,
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "metrics": state.metrics,
+                "loss_count": state.loss_count,
+                "sums": self.sums,
+                "task": self.task.state_dict(),
+                "memory": self.task.memory(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
+        )
+
+    def _restore(self) -> None:
+        saved = checkpoint.load_newest(self.loop.folder / "checkpoints")
+        if saved is None:
+            return
+        self.task.load_state_dict(saved["task"])
+        self.task.restore_memory(saved["memory"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
+        self.sums = {name: total.to(self.device) for name, total in saved["sums"].items()}
+        self.state = _State(saved["step"], saved["loss_count"], saved["metrics"], saved["seconds"])
+        if self.main:
+            torch.set_rng_state(saved["random"])
+            if saved["random_cuda"] and self.device.type == "cuda":
+                torch.cuda.set_rng_state_all(saved["random_cuda"])
+        else:
+            self.compressor.forget_windows()  # rank 0 carries what all ranks had observed
+
+
+_EPOCH_COLUMNS = ("epoch", "step", "phase", "weight_sparsity", "feature_sparsity", "learning_rate")
+
+
+@contextmanager
+def _catching(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM and SIGINT let the step finish; a second SIGINT stops at once. Outside the main thread: as they are."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        trainer.stop_signal = number
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

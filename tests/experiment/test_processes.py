@@ -1,0 +1,73 @@
+"""Devices, and two ranks against one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qprune.compression.compressor import compress
+from qprune.compression.options import Pruning, Quantization
+from qprune.compression.schedule import Schedule
+from qprune.errors import UserError
+from qprune.experiment.processes import any_rank, average_gradients, choose_device, launch, share_of
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="trainer.device='gpu' is not one of cpu, cuda"):
+        choose_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_gpu_is_named() -> None:
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="trainer.device=cuda but torch sees no CUDA device; type trainer.device=cpu"):
+        choose_device("cuda")
+
+
+def train(seed: int) -> dict[str, Any]:
+    """Some steps of joint compression on a batch of 7, shared by the ranks; rank 0's state, as plain values."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 2))
+    compressor = compress(
+        network,
+        torch.zeros(1, 2, 6, 6),
+        Schedule(t_p=0, dt_p=1, n=2, t_qw=4, t_qf=5),
+        steps_per_epoch=1,
+        batch_size=7,
+        prune=Pruning(0.5, window=10),
+        quantize=Quantization(8),
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    share = 1.0
+    average_gradients([optimizer], lambda: share)
+    for step in range(8):
+        batch: Tensor = torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(step))
+        part, share = share_of(batch)
+        compressor.at(step)
+        optimizer.zero_grad()
+        network(part).square().mean().backward()
+        optimizer.step()
+        if step == 3:  # as a checkpoint does; training goes on from what was brought together
+            compressor.collect_on_first_rank()
+    assert not any_rank(False, torch.device("cpu"))
+    return {name: value.tolist() for name, value in network.state_dict().items()}
+
+
+def test_two_ranks_agree_with_one() -> None:
+    one, two = train(0), launch(2, train, 0)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if name.endswith((".mask", ".decimal", ".updates")):
+            assert value == two[name], name
+        elif not name.endswith((".total", ".kept")):
+            assert torch.allclose(torch.tensor(value), torch.tensor(two[name]), atol=1e-6), name
+
+
+def test_the_number_of_ranks_is_checked() -> None:
+    with pytest.raises(UserError, match="trainer.ranks=0 is not a number of processes; type a whole number >= 1"):
+        launch(0, train, 0)

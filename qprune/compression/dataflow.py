@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qprune.compression.placement import INPUT_CHILD, OUTPUT_CHILD, run_example
+from qprune.compression.feature import FeatureOperators
+from qprune.compression.operator import Operator
+from qprune.compression.placement import run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -82,32 +84,36 @@ class _Trace(TorchDispatchMode):
             self.reads[self.values[id(tensor)]] = None
 
     def enter(self, path: str) -> Callable[..., None]:
-        operators = path.rpartition(".")[2] in (INPUT_CHILD, OUTPUT_CHILD)
-
         def hook(module: nn.Module, args: Any) -> None:
             self.path.append(path)
-            self.muted += operators or isinstance(module, (Pruner, Quantizer))
+            self.muted += isinstance(module, (FeatureOperators, Operator))
 
         return hook
 
     def leave(self, path: str, module: nn.Module) -> Callable[..., None]:
-        operators = path.rpartition(".")[2] in (INPUT_CHILD, OUTPUT_CHILD)
+        if isinstance(module, FeatureOperators):
+            operators = [operator for operator in (module.pruner, module.quantizer) if operator is not None]
+        else:
+            operators = [module] if isinstance(module, (Pruner, Quantizer)) else []
 
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             self.path.pop()
-            self.muted -= operators or isinstance(module, (Pruner, Quantizer))
-            if isinstance(module, (Pruner, Quantizer)) and module.active and id(args[0]) in self.values:
-                self._operate(module, args[0], output)
+            self.muted -= isinstance(module, (FeatureOperators, Operator))
+            active = [operator for operator in operators if operator.active]
+            if active and not self.muted and id(args[0]) in self.values:
+                self._operate(active, args[0], output)
 
         return hook
 
-    def _operate(self, operator: nn.Module, before: Tensor, after: Tensor) -> None:
+    def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
+        """Note what active operators made of a feature tensor."""
         stored = self.values[id(before)]
         self.meet(stored.name, after, like=stored)
-        if isinstance(operator, Pruner):
-            self.values[id(after)].density = float(operator.fitted(before).expand(before.shape[1:]).mean())
-        elif isinstance(operator, Quantizer):
-            self.values[id(after)].bits = operator.bits
+        for operator in operators:
+            if isinstance(operator, Pruner):
+                self.values[id(after)].density = float(operator.fitted(before).expand(before.shape[1:]).mean())
+            else:
+                self.values[id(after)].bits = operator.bits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

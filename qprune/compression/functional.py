@@ -46,7 +46,11 @@ def working_dtype(dtype: torch.dtype, bits: int) -> torch.dtype:
 
 
 class _Quantize(torch.autograd.Function):
-    """Eq. 1 forward, Eq. 2 backward. `scale` = 2^d and `step` = 2^-d are floats or tensors that broadcast with x."""
+    """Eq. 1 forward, Eq. 2 backward, of x or of x * mask (Eq. 3) in the same passes over memory.
+
+    `scale` = 2^d and `step` = 2^-d are floats or tensors that broadcast with x. Scaling the mask, which is small,
+    saves a pass over x; powers of two and a mask of 0 and 1 make the result equal to the last bit.
+    """
 
     @staticmethod
     def forward(
@@ -57,9 +61,11 @@ class _Quantize(torch.autograd.Function):
         bounds: tuple[int, int],
         rounding: str,
         gradient: str,
+        mask: Tensor | None,
     ) -> Tensor:
         low, high = bounds
-        out = x.float().mul_(scale) if x.dtype in (torch.float16, torch.bfloat16) else x * scale
+        factor = scale if mask is None else mask * scale
+        out = x.float().mul_(factor) if x.dtype in (torch.float16, torch.bfloat16) else x * factor
         if rounding == "trunc":
             out.trunc_()
         elif rounding == "floor":
@@ -68,21 +74,24 @@ class _Quantize(torch.autograd.Function):
             out.round_()
         ctx.gradient, ctx.bounds, ctx.dtype = gradient, bounds, x.dtype
         ctx.step = step if isinstance(step, float) else None
-        saved = () if isinstance(step, float) else (step,)
-        if gradient == "in_range":
-            saved = (*saved, (out >= low) & (out <= high))
-        ctx.save_for_backward(*saved)
+        inside = (out >= low) & (out <= high) if gradient == "in_range" else None
+        ctx.save_for_backward(None if isinstance(step, float) else step, mask, inside)
         return out.clamp_(low, high).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         low, high = ctx.bounds
-        if ctx.gradient == "in_range":
-            grad = grad * ctx.saved_tensors[-1]
-        elif ctx.gradient == "clip_value":
-            step = ctx.saved_tensors[0] if ctx.step is None else ctx.step
+        step, mask, inside = ctx.saved_tensors
+        step = ctx.step if step is None else step
+        if ctx.gradient == "clip_value":
             grad = torch.clamp(grad, low * step, high * step)
-        return grad.to(ctx.dtype), None, None, None, None, None
+            grad = grad if mask is None else grad.mul_(mask)  # in place: the clamped gradient is ours
+        elif ctx.gradient == "in_range":
+            grad = grad * inside
+            grad = grad if mask is None else grad.mul_(mask)
+        elif mask is not None:
+            grad = grad * mask
+        return grad.to(ctx.dtype), None, None, None, None, None, None
 
 
 def quantize(
@@ -92,6 +101,7 @@ def quantize(
     rounding: str = "trunc",
     gradient: str = "clip_value",
     axis: int | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Uniform quantization (Eq. 1): clamp(round(x * 2^d), -2^(N-1), 2^(N-1) - 1) * 2^-d.
 
@@ -99,6 +109,8 @@ def quantize(
     `axis` naming the dimension of x of size C. rounding: `trunc` toward zero (the authors' code), `floor` (Eq. 1) or
     `nearest` (ties to even). gradient: `clip_value` clamps the incoming gradient to the grid's range (Eq. 2 as the
     authors coded it, spec 1.2), `ste` passes it on, `in_range` passes it where x did not saturate.
+
+    mask: float32 of 0 and 1 that broadcasts with x; with it the result is quantize(prune(x, mask)), cheaper.
 
     Returns x's shape; its type unless that type cannot hold the grid (see `working_dtype`). Infinities saturate.
     Raises UserError for bits outside 2..16, an unknown word, or decimals that do not fit `axis`.
@@ -114,7 +126,7 @@ def quantize(
         scale, step = power_of_two(decimal, work), power_of_two(-decimal, work)
     else:
         scale, step = 2.0**decimal, 2.0**-decimal
-    out: Tensor = _Quantize.apply(x, scale, step, bounds, rounding, gradient)
+    out: Tensor = _Quantize.apply(x, scale, step, bounds, rounding, gradient, mask)
     return out if out.dtype == working_dtype(x.dtype, bits) else out.to(working_dtype(x.dtype, bits))
 
 

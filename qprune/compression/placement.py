@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qprune.compression.feature import FeatureOperators
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import INPUT, Plan, Site
@@ -63,11 +64,10 @@ def place(network: nn.Module, plan: Plan, pruning: Pruning | None, quantization:
 def _place_on_feature(
     network: nn.Module, site: Site, pruning: Pruning | None, quantization: Quantization | None
 ) -> None:
-    operators = nn.Sequential()
-    if site.prune and pruning:
-        operators.add_module("pruner", pruning.for_features())
-    if site.quantize and quantization:
-        operators.add_module("quantizer", quantization.for_features())
+    operators = FeatureOperators(
+        pruning.for_features() if site.prune and pruning else None,
+        quantization.for_features() if site.quantize and quantization else None,
+    )
     at_input = site.path == INPUT
     module = network if at_input else network.get_submodule(site.path)
     # A Sequential would run a new child as one of its layers: its first or last layer is the same tensor's other end.

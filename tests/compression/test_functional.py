@@ -75,6 +75,24 @@ def test_decimals_along_an_axis_are_those_of_each_slice() -> None:
         quantize(x, 8, decimals)
 
 
+@pytest.mark.parametrize("gradient", ["clip_value", "ste", "in_range"])
+@pytest.mark.parametrize("decimal", [3, torch.tensor(3)])
+def test_pruning_and_quantizing_at_once_is_one_after_the_other(gradient: str, decimal: int | Tensor) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, upstream = (torch.randn(4, 3, 5, 5, generator=generator) * 20 for _ in range(2))
+    mask = (torch.rand(3, 5, 5, generator=generator) > 0.5).float()
+    together, apart = x.clone().requires_grad_(), x.clone().requires_grad_()
+    one = quantize(together, 8, decimal, gradient=gradient, mask=mask)
+    other = quantize(prune(apart, mask), 8, decimal, gradient=gradient)
+    assert torch.equal(one, other)
+    kept = upstream.clone()
+    one.backward(upstream), other.backward(upstream)
+    assert together.grad is not None
+    assert apart.grad is not None
+    assert torch.equal(together.grad, apart.grad)
+    assert torch.equal(upstream, kept)  # what comes from above is never changed in place
+
+
 def gradient_of(x: Tensor, upstream: Tensor, decimal: int | Tensor, gradient: str) -> Tensor:
     x = x.clone().requires_grad_()
     quantize(x, 8, decimal, gradient=gradient).backward(upstream)

@@ -1,0 +1,1 @@
+"""Schedules of the task `cifar`, one per order."""

@@ -1,0 +1,150 @@
+"""Image classification on CIFAR-10 with MobileNetV2 (Appendix B.1; spec 3.3 and 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qprune.errors import UserError, one_of
+from qprune.experiment.task import DataOptions, Limits, Task
+from qprune.tasks.data.augment import CropAndFlip
+from qprune.tasks.data.batches import TensorBatches
+from qprune.tasks.data.checksum import checksum
+from qprune.tasks.data.cifar10 import ClassifiedPictures, load_cifar10
+from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.synthetic import classified_gratings
+from qprune.tasks.models.mobilenetv2 import MobileNetV2
+
+MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's red, green and blue
+STD = (0.2023, 0.1994, 0.2010)
+
+
+class Cifar(Task):
+    """The score is the top-1 accuracy in percent; density is in percent per Mb (spec 5.2).
+
+    batch_size: samples per training step; eval_batch_size: test pictures per forward pass (no effect on the score).
+    learning_rate: of the first epoch, falling to 0 along half a cosine; momentum, weight_decay: of SGD, for all
+    parameters. Where a budget caps the batch, the learning rate shrinks in proportion: at 32 samples, 0.1 diverges
+    in the few steps that such a budget has. Raises UserError for unusable data.
+    """
+
+    metric = "top1_percent"
+    higher_is_better = True
+    train_batches: TensorBatches
+    mean: Tensor
+    std: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    optimizer: torch.optim.SGD
+
+    def __init__(
+        self,
+        *,
+        data: DataOptions,
+        limits: Limits,
+        seed: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 100,
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        super().__init__()
+        self.epochs = limits.epochs
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.eval_batch_size = eval_batch_size
+        with seeded(seed, "network"):
+            self.network = MobileNetV2()
+
+        pictures, self.marks = _pictures(data)
+        self.dataset = {
+            "train": checksum((pictures.train_images.numpy(), pictures.train_labels.numpy())),
+            "test": checksum((pictures.test_images.numpy(), pictures.test_labels.numpy())),
+        }
+        rows, batch, marks = training_part(len(pictures.train_labels), batch_size, limits)
+        test_rows, test_marks = part("test set", len(pictures.test_labels), limits.test_samples)
+        self.marks += marks + test_marks
+        self.initial_rate = learning_rate * batch / batch_size
+        self.train_batches = TensorBatches(
+            pictures.train_images[rows],
+            pictures.train_labels[rows],
+            batch_size=batch,
+            seed=seed,
+            augmentation=CropAndFlip(margin=4),
+        )
+        example = torch.zeros(1, 3, 32, 32)
+        self._hold(test_images=pictures.test_images[test_rows], test_labels=pictures.test_labels[test_rows])
+        self._hold(mean=torch.tensor(MEAN)[:, None, None], std=torch.tensor(STD)[:, None, None])
+        self._hold(example=example, size_example=example.clone())
+
+    def _hold(self, **tensors: Tensor) -> None:
+        """Keep tensors on the task's device and out of its state dict."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, 32, 32) in uint8 -> the network's input in float32."""
+        return pictures.float().div(255).sub(self.mean).div(self.std)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Half a cosine from the initial rate at epoch 0 to 0 at the end, constant within an epoch."""
+        return 0.5 * self.initial_rate * (1 + math.cos(math.pi * epoch / self.epochs))
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """SGD with momentum and weight decay on all parameters, those of the batch normalisations included."""
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=self.initial_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        return {"sgd": self.optimizer}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(epoch)
+
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """One step of SGD on the cross entropy of pictures (B, 3, 32, 32) in uint8 and labels (B,)."""
+        pictures, labels = batch
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.network(self.normalised(pictures)), labels)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 accuracy in percent and mean cross entropy on the test set."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            # sums stay on the device until the end: one synchronisation per evaluation
+            right = torch.zeros((), dtype=torch.int64, device=self.test_labels.device)
+            loss = torch.zeros((), device=self.test_labels.device)
+            for pictures, labels in zip(
+                self.test_images.split(self.eval_batch_size), self.test_labels.split(self.eval_batch_size), strict=True
+            ):
+                logits = self.network(self.normalised(pictures)).float()
+                right += (logits.argmax(dim=1) == labels).sum()
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+        finally:
+            self.network.train(was_training)
+        count = len(self.test_labels)
+        return {self.metric: 100 * right.item() / count, "test_loss": loss.item() / count}
+
+    def density(self, score: float, size_bits: float) -> float:
+        """Percent per Mb, with 1 Mb = 10^6 bits."""
+        return score / (size_bits / 1e6)
+
+
+def _pictures(data: DataOptions) -> tuple[ClassifiedPictures, list[str]]:
+    one_of("data.source", data.source, ("real", "synthetic"))
+    if data.source == "synthetic":
+        return classified_gratings(), ["synthetic data"]
+    if data.root is None:
+        raise UserError("data.root is not set; give the folder that holds cifar-10-batches-py, or type data=synthetic")
+    return load_cifar10(data.root, data.verify)

@@ -1,0 +1,1 @@
+"""Data sets that are decoded once, live in memory and hand out whole batches; real ones and synthetic ones."""

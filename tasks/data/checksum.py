@@ -1,0 +1,18 @@
+"""What identifies a data set: a hash of its decoded arrays, whatever files they came in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def checksum(arrays: Iterable[NDArray[np.generic]]) -> str:
+    """sha256 (hexadecimal) over type, shape and content of the arrays, in their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

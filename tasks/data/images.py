@@ -1,0 +1,46 @@
+"""Folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from qprune.errors import UserError
+
+SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+
+
+class NamedImage(NamedTuple):
+    """A decoded RGB image and what an error message calls it."""
+
+    name: str
+    image: Image.Image
+
+
+def read_images(folder: Path, key: str) -> list[NamedImage]:
+    """All images of `folder` (not of folders below it) by file name, decoded to RGB.
+
+    key: the config key that names the folder, for messages. Raises UserError for a folder that is missing or holds no
+    image, and for a file that cannot be decoded.
+    """
+    remedy = (
+        f"put the images there, set data.root=FOLDER or {key}=FOLDER to where they are, "
+        "or type data=synthetic to run without files"
+    )
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; {remedy}")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); {remedy}")
+    return [NamedImage(str(path), _decoded(path)) for path in paths]
+
+
+def _decoded(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow reports damage by any of these, depending on the format and on where the file ends
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be decoded ({error}); fetch the file again, or remove it") from error

@@ -1,0 +1,140 @@
+"""Super resolution by a factor of 3 with ESPCN: 91 training images, tested on Set5 (Appendix B.2; spec 3.3 and 4)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qprune.errors import UserError, one_of
+from qprune.experiment.task import DataOptions, Limits, Task
+from qprune.tasks.data.batches import TensorBatches
+from qprune.tasks.data.checksum import checksum
+from qprune.tasks.data.images import NamedImage, read_images
+from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.superres import ImagePairs
+from qprune.tasks.data.synthetic import textured_pictures
+from qprune.tasks.metrics.psnr import psnr_db
+from qprune.tasks.models.espcn import ESPCN
+
+# Of the decoded images of Yang et al. 2010 (91) and Bevilacqua et al. 2012 (5), in the order of their file names.
+PUBLISHED = {
+    "train": "b5702ff5217b551004f5e1b011f3e6d5c9afaab0caa9d95b953edb65139230a9",
+    "test": "13c23deaf854cdfaadb03c08f5c2d4b296fd37b7b744372c71ee14b630b238a8",
+}
+SIZE_COUNTED_AT = (170, 170)  # pixels of the input whose features the density charges
+
+
+class Espcn(Task):
+    """The score is the PSNR of luma in dB, averaged over the images; density is in dB per ln(Mb) (spec 5.2).
+
+    scale: magnification; patch, stride: of the training patches, in pixels at low resolution.
+    learning_rate: of Adam, a tenth of it after the fraction `lr_drop` of the epochs (160 of 200).
+    train_folder, test_folder: folders of images, below data.root or absolute. Raises UserError for unusable data.
+    """
+
+    metric = "psnr_db"
+    higher_is_better = True
+    train_batches: TensorBatches
+    optimizer: torch.optim.Adam
+
+    def __init__(
+        self,
+        *,
+        data: DataOptions,
+        limits: Limits,
+        seed: int,
+        scale: int = 3,
+        patch: int = 17,
+        stride: int = 13,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        lr_drop: float = 0.8,
+        train_folder: str = "t91",
+        test_folder: str = "set5",
+    ) -> None:
+        super().__init__()
+        self.initial_rate = learning_rate
+        self.drop_epoch = max(1, round(lr_drop * limits.epochs))
+        with seeded(seed, "network"):
+            self.network = ESPCN(scale)
+
+        train, test, self.marks = _images(data, train_folder, test_folder)
+        self.dataset = {"train": _checksum(train), "test": _checksum(test)}
+        if data.source == "real":
+            self.marks += [
+                f"{kind} images: not those of {name}"
+                for kind, name in (("train", "the published 91-image set"), ("test", "the published Set5"))
+                if self.dataset[kind] != PUBLISHED[kind]
+            ]
+        low, high = ImagePairs(train, scale, smallest=patch).patches(patch, stride)
+        rows, batch, marks = training_part(len(low), batch_size, limits)
+        test_rows, test_marks = part("test set", len(test), limits.test_samples)
+        self.marks += marks + test_marks
+        self.train_batches = TensorBatches(low[rows], high[rows], batch_size=batch, seed=seed)
+        self.test_images = ImagePairs([test[row] for row in test_rows.tolist()], scale, smallest=patch)
+        self.register_buffer("example", torch.zeros(1, 1, patch, patch), persistent=False)
+        self.register_buffer("size_example", torch.zeros(1, 1, *SIZE_COUNTED_AT), persistent=False)
+
+    def learning_rate(self, epoch: int) -> float:
+        """The initial rate, and a tenth of it from the drop on."""
+        return self.initial_rate * 0.1 ** (epoch // self.drop_epoch)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Adam on all parameters."""
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.initial_rate)
+        return {"adam": self.optimizer}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(epoch)
+
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """One step of Adam on the mean squared error of patches (B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
+        low, high = batch
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = F.mse_loss(self.network(low).float(), high)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Mean PSNR in dB over whole test images."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            scores = [psnr_db(self.network(low), high) for low, high in self.test_images]
+        finally:
+            self.network.train(was_training)
+        return {self.metric: torch.stack(scores).mean().item()}
+
+    def density(self, score: float, size_bits: float) -> float:
+        """dB per natural logarithm of Mb, with 1 Mb = 10^6 bits; for sizes above 1 Mb, where the logarithm is > 0."""
+        return score / math.log(size_bits / 1e6)
+
+
+def _images(
+    data: DataOptions, train_folder: str, test_folder: str
+) -> tuple[list[NamedImage], list[NamedImage], list[str]]:
+    """Training images, test images and marks."""
+    one_of("data.source", data.source, ("real", "synthetic"))
+    if data.source == "synthetic":
+        return textured_pictures(32, part="train"), textured_pictures(5, part="test"), ["synthetic data"]
+    if data.root is None:
+        raise UserError(
+            f"data.root is not set; give the folder that holds {train_folder} and {test_folder}, or type data=synthetic"
+        )
+    root = Path(data.root)
+    train = read_images(root / train_folder, "task.train_folder")
+    return train, read_images(root / test_folder, "task.test_folder"), []
+
+
+def _checksum(images: list[NamedImage]) -> str:
+    return checksum(np.asarray(image) for _, image in images)

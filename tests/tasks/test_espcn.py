@@ -1,0 +1,113 @@
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from qprune.errors import UserError
+from qprune.experiment.task import DataOptions, Limits
+from qprune.tasks.espcn import Espcn
+
+SYNTHETIC = DataOptions(source="synthetic")
+
+
+def task_with(limits: Limits, data: DataOptions = SYNTHETIC, **arguments: object) -> Espcn:
+    task = Espcn(data=data, limits=limits, seed=0, **arguments)  # type: ignore[arg-type]
+    task.optimizers()
+    return task
+
+
+def test_recipe_is_that_of_the_paper() -> None:
+    task = task_with(Limits(epochs=200))
+    assert task.train_batches.batch_size == 16
+    assert isinstance(task.optimizer, torch.optim.Adam)
+    assert task.optimizer.param_groups[0]["lr"] == 1e-3
+    assert (task.example.shape, task.size_example.shape) == ((1, 1, 17, 17), (1, 1, 170, 170))
+
+
+@pytest.mark.parametrize(("epochs", "drop"), [(200, 160), (10, 8), (4, 3), (5, 4)])
+def test_learning_rate_drops_to_a_tenth_at_four_fifths(epochs: int, drop: int) -> None:
+    task = task_with(Limits(epochs=epochs))
+    rates = []
+    for epoch in range(epochs):
+        task.begin_epoch(epoch)
+        rates.append(task.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3] * drop + [1e-4] * (epochs - drop))
+
+
+def test_a_single_epoch_is_trained_at_the_full_rate() -> None:
+    assert task_with(Limits(epochs=1)).learning_rate(0) == 1e-3
+
+
+def test_the_network_gains_ten_decibels_on_the_synthetic_set_within_64_steps() -> None:
+    task = task_with(Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64))
+    assert task.marks == ["synthetic data", "training set: 256 of 512"]
+    untrained = task.evaluate()["psnr_db"]
+    for epoch in range(4):
+        task.begin_epoch(epoch)
+        task.train()
+        for batch in task.train_batches.epoch(epoch):
+            losses = task.train_step(batch)
+    assert not losses["loss"].requires_grad
+    assert task.evaluate()["psnr_db"] > untrained + 10
+
+
+def test_evaluation_is_the_mean_over_whole_images() -> None:
+    task = task_with(Limits(epochs=1, test_samples=2))
+    assert task.marks == ["synthetic data", "test set: 2 of 5"]
+    scores = []
+    with torch.no_grad():
+        for low, high in task.test_images:
+            error = (task.network(low).clamp(0, 1) - high).square().mean().item()
+            scores.append(-10 * math.log10(error))
+    assert task.evaluate() == {"psnr_db": pytest.approx(sum(scores) / 2, abs=1e-4)}
+
+
+def test_data_and_examples_move_with_the_task_and_stay_out_of_its_state() -> None:
+    task = task_with(Limits(epochs=1))
+    assert all(name.startswith("network.") for name in task.state_dict())
+    moved = task.to("meta")
+    tensors = (moved.train_batches.inputs, moved.example, moved.size_example, *moved.test_images[0])
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("score", "bits", "expected"), [(32.84, 195.86e6, 6.22), (32.51, 48.87e6, 8.36), (31.66, 41.36e6, 8.51)]
+)
+def test_density_is_decibel_per_logarithm_of_megabits(score: float, bits: float, expected: float) -> None:
+    assert round(task_with(Limits(epochs=1)).density(score, bits), 2) == expected
+
+
+def test_the_real_images_make_the_recipe_without_marks(real_root: Path) -> None:
+    task = task_with(Limits(epochs=200), DataOptions("real", str(real_root)))
+    assert task.marks == []
+    assert (task.train_batches.samples, len(task.train_batches), len(task.test_images)) == (2701, 169, 5)
+
+
+def test_other_images_are_marked_and_may_lie_anywhere(tmp_path: Path) -> None:
+    for folder in ("mine", "tests"):
+        (tmp_path / folder).mkdir()
+        Image.effect_noise((60, 64), 50).save(tmp_path / folder / "a.png")
+    data = DataOptions("real", str(tmp_path / "nothing"))
+    folders = {"train_folder": str(tmp_path / "mine"), "test_folder": str(tmp_path / "tests")}
+    assert task_with(Limits(epochs=1), data, **folders).marks == [
+        "train images: not those of the published 91-image set",
+        "test images: not those of the published Set5",
+    ]
+
+
+def test_missing_folders_and_roots_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.root is not set; give the folder that holds t91 and set5, or type data="
+    ):
+        task_with(Limits(epochs=1), DataOptions("real"))
+    (tmp_path / "t91").mkdir()
+    Image.effect_noise((60, 64), 50).save(tmp_path / "t91" / "a.png")
+    with pytest.raises(UserError, match=r"there is no folder .*set5; put the images there, .* task.test_folder=FOLDER"):
+        task_with(Limits(epochs=1), DataOptions("real", str(tmp_path)))
+    shutil.copy(tmp_path / "t91" / "a.png", tmp_path / "t91" / "b.png")
+    (tmp_path / "t91" / "b.png").write_bytes((tmp_path / "t91" / "b.png").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"b\.png cannot be decoded"):
+        task_with(Limits(epochs=1), DataOptions("real", str(tmp_path)))

@@ -1,9 +1,11 @@
-"""The two errors that the command line turns into one paragraph and an exit code."""
+"""The errors that the command line turns into one paragraph and an exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+DEBUG_VARIABLE = "QPRUNE_DEBUG"  # set to 1 in the environment, so that other processes see it too: show tracebacks
 
 
 class UserError(ValueError):
@@ -11,7 +13,7 @@ class UserError(ValueError):
 
 
 class RunFailure(RuntimeError):
-    """The input is right and the run cannot go on all the same (exit code 1): a full disk, a loss that is not finite."""
+    """The input is right and the run cannot go on (exit code 1): a full disk, a loss that is not finite."""
 
 
 def closest(given: str, legal: Iterable[str]) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
 from qprune.compression.ranks import rank_and_world
-from qprune.errors import UserError, one_of
+from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError, one_of
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,8 +52,6 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         raise UserError(f"trainer.ranks={ranks} is not a number of processes; type a whole number >= 1")
     if ranks == 1:
         return work(*args)
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -54,16 +60,56 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         rdzv_endpoint="localhost:0",
         start_method="spawn",
         monitor_interval=1,
+        max_restarts=0,  # a rank that failed would fail again; the run itself is what resumes
+        run_id="qprune",
     )
-    return elastic_launch(config, _in_group)(work, args)[0]
+    _quiet_agent()
+    with tempfile.TemporaryDirectory() as notes:
+        try:
+            return elastic_launch(config, _in_group)(notes, work, args)[0]
+        except ChildFailedError as error:
+            raise _as_in_one_process(Path(notes)) from error
+        except SignalException as error:
+            raise Interrupted(
+                f"stopped by {error.sigval.name}, with the ranks' work saved; the same command goes on from there"
+            ) from error
 
 
-def _in_group(work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def _as_in_one_process(notes: Path) -> Exception:
+    """What the ranks that failed had to say, as the error that it would be without ranks.
+
+    When one rank ends, the others fail at talking to it: an error that was meant for the user goes before theirs.
+    """
+    said = [json.loads(note.read_text()) for note in sorted(notes.iterdir())]
+    kinds: tuple[type[Exception], ...] = (UserError, RunFailure, Interrupted)
+    for kind in kinds:
+        for note in said:
+            if note["kind"] == kind.__name__:
+                return kind(note["message"])
+    heard = "; ".join(f"rank {note['rank']} last said {note['kind']}: {note['message']}" for note in said)
+    return RunFailure(f"a rank died, and the others were stopped{': ' if heard else ''}{heard}")
+
+
+def _quiet_agent() -> None:
+    """The agent would log the tracebacks that `_as_in_one_process` turns into one paragraph."""
+    if os.environ.get(DEBUG_VARIABLE) != "1":
+        for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _in_group(notes: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """One rank: `work` in a process group. A rank that fails leaves a note, since the agent reports only one."""
+    _quiet_agent()
     try:
-        return work(*args)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        result = work(*args)
+    except Exception as error:
+        # The group is left as it is: leaving it in order would wait for ranks that wait for this one.
+        note = {"rank": int(os.environ["RANK"]), "kind": type(error).__name__, "message": str(error)}
+        (Path(notes) / f"{note['rank']}.json").write_text(json.dumps(note))
+        raise
+    dist.destroy_process_group()
+    return result
 
 
 def share_of(batch: Any) -> tuple[Any, float]:

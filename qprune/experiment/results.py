@@ -108,11 +108,23 @@ _RANGES = (
 def signature(cfg: DictConfig) -> str:
     """The identity of a run: sha256, in hexadecimal, of the resolved config without machine keys.
 
-    The order of keys and the spelling of whole numbers (200 or 200.0) make no difference.
+    The order of keys and the spelling of whole numbers (200 or 200.0) make no difference, nor do keys of operators
+    that the order does not use: a baseline is the same run at any number of bits.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
-    kept = _without(config, frozenset(MACHINE_KEYS))
+    kept = _without(config, frozenset((*MACHINE_KEYS, *_unused_keys(cfg.order.steps))))
     return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:
+    """Keys that have no effect without their operator. T (prune.window) is the quantizers' too."""
+    unused: tuple[str, ...] = ()
+    if "prune" not in order:
+        names = ("sparsity", "targets", "granularity", "rule", "border", *(() if "quantize" in order else ("window",)))
+        unused += (*(f"prune.{name}" for name in names), "schedule.t_p", "schedule.dt_p", "schedule.n")
+    if "quantize" not in order:
+        unused += ("quantize", "schedule.t_qw", "schedule.t_qf")
+    return unused
 
 
 def run_folder(cfg: DictConfig) -> Path:

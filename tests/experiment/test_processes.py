@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from qprune.compression.compressor import compress
 from qprune.compression.options import Pruning, Quantization
 from qprune.compression.schedule import Schedule
-from qprune.errors import UserError
+from qprune.errors import RunFailure, UserError
 from qprune.experiment.processes import any_rank, average_gradients, choose_device, launch, share_of
 
 
@@ -71,3 +72,24 @@ def test_two_ranks_agree_with_one() -> None:
 def test_the_number_of_ranks_is_checked() -> None:
     with pytest.raises(UserError, match="trainer.ranks=0 is not a number of processes; type a whole number >= 1"):
         launch(0, train, 0)
+
+
+def fail(kind: str) -> None:
+    torch.distributed.barrier()  # both ranks are there
+    if torch.distributed.get_rank() == 1:
+        if kind == "die":
+            os._exit(7)
+        raise UserError("data.root=nowhere is not a folder; give one that is")
+    torch.distributed.barrier()  # waits for the rank that will not come
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "text"),
+    [
+        ("raise", UserError, "^data.root=nowhere is not a folder; give one that is$"),
+        ("die", RunFailure, "^a rank died, and the others were stopped"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_job_and_says_why(kind: str, expected: type[Exception], text: str) -> None:
+    with pytest.raises(expected, match=text):
+        launch(2, fail, kind)

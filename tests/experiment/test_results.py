@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,21 @@ def test_signature_tells_runs_apart(change: dict[str, Any]) -> None:
 
 
 def test_signature_is_the_sha256_of_the_sorted_config() -> None:
-    one, other = OmegaConf.create({"a": 1, "b": [2.0, "x"]}), OmegaConf.create({"b": [2, "x"], "a": 1, "force": True})
-    # printf '{"a": 1, "b": [2, "x"]}' | sha256sum
-    expected = "aaced0ddb24456d4e60a4b05bdf436d37aa562ea7ea64deaef6b84bf2dc8d4ff"
+    order = {"steps": ["prune", "quantize"]}
+    one = OmegaConf.create({"b": 200, "a": {"c": [1, 2.5]}, "order": order, "force": True})
+    other = OmegaConf.create({"order": order, "a": {"c": [1.0, 2.5]}, "b": 200.0, "force": False})
+    text = '{"a": {"c": [1, 2.5]}, "b": 200, "order": {"steps": ["prune", "quantize"]}}'
+    expected = hashlib.sha256(text.encode()).hexdigest()
     assert signature(one) == signature(other) == expected
+
+
+def test_keys_of_operators_that_the_order_lacks_are_no_part_of_the_identity() -> None:
+    baseline = {"order": {"name": "baseline", "steps": []}}
+    changes = {"prune": {"sparsity": 0.9}, "quantize": {"bits": 3}, "schedule": {"t_p": 1, "t_qw": 2}}
+    assert signature(config(**baseline)) == signature(config(**baseline, **changes))
+    quantized = {"order": {"name": "quantize_only", "steps": ["quantize"]}}
+    assert signature(config(**quantized)) == signature(config(**quantized, prune={"sparsity": 0.9, "targets": "w"}))
+    assert signature(config(**quantized)) != signature(config(**quantized, prune__window=3))
 
 
 def test_run_folders_are_named_for_people_and_by_the_signature() -> None:

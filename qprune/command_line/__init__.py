@@ -1,0 +1,1 @@
+"""The command line: verbs, composed configs, error messages and shell completion."""

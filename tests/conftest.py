@@ -1,0 +1,33 @@
+"""What holds for all tests: one thread per test process, and nothing left behind by a test of the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hypothesis import settings
+
+# No deadline: the first example pays for torch's start. Derandomized: a change that breaks a property fails at once,
+# for everyone, and not by chance for someone later.
+settings.register_profile("qprune", deadline=None, derandomize=True)
+settings.load_profile("qprune")
+torch.set_num_threads(1)  # test processes run side by side, one per core
+
+
+@pytest.fixture(autouse=True)
+def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start without the variables that the command line sets, and put back what it and Hydra change."""
+    before = dict(os.environ)
+    for name in ("QPRUNE_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
+        os.environ.pop(name, None)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None

@@ -1,0 +1,120 @@
+"""Every shipped config composes, resolves and is commented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from qprune.command_line.composing import compose_checked
+from qprune.command_line.listing import choices
+from qprune.experiment.recipe import Recipe
+from qprune.experiment.results import notation
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def names(group: str) -> list[str]:
+    return [name for name, _ in choices(group)]
+
+
+def config_of(*overrides: str) -> dict[str, object]:
+    [composed] = compose_checked(overrides)
+    config = OmegaConf.to_container(composed.config, resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.mark.parametrize("order", names("order"))
+@pytest.mark.parametrize("task", names("task"))
+def test_every_task_composes_in_every_order(task: str, order: str) -> None:
+    config = config_of(f"task={task}", f"order={order}")
+    assert config["task"]["name"] == task  # type: ignore[index]
+    assert config["order"]["name"] == order  # type: ignore[index]
+    recipe = Recipe.from_config(config)  # times in the order's order, within the epochs
+    assert recipe.limits.epochs == recipe.paper_epochs == config["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("baseline", "Baseline"),
+        ("quantize_only", "Q8(w,f)"),
+        ("prune_only", "P0.5(w,f)"),
+        ("prune_first", "P0.5(w,f)->Q8(w,f)"),
+        ("quantize_first", "Q8(w,f)->P0.5(w,f)"),
+    ],
+)
+def test_orders_are_the_paper_s_rows(order: str, expected: str) -> None:
+    config = config_of(f"order={order}")
+    assert notation(config["order"]["steps"], config["prune"], config["quantize"]) == expected  # type: ignore[index,arg-type]
+
+
+@pytest.mark.parametrize("order", ["prune_first", "quantize_first"])
+@pytest.mark.parametrize("budget", ["short", "smoke"])
+@pytest.mark.parametrize("task", names("task"))
+def test_small_budgets_keep_every_phase_apart(task: str, budget: str, order: str) -> None:
+    recipe = Recipe.from_config(config_of(f"task={task}", f"order={order}", f"budget={budget}"))
+    recipe.schedule.check(recipe.order, recipe.limits.epochs)
+    assert recipe.limits.steps_per_epoch is not None
+    timeline = recipe.schedule.in_steps(recipe.limits.steps_per_epoch)
+    quantized = (timeline.weight_step, timeline.feature_step)
+    events = [*timeline.prune_steps, *quantized] if order == "prune_first" else [*quantized, *timeline.prune_steps]
+    assert events == sorted(events)  # type: ignore[type-var]
+    assert len({*timeline.prune_steps}) == 4
+    assert len({*quantized}) == 2
+    assert events[-1] < recipe.limits.steps_per_epoch * recipe.limits.epochs  # type: ignore[operator]
+
+
+def test_budgets_limit_what_they_say() -> None:
+    limits = {name: config_of(f"budget={name}")["budget"] for name in names("budget")}
+    none = {"epochs": None, "steps_per_epoch": None, "batch_size": None, "test_samples": None}
+    assert limits == {
+        "paper": {"name": "paper", **none},
+        "short": {"name": "short", **none, "epochs": 10, "steps_per_epoch": 40},
+        "smoke": {"name": "smoke", "epochs": 4, "steps_per_epoch": 16, "batch_size": 32, "test_samples": 64},
+    }
+
+
+def test_data_root_is_the_environment_s_or_the_folder_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QPRUNE_DATA", raising=False)
+    assert config_of("data=real")["data"] == {"source": "real", "root": "data", "verify": True}
+    monkeypatch.setenv("QPRUNE_DATA", "/somewhere")
+    assert config_of("data=real")["data"] == {"source": "real", "root": "/somewhere", "verify": True}
+    assert config_of("data=synthetic")["data"] == {"source": "synthetic", "root": None, "verify": True}
+
+
+def test_feature_bits_follow_bits_unless_set() -> None:
+    assert config_of("quantize.bits=4")["quantize"]["feature_bits"] == 4  # type: ignore[index]
+    assert config_of("quantize.bits=4", "quantize.feature_bits=12")["quantize"]["feature_bits"] == 12  # type: ignore[index]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_choice_says_in_its_first_line_what_it_is(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next(line for line in lines if not line.startswith("# @"))
+    assert first.startswith("# ")
+    assert len(first) > 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_key_is_explained(path: Path) -> None:
+    """On its line or on the one above; Hydra's keys and `_target_` have documentation of their own."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for node in keys_of_values(yaml.compose(path.read_text(encoding="utf-8"))):
+        here, above = lines[node.start_mark.line], lines[node.start_mark.line - 1].strip()
+        assert "#" in here or above.startswith("#"), f"{path.name}:{node.start_mark.line + 1}: {here}"
+
+
+def keys_of_values(node: yaml.Node | None) -> list[yaml.Node]:
+    """The nodes of all keys whose values are no sections."""
+    found: list[yaml.Node] = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if isinstance(value, yaml.MappingNode):
+            found += keys_of_values(value) if key.value not in ("hydra",) else []
+        elif key.value not in ("_target_", "defaults"):
+            found.append(key)
+    return found

@@ -1,0 +1,112 @@
+"""The laws of the repository's layout, held over the syntax trees of its files."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FRAMEWORK = sorted((ROOT / "qprune").rglob("*.py"))
+TASKS = sorted((ROOT / "tasks").rglob("*.py"))
+
+# Package -> the packages of qprune that it may import. Arrows point one way: compression <- experiment <- cli.
+LAW = {
+    "qprune": {"qprune.errors", "qprune.compression"},  # the public names
+    "qprune.errors": set(),
+    "qprune.compression": {"qprune.errors", "qprune.compression"},
+    "qprune.experiment": {"qprune.errors", "qprune.compression", "qprune.experiment", "qprune"},
+    "qprune.command_line": {"qprune.errors", "qprune.experiment", "qprune.command_line", "qprune.cli"},
+    "qprune.cli": {"qprune.errors", "qprune.command_line", "qprune"},
+    "qprune.tasks": {"qprune.errors", "qprune.experiment.task", "qprune.tasks"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("qprune", *parts) if parts[0] == "tasks" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever in it; `from package import module` counts as the module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            assert node.module is not None
+            for alias in node.names:
+                inner = ROOT.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or (package != "qprune" and module.startswith(f"{package}."))
+
+
+def law_of(module: str) -> set[str]:
+    room = max((package for package in LAW if within(module, package)), key=len, default=None)
+    assert room is not None, f"{module} is in no room of the house; give it one in LAW"
+    return LAW[room]
+
+
+@pytest.mark.parametrize("path", [*FRAMEWORK, *TASKS], ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    legal = law_of(module_name(path))
+    for name in imported(path):
+        if name.partition(".")[0] == "qprune":
+            assert any(within(name, package) for package in legal), f"{module_name(path)} imports {name}"
+        assert name.partition(".")[0] not in {"tasks", "configs", "tests"}, "these are qprune.tasks and qprune.configs"
+
+
+def test_compression_sees_no_config_and_no_runner() -> None:
+    for path in FRAMEWORK:
+        if module_name(path).startswith("qprune.compression"):
+            assert not {name.partition(".")[0] for name in imported(path)} & {"hydra", "omegaconf", "yaml", "pandas"}
+
+
+def test_only_the_command_line_starts_hydra() -> None:
+    starters = {"main", "initialize", "initialize_config_module", "initialize_config_dir", "compose"}
+    for path in [*FRAMEWORK, *TASKS]:
+        if module_name(path).startswith(("qprune.cli", "qprune.command_line")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hydra"):
+                assert not {alias.name for alias in node.names} & starters, path
+
+
+def test_no_file_of_the_framework_is_longer_than_300_lines() -> None:
+    long = {str(path): n for path in FRAMEWORK if (n := len(path.read_text(encoding="utf-8").splitlines())) > 300}
+    assert not long
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {
+        path.parent
+        for top in ("qprune", "tasks", "configs")
+        for pattern in ("*.py", "*.yaml")
+        for path in (ROOT / top).rglob(pattern)
+    }
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    on_disk = {name if name.split(".")[0] == "qprune" else f"qprune.{name}" for name in names}
+    assert sorted(on_disk) == config["packages"]
+    assert all((folder / "__init__.py").exists() for folder in folders), "Hydra finds configs in packages only"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert config["project"]["dynamic"] == ["version"]
+    assert config["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "qprune.__version__"}
+
+
+def test_constraints_name_no_torch_and_no_host() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all("==" in pin and "/" not in pin for pin in pins)
+    assert not any(pin.startswith(("torch==", "torchvision==", "nvidia")) for pin in pins)

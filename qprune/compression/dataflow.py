@@ -3,6 +3,7 @@
 Elementwise operations and batch norms are taken to be fused with what makes their input, as inference engines do, so
 the sum of a residual block is one stored tensor and its addends are none. A tensor is charged with the bits of the
 quantizer whose grid it still lies on: ReLU, max pooling and moving elements about keep the grid, arithmetic leaves it.
+It is charged with the mask of the pruner whose zeros it still has: any function with f(0) = 0 keeps those.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from qprune.compression.quantizer import Quantizer
 
 FLOAT_BITS = 32
 _KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
+# Elementwise with f(0) = 0, in place or not; those above that keep a grid do so too, but for pooling.
+_KEEPS_ZEROS = ("tanh", "leaky_relu", "relu", "hardtanh", "gelu", "silu", "elu", "hardswish", "neg", "abs")
 _MOVES = ("clone", "contiguous", "_to_copy", "detach", "native_dropout", "alias", "_unsafe_view")
 
 
@@ -69,15 +72,12 @@ class _Trace(TorchDispatchMode):
         self.path: list[str] = []
         self.muted = 0
 
-    def meet(self, name: str, tensors: Any, like: Stored | None = None) -> None:
-        """Record new feature tensors; `like` passes on bits and density."""
+    def meet(self, name: str, tensors: Any, bits: int = FLOAT_BITS, density: float = 1.0) -> None:
+        """Record new feature tensors."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self.alive.append(tensor)
-                stored = Stored(name, tensor.numel())
-                if like is not None:
-                    stored.bits, stored.density = like.bits, like.density
-                self.values[id(tensor)] = stored
+                self.values[id(tensor)] = Stored(name, tensor.numel(), bits, density)
 
     def read(self, tensor: Any) -> None:
         if id(tensor) in self.values:
@@ -108,7 +108,7 @@ class _Trace(TorchDispatchMode):
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Note what active operators made of a feature tensor."""
         stored = self.values[id(before)]
-        self.meet(stored.name, after, like=stored)
+        self.meet(stored.name, after, stored.bits, stored.density)
         for operator in operators:
             if isinstance(operator, Pruner):
                 self.values[id(after)].density = float(operator.fitted(before).expand(before.shape[1:]).mean())
@@ -134,11 +134,8 @@ class _Trace(TorchDispatchMode):
             for tensor in tree_leaves((args, kwargs)):
                 self.read(tensor)
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
-        self.meet(made_by, out, like=first if same_grid else None)
-        if same_grid and not fused:
-            for tensor in tree_leaves(out):
-                if id(tensor) in self.values:
-                    self.values[id(tensor)].density = 1.0  # the mask of what was read says nothing of the result
+        same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
+        self.meet(made_by, out, first.bits if same_grid else FLOAT_BITS, first.density if same_zeros else 1.0)
         return out
 
 

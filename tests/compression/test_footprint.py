@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qprune.compression.compressor import compress
+from qprune.compression.compressor import Compressor, compress
 from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
 from qprune.compression.options import Pruning, Quantization
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import Quantizer
 from qprune.compression.schedule import Schedule
 
 P_W, P_WF, Q = Pruning(0.5, "w"), Pruning(0.5, "wf"), Quantization(8)
@@ -123,6 +125,17 @@ def test_actual_sizes_by_hand() -> None:
     }
     masks = actual_footprint(network, x, count_masks=True)
     assert masks.size_bits("mask") == 144 + 64  # one bit for each entry of the masks of `second` and of its feature
+
+
+def test_functions_that_keep_zero_keep_the_mask() -> None:
+    # As in ESPCN (spec 3.3): pruned before the activation, quantized after it.
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), Pruner(0.5), nn.Tanh(), Quantizer(8), nn.Conv2d(2, 1, 1))
+    compressor = Compressor(network, Schedule(t_p=0, dt_p=1, n=1, t_qf=2).in_steps(1), torch.zeros(1, 1, 4, 4))
+    for step in range(3):
+        compressor.at(step)
+        network(torch.ones(1, 1, 4, 4))
+    features = [e for e in actual_footprint(network, torch.zeros(1, 1, 4, 4)).entries if e.kind == "feature"]
+    assert [(e.elements, e.bits, e.density) for e in features] == [(32, 8, 0.5), (16, 32, 1.0)]
 
 
 def test_an_unchanged_network_is_charged_32_bits() -> None:

@@ -59,7 +59,8 @@ class Cifar(Task):
         self.weight_decay = weight_decay
         self.eval_batch_size = eval_batch_size
         with seeded(seed, "network"):
-            self.network = MobileNetV2()
+            # channels last: 1.5 times as fast on a CPU, and what tensor cores want
+            self.network: MobileNetV2 = MobileNetV2().to(memory_format=torch.channels_last)
 
         pictures, self.marks = _pictures(data)
         self.dataset = {

@@ -74,7 +74,7 @@ def test_budgets_limit_what_they_say() -> None:
     none = {"epochs": None, "steps_per_epoch": None, "batch_size": None, "test_samples": None}
     assert limits == {
         "paper": {"name": "paper", **none},
-        "short": {"name": "short", **none, "epochs": 10, "steps_per_epoch": 40},
+        "short": {"name": "short", **none, "epochs": 10, "steps_per_epoch": 40, "test_samples": 2000},
         "smoke": {"name": "smoke", "epochs": 4, "steps_per_epoch": 16, "batch_size": 32, "test_samples": 64},
     }
 

@@ -27,17 +27,38 @@ FLOAT_BITS = 32
 _KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
 # Elementwise with f(0) = 0, in place or not; those above that keep a grid do so too, but for pooling.
 _KEEPS_ZEROS = ("tanh", "leaky_relu", "relu", "hardtanh", "gelu", "silu", "elu", "hardswish", "neg", "abs")
-_MOVES = ("clone", "contiguous", "_to_copy", "detach", "native_dropout", "alias", "_unsafe_view")
+# A reflected rim repeats what is there and is made where it is read.
+_MOVES = (
+    *("clone", "contiguous", "_to_copy", "detach", "native_dropout", "alias", "_unsafe_view"),
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+)
 
 
 @dataclass(eq=False)
 class Stored:
-    """A feature tensor: its elements (of one sample batch), bits per element and fraction of elements kept."""
+    """A feature tensor: its elements, bits per element, fraction of elements kept, and what made it so.
+
+    operators: `prune` and `quantize`, those whose zeros and grid the tensor has.
+    """
 
     name: str
     elements: int
     bits: int = FLOAT_BITS
     density: float = 1.0
+    operators: frozenset[str] = frozenset()
+
+
+def features_left_alone(network: nn.Module, example: Any) -> list[Stored]:
+    """The stored features that would have neither mask nor grid if every operator of `network` were active."""
+    operators = [module for module in network.modules() if isinstance(module, Operator)]
+    before = [operator.active for operator in operators]
+    try:
+        for operator in operators:
+            operator.active = True
+        return [stored for stored in stored_features(network, example) if not stored.operators]
+    finally:
+        for operator, active in zip(operators, before, strict=True):
+            operator.active = active
 
 
 def stored_features(network: nn.Module, example: Any) -> list[Stored]:
@@ -72,12 +93,19 @@ class _Trace(TorchDispatchMode):
         self.path: list[str] = []
         self.muted = 0
 
-    def meet(self, name: str, tensors: Any, bits: int = FLOAT_BITS, density: float = 1.0) -> None:
-        """Record new feature tensors."""
+    def meet(self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True) -> None:
+        """Record new feature tensors, on the grid of `like` and with its zeros as told."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self.alive.append(tensor)
-                self.values[id(tensor)] = Stored(name, tensor.numel(), bits, density)
+                stored = self.values[id(tensor)] = Stored(name, tensor.numel())
+                if like is not None and grid:
+                    stored.bits = like.bits
+                if like is not None and zeros:
+                    stored.density = like.density
+                if like is not None:
+                    kept = {"quantize": grid, "prune": zeros}
+                    stored.operators = frozenset(name for name in like.operators if kept[name])
 
     def read(self, tensor: Any) -> None:
         if id(tensor) in self.values:
@@ -108,12 +136,15 @@ class _Trace(TorchDispatchMode):
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Note what active operators made of a feature tensor."""
         stored = self.values[id(before)]
-        self.meet(stored.name, after, stored.bits, stored.density)
+        self.meet(stored.name, after, stored)
+        made = self.values[id(after)]
         for operator in operators:
             if isinstance(operator, Pruner):
-                self.values[id(after)].density = float(operator.fitted(before).expand(before.shape[1:]).mean())
+                made.density = float(operator.fitted(before).expand(before.shape[1:]).mean())
+                made.operators |= {"prune"}
             else:
-                self.values[id(after)].bits = operator.bits
+                made.bits = operator.bits
+                made.operators |= {"quantize"}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -135,7 +166,7 @@ class _Trace(TorchDispatchMode):
                 self.read(tensor)
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
         same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
-        self.meet(made_by, out, first.bits if same_grid else FLOAT_BITS, first.density if same_zeros else 1.0)
+        self.meet(made_by, out, first, grid=same_grid, zeros=same_zeros)
         return out
 
 

@@ -60,11 +60,15 @@ class Footprint:
 
 @dataclass(frozen=True)
 class PaperSize:
-    """What the paper's sizes charge, per task (spec 5.3): globs over modules that own parameters, and the input."""
+    """What the paper's sizes charge, per task (spec 5.3): globs over modules that own parameters, and the input.
+
+    feature_bits: bits charged for a quantized feature where the paper charges others than the network uses, or None.
+    """
 
     count_input: bool = False
     pruned_weights: Sequence[str] = ("**",)
     pruned_features: Sequence[str] = ("**",)
+    feature_bits: int | None = None
 
 
 def paper_footprint(
@@ -85,8 +89,10 @@ def paper_footprint(
     }
     bits = {
         "w": quantization.bits if quantization and "w" in quantization.targets else FLOAT_BITS,
-        "f": quantization.bits_of_features if quantization and "f" in quantization.targets else FLOAT_BITS,
+        "f": FLOAT_BITS,
     }
+    if quantization and "f" in quantization.targets:
+        bits["f"] = quantization.bits_of_features if size.feature_bits is None else size.feature_bits
 
     def entry(name: str, kind: str, target: str, elements: int) -> Entry:
         kept = 1.0 - pruning.sparsity if pruning and target in pruning.targets and name in pruned[target] else 1.0

@@ -42,17 +42,19 @@ class Pruner(Operator):
     def size_for_feature(self, x: Tensor) -> None:
         """Size mask and total by one batch of features (B, C, ...)."""
         if self.mask.numel() == 0:
-            self.mask = torch.ones(self._entries(x), device=x.device)
-            self.total = torch.zeros(self._entries(x), dtype=torch.float64, device=x.device)
+            # One sample's own strides: a mask in another memory layout than its feature would be slow to multiply.
+            entries = x[0] if self.granularity == "element" else x[0].new_empty(self._per_channel(x))
+            self.mask = torch.ones_like(entries, dtype=torch.float32)
+            self.total = torch.zeros_like(entries, dtype=torch.float64)
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Size the mask by a weight; a weight needs no window, so `total` stays empty."""
         if self.mask.numel() == 0:
             self.mask = torch.ones_like(weight, dtype=torch.float32)
 
-    def _entries(self, x: Tensor) -> tuple[int, ...]:
-        shape = tuple(x.shape[1:])
-        return shape if self.granularity == "element" else (shape[0], *[1] * (len(shape) - 1))
+    @staticmethod
+    def _per_channel(x: Tensor) -> tuple[int, ...]:
+        return (x.shape[1], *[1] * (x.dim() - 2))
 
     def start_window(self) -> None:
         """Forget what was observed; called at the first step of a window, so that an event may fire again on resume."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 from rich.text import Text
 
 from qprune.errors import RunFailure, UserError
@@ -35,6 +34,7 @@ MACHINE_KEYS = (
     "trainer.checkpoint_minutes",
     "trainer.device",
     "trainer.evaluate_every",
+    "trainer.keep_memory",
     "trainer.threads",
 )
 
@@ -111,8 +111,20 @@ def signature(cfg: DictConfig) -> str:
     The order of keys and the spelling of whole numbers (200 or 200.0) make no difference, nor do keys of operators
     that the order does not use: a baseline is the same run at any number of bits.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
-    kept = _without(config, frozenset((*MACHINE_KEYS, *_unused_keys(cfg.order.steps))))
+    return digest(identity(cfg))
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """What the signature stands for: the resolved config without machine keys and unused ones, in canonical form."""
+    unused = _unused_keys(cfg.order.steps)
+    if OmegaConf.select(cfg, "quantize.decimal_from") is None:  # a later key: rows from before it stay valid
+        unused += ("quantize.decimal_from",)
+    kept: dict[str, Any] = _without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused)))
+    return kept
+
+
+def digest(kept: dict[str, Any]) -> str:
+    """sha256, in hexadecimal, of an `identity`."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -223,28 +235,6 @@ def format_row(row: Row) -> Text:
     )
     lines += [f"  mark: {mark}" for mark in row.marks]
     return Text("\n".join(lines))
-
-
-def rows_table(rows: Sequence[Row]) -> Table:
-    """Many rows for people, one line each; sizes and densities in the `actual` accounting."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "recipe", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data"):
-        table.add_column(
-            name, justify="right" if name in {"seed", "score", "weights Mb", "features Mb", "density"} else "left"
-        )
-    for row in rows:
-        table.add_row(
-            row.task,
-            row.notation,
-            str(row.seed),
-            f"{row.score:.4g} {row.metric}",
-            f"{row.weight_bits_actual / 1e6:.4g}",
-            f"{row.feature_bits_actual / 1e6:.4g}",
-            f"{row.density_actual:.4g}",
-            row.budget,
-            row.data_source,
-        )
-    return table
 
 
 def _pruning(options: Mapping[str, Any]) -> str:

@@ -20,13 +20,15 @@ from rich.table import Table
 from safetensors.torch import save as safetensors_bytes
 
 from qprune.compression.compressor import Compressor, attach
+from qprune.compression.dataflow import features_left_alone
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
 from qprune.compression.plan import Plan, weight_of
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
 from qprune.experiment import results
 from qprune.experiment.environment import describe_environment
-from qprune.experiment.files import explained, write_atomically, write_json
+from qprune.experiment.files import explained, png_bytes, write_atomically, write_json
+from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.task import Task
@@ -86,7 +88,9 @@ def plan(cfg: DictConfig) -> str:
     times = ", ".join(f"{name} {value:g}" for name, value in asdict(recipe.schedule).items() if value is not None)
     console.print(results.notation(recipe.order, config["prune"], config["quantize"]))
     console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
-    _print_plan(console, task, recipe.plan(task))
+    sites = recipe.plan(task)
+    attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
+    _print_plan(console, _plan_rows(task, sites))
     return text.getvalue()
 
 
@@ -97,6 +101,8 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
     device = choose_device(trainer_config["device"], rank)
     if trainer_config["threads"]:
         torch.set_num_threads(trainer_config["threads"])
+    if trainer_config["keep_memory"] and device.type == "cpu":
+        keep_freed_memory()
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])
     task = recipe.task().to(device)
@@ -120,6 +126,8 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
     if rank == 0:
         tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
         write_atomically(folder / "network.safetensors", safetensors_bytes(tensors))
+        for name, picture in trainer.pictures().items():
+            write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
         write_json(folder / "operators.json", compressor.describe())
         write_json(folder / "timing.json", {"steps": trainer.steps, "training_seconds": trainer.state.seconds})
     return row
@@ -147,7 +155,7 @@ def _row(
     score = metrics[task.metric]
     sizes: dict[str, Footprint] = {
         "paper": paper_footprint(
-            task.network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
+            task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
         ),
         "actual": actual_footprint(task.network, task.size_example),
     }
@@ -183,23 +191,41 @@ def _row(
 def _describe(config: dict[str, Any], folder: Path, task: Task, sites: Plan, device: torch.device) -> None:
     """Write what is known before training, and print the plan."""
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
-    table = pd.DataFrame(
-        [{"tensor": s.path, "kind": s.kind, "prune": s.prune, "quantize": s.quantize} for s in sites.sites]
-    )
-    write_atomically(folder / "plan.csv", table.to_csv(index=False).encode())
+    rows = _plan_rows(task, sites)
+    write_atomically(folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False).encode())
     write_json(folder / "environment.json", describe_environment(config["seed"], device, task.dataset))
-    _print_plan(Console(soft_wrap=True, highlight=False), task, sites)
+    _print_plan(Console(soft_wrap=True, highlight=False), rows)
 
 
-def _print_plan(console: Console, task: Task, sites: Plan) -> None:
-    """The number of operators by kind, and one line per tensor with what is done to it, in structural order."""
-    counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sites.counts().items())
-    console.print(f"plan: {counts}; {len(sites.left_alone)} tensors left alone")
-    table = Table("tensor", "kind", "shape", "prune", "quantize", box=None, pad_edge=False)
-    for site in sites.sites:
+def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
+    """One row per tensor, in structural order: what is done to it; features that nothing is done to come last."""
+    rows = []
+    for site in (s for s in sites.sites if s.kind == "weight" or s in sites.active):
         weight = weight_of(task.network.get_submodule(site.path)) if site.kind == "weight" else None
         shape = "" if weight is None else "x".join(map(str, weight.shape))
-        table.add_row(site.path, site.kind, shape, *("yes" if on else "-" for on in (site.prune, site.quantize)))
+        rows.append(
+            {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}
+        )
+    for stored in features_left_alone(task.network, task.example):
+        size = f"{stored.elements} elements"
+        rows.append({"tensor": stored.name, "kind": "feature", "shape": size, "prune": False, "quantize": False})
+    return rows
+
+
+def _print_plan(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The number of operators by kind, and the rows as a table."""
+    counts = {
+        f"{kind} {word}": sum(row[operator] for row in rows if row["kind"] == kind)
+        for kind in ("weight", "feature")
+        for operator, word in (("quantize", "quantizers"), ("prune", "pruners"))
+    }
+    alone = sum(not (row["prune"] or row["quantize"]) for row in rows)
+    console.print(f"plan: {', '.join(f'{n} {name}' for name, n in counts.items())}; {alone} tensors left alone")
+    table = Table("tensor", "kind", "shape", "prune", "quantize", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["tensor"], row["kind"], row["shape"], *("yes" if row[key] else "-" for key in ("prune", "quantize"))
+        )
     console.print(table)
 
 

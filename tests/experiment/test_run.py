@@ -52,6 +52,7 @@ def config(folder: Path, *changes: str) -> Any:
             "precision": "float32",
             "ranks": 1,
             "threads": None,
+            "keep_memory": False,
             "evaluate_every": 1,
             "checkpoint_minutes": 5,
         },
@@ -191,7 +192,8 @@ def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> N
     text = plan(config(tmp_path))
     assert "P0.5(w,f)->Q8(w,f)" in text
     counts = "2 weight quantizers, 1 weight pruners, 2 feature quantizers, 1 feature pruners"
-    assert f"plan: {counts}; 0 tensors left alone" in text
+    assert f"plan: {counts}; 1 tensors left alone" in text
+    assert "4       feature  1 elements  -      -" in text
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 

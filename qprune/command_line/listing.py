@@ -10,9 +10,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from qprune.command_line.failures import FAILURE
 from qprune.errors import UserError, one_of
+from qprune.experiment.results import Row, read_rows
 
 GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
 RESULTS = "results_dir="
@@ -66,8 +68,6 @@ def _print_group(word: str) -> int:
 
 
 def _print_runs(folder: Path) -> int:
-    from qprune.experiment.results import read_rows, rows_table
-
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS}...")
     rows, problems = read_rows(folder)
@@ -76,3 +76,25 @@ def _print_runs(folder: Path) -> int:
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return FAILURE if problems else 0
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """Many rows for people, one line each; sizes and densities in the `actual` accounting."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "recipe", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data"):
+        table.add_column(
+            name, justify="right" if name in {"seed", "score", "weights Mb", "features Mb", "density"} else "left"
+        )
+    for row in rows:
+        table.add_row(
+            row.task,
+            row.notation,
+            str(row.seed),
+            f"{row.score:.4g} {row.metric}",
+            f"{row.weight_bits_actual / 1e6:.4g}",
+            f"{row.feature_bits_actual / 1e6:.4g}",
+            f"{row.density_actual:.4g}",
+            row.budget,
+            row.data_source,
+        )
+    return table

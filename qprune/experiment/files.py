@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from torch import Tensor
 
 from qprune.errors import RunFailure, UserError
 
@@ -41,6 +45,13 @@ def explained(error: OSError, path: Path) -> Exception:
             "and start the same command again: it resumes from the last checkpoint"
         )
     return UserError(f"{path} cannot be written ({error.strerror}); choose a folder that can, with results_dir=...")
+
+
+def png_bytes(picture: Tensor) -> bytes:
+    """A picture (3, H, W) in uint8 as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy()).save(content, format="PNG")
+    return content.getvalue()
 
 
 def write_json(path: Path, value: Any) -> None:

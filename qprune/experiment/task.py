@@ -96,6 +96,21 @@ class Task(nn.Module, ABC):
     def density(self, score: float, size_bits: float) -> float:
         """Performance density of a score at a size in bits, in the task's unit (spec 5.2)."""
 
+    @property
+    def paper_network(self) -> nn.Module:
+        """What the accounting `paper` counts, at `size_example`: the network, or the variant that the paper counted.
+
+        Its modules are named as those of `network`.
+        """
+        return self.network
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Pictures for people, (3, H, W) in uint8 by name, saved beside the run after the last evaluation.
+
+        Called as `evaluate` is: operators observe nothing, and random state is given back.
+        """
+        return {}
+
     def memory(self) -> dict[str, Any]:
         """What training remembers beside networks and optimizers (an image pool, say), as tensors and plain values."""
         return {}

@@ -140,15 +140,26 @@ class Trainer:
         if rank_and_world()[1] > 1:
             for tensor in self.task.state_dict().values():
                 dist.broadcast(tensor, 0)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.loop.seed)
-            with autocast(self.device, self.loop.precision):
-                metrics = self.task.evaluate()
+        with self._observing_nothing():
+            metrics = self.task.evaluate()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise RunFailure(f"{name} is {value} after step {self.state.step} ({self._phase()}); no row is written")
         return metrics
+
+    def pictures(self) -> dict[str, Tensor]:
+        """The task's pictures, made as its evaluation is."""
+        with self._observing_nothing():
+            return self.task.pictures()
+
+    @contextmanager
+    def _observing_nothing(self) -> Iterator[None]:
+        """Random state of its own, from the seed, and operators that collect nothing."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.loop.seed)
+            with autocast(self.device, self.loop.precision):
+                yield
 
     def _phase(self) -> str:
         return f"phase {self.compressor.timeline.phase(max(0, self.state.step - 1))}"

@@ -8,12 +8,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
 from qprune.errors import RunFailure, UserError
+
+if TYPE_CHECKING:  # the command line writes files too, and must not wait for torch
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -62,12 +62,14 @@ class Footprint:
 class PaperSize:
     """What the paper's sizes charge, per task (spec 5.3): globs over modules that own parameters, and the input.
 
+    left_float: modules whose weights and features are charged as floats whatever is asked for.
     feature_bits: bits charged for a quantized feature where the paper charges others than the network uses, or None.
     """
 
     count_input: bool = False
     pruned_weights: Sequence[str] = ("**",)
     pruned_features: Sequence[str] = ("**",)
+    left_float: Sequence[str] = ()
     feature_bits: int | None = None
 
 
@@ -83,6 +85,7 @@ def paper_footprint(
     owners = dict(_parameter_owners(network))
     outputs = _output_elements(network, example, owners)
     feature_paths = [INPUT, *owners]
+    left_float = match(size.left_float, list(owners), "paper_size.left_float")
     pruned = {
         "w": match(size.pruned_weights, list(owners), "paper_size.pruned_weights"),
         "f": match(size.pruned_features, feature_paths, "paper_size.pruned_features"),
@@ -96,7 +99,7 @@ def paper_footprint(
 
     def entry(name: str, kind: str, target: str, elements: int) -> Entry:
         kept = 1.0 - pruning.sparsity if pruning and target in pruning.targets and name in pruned[target] else 1.0
-        return Entry(name, kind, elements, bits[target], kept)
+        return Entry(name, kind, elements, FLOAT_BITS if name in left_float else bits[target], kept)
 
     entries = [entry(path, "weight", "w", _parameter_elements(module)) for path, module in owners.items()]
     if size.count_input:

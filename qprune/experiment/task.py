@@ -61,8 +61,9 @@ class Task(nn.Module, ABC):
 
     metric, higher_is_better: the key of `evaluate()` that is the score, and which way is better.
     network: the module that is compressed.
-    example: an input of training size, (1, C, H, W), on which feature masks are sized.
-    size_example: the input, (1, C, H, W), at which the size of features is counted (spec 5.2).
+    example: an input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on
+        which feature masks are sized.
+    size_example: the input, or arguments, at which the size of features is counted (spec 5.2).
     train_batches: the training data.
     marks: reasons why the row must not pass for the paper's (synthetic data, a part of a set, ...).
     dataset: name of a set -> checksum of its decoded arrays.
@@ -71,8 +72,8 @@ class Task(nn.Module, ABC):
     metric: str
     higher_is_better: bool
     network: nn.Module
-    example: Tensor
-    size_example: Tensor
+    example: Tensor | tuple[Any, ...]
+    size_example: Tensor | tuple[Any, ...]
     train_batches: Batches
     marks: list[str]
     dataset: dict[str, str]

@@ -34,10 +34,11 @@ def read_images(folder: Path, key: str) -> list[NamedImage]:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); {remedy}")
-    return [NamedImage(str(path), _decoded(path)) for path in paths]
+    return [NamedImage(str(path), decoded(path)) for path in paths]
 
 
-def _decoded(path: Path) -> Image.Image:
+def decoded(path: Path) -> Image.Image:
+    """The image of a file in RGB. Raises UserError for a file that cannot be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Schedules of the task `cyclegan`, one per order."""

@@ -1,0 +1,1 @@
+"""Schedules of the task `pix2pix`, one per order."""

@@ -1,0 +1,84 @@
+"""What sets for image-to-image translation share: sizes, random crops, and pictures as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qprune.experiment.task import DataOptions, Limits
+from qprune.tasks.data.images import NamedImage
+
+SIZE = 256  # pixels of a side, in the paper
+SMALL = 64  # where synthetic data meets a budget that cuts epochs short
+ENLARGED = 286 / 256  # training pictures are this much larger than the crops taken from them
+
+
+def is_trial(data: DataOptions, limits: Limits) -> bool:
+    """Whether a run is to try things out, on synthetic data in shortened epochs: small pictures and networks do."""
+    return data.source == "synthetic" and limits.steps_per_epoch is not None
+
+
+def enlarged(size: int) -> int:
+    """Side of the training pictures that crops of `size` pixels are taken from: 286 for 256."""
+    return round(size * ENLARGED)
+
+
+def resized(images: Sequence[NamedImage | Image.Image], size: int) -> Tensor:
+    """RGB images, bicubically resized to squares: (N, 3, size, size) in uint8."""
+    pictures = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for row, item in enumerate(images):
+        image = item.image if isinstance(item, NamedImage) else item
+        square = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+        pictures[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return pictures
+
+
+def signed(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in uint8 -> -1..1 in float32, as the networks take and give them."""
+    return pictures.float().div(127.5).sub(1)
+
+
+def in_bytes(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in -1..1 -> uint8, cut off as the authors' code does before it saves them."""
+    return pictures.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8)
+
+
+class SquareCrop:
+    """Squares of `size` pixels cut out at a random place, half of them mirrored."""
+
+    def __init__(self, size: int, stored: int) -> None:
+        self.size, self.margin = size, stored - size
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """(samples, 3) on the CPU: first row, first column, and 1 for a mirrored picture."""
+        corners = torch.randint(0, self.margin + 1, (samples, 2), generator=generator)
+        return torch.cat((corners, torch.randint(0, 2, (samples, 1), generator=generator)), dim=1)
+
+    def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
+        """`pictures` (N, C, S, S) at `rows` (B,), cut and mirrored as `drawn` (B, 3) says: (B, C, size, size)."""
+        down, right, mirrored = (drawn[:, i, None] for i in range(3))
+        along = torch.arange(self.size, device=pictures.device)
+        y = along + down  # (B, size): the source row of each row
+        x = torch.where(mirrored.bool(), self.size - 1 - along, along) + right
+        channels = torch.arange(pictures.shape[1], device=pictures.device)[:, None, None]
+        return pictures[rows[:, None, None, None], channels, y[:, None, :, None], x[:, None, None, :]]
+
+
+def sibling_advice(folder: Path, key: str) -> str:
+    """`; ... holds a, b: type key=...` for the folders beside a missing one, or nothing."""
+    if folder.is_dir() or not folder.parent.is_dir():
+        return ""
+    names = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+    return (
+        f"; {folder.parent} holds {', '.join(names)}: name one of them with {key}={folder.parent}/..." if names else ""
+    )
+
+
+def other_than(what: str, given: int, papers: int) -> list[str]:
+    """A mark where a run's size is not the paper's."""
+    return [] if given == papers else [f"{what}: {given} instead of {papers}"]

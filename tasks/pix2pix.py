@@ -1,0 +1,199 @@
+"""Facades from label maps with Pix2Pix: a U-Net against a PatchGAN, on pairs (Appendix B.4; spec 3.3 and 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from qprune.errors import UserError, one_of
+from qprune.experiment.task import DataOptions, Limits, Task
+from qprune.tasks.data.batches import TensorBatches
+from qprune.tasks.data.checksum import checksum
+from qprune.tasks.data.facades import DIRECTIONS, read_pairs
+from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
+from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
+from qprune.tasks.metrics.fid import EXTRACTORS, FrechetDistance
+from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, generating, logistic_loss
+from qprune.tasks.models.initialisation import gaussian_
+from qprune.tasks.models.patchgan import PatchGAN
+from qprune.tasks.models.unet import UNet
+
+PUBLISHED = {"training": 400, "test": 106}  # pairs of the published facades
+WIDTH, TRIAL_WIDTH = 64, 32
+SHOWN = 8  # test pictures in the saved grid
+
+
+class Pix2Pix(Task):
+    """The score is the FID of generated test pictures against their targets; density is in 1 / (FID * bit) * 1e12.
+
+    image_size: pixels of a side, a power of 2 times a small number; training pictures are cut from ones 286/256 as
+    large. depth: halvings of the U-Net; width: channels of the first layer of both networks. extra_norm: the batch
+    normalisation that the authors added to the first layer; the accounting `paper` counts it in any case.
+    l1_weight: of the L1 loss beside the adversarial one. learning_rate, beta1: of Adam for both networks, constant
+    for two thirds of the epochs, then falling linearly. test_like_training: test pictures are made with dropout and
+    with the statistics of the picture itself, as the authors do. fid, inception_weights: see `FrechetDistance`;
+    `auto` is `inception` for the whole recipe on real data and `proxy` for anything less. None for a size: the
+    paper's, or a small one for synthetic data in shortened epochs. Raises UserError for unusable data or options.
+    """
+
+    higher_is_better = False
+    train_batches: TensorBatches
+    example: Tensor
+    size_example: Tensor
+    test_pairs: Tensor
+    generator_optimizer: torch.optim.Adam
+    judge_optimizer: torch.optim.Adam
+
+    def __init__(
+        self,
+        *,
+        data: DataOptions,
+        limits: Limits,
+        seed: int,
+        image_size: int | None = None,
+        depth: int | None = None,
+        width: int | None = None,
+        dropout: float = 0.5,
+        extra_norm: bool = False,
+        batch_size: int = 1,
+        l1_weight: float = 100.0,
+        learning_rate: float = 2e-4,
+        beta1: float = 0.5,
+        direction: str = "BtoA",
+        test_like_training: bool = True,
+        fid: str = "auto",
+        inception_weights: str | None = None,
+        train_folder: str = "facades/train",
+        test_folder: str = "facades/test",
+    ) -> None:
+        super().__init__()
+        one_of("task.direction", direction, DIRECTIONS)
+        one_of("task.fid", fid, EXTRACTORS)
+        trial = is_trial(data, limits)
+        size = image_size or (SMALL if trial else SIZE)
+        self.width = width or (TRIAL_WIDTH if trial else WIDTH)
+        self.depth = depth or min(8, (size & -size).bit_length() - 1)  # down to one pixel for a power of 2
+        if size % 2**self.depth:
+            raise UserError(
+                f"task.image_size={size} cannot be halved {self.depth} times; type a multiple of {2**self.depth}"
+            )
+        self.epochs, self.l1_weight, self.extra_norm = limits.epochs, l1_weight, extra_norm
+        self.rate, self.beta1, self.test_like_training = learning_rate, beta1, test_like_training
+        # the distance is no child, so that its network stays out of checkpoints
+        whole = data.source == "real" and limits.steps_per_epoch is None
+        self.distance = FrechetDistance(
+            ("inception" if whole else "proxy") if fid == "auto" else fid, inception_weights
+        )
+        self.metric = self.distance.name
+        with seeded(seed, "network"):
+            self.network = UNet(self.depth, self.width, dropout, extra_norm)
+            self.judge = PatchGAN(6, self.width)
+            gaussian_(self.network)
+            gaussian_(self.judge)
+
+        train, test, self.marks = _pairs(data, Path(train_folder), Path(test_folder), size, direction)
+        self.dataset = {"train": checksum([train.numpy()]), "test": checksum([test.numpy()])}
+        rows, batch, marks = training_part(len(train), batch_size, limits)
+        test_rows, test_marks = part("test set", len(test), limits.test_samples)
+        self.marks += [
+            *marks,
+            *test_marks,
+            *other_than("image size", size, SIZE),
+            *other_than("width", self.width, WIDTH),
+        ]
+        self.train_batches = TensorBatches(
+            train[rows], rows, batch_size=batch, seed=seed, augmentation=SquareCrop(size, train.shape[-1])
+        )
+        self.register_buffer("test_pairs", test[test_rows], persistent=False)
+        self.register_buffer("example", torch.zeros(1, 3, size, size), persistent=False)
+        self.register_buffer("size_example", torch.zeros(1, 3, size, size), persistent=False)
+
+    @property
+    def paper_network(self) -> nn.Module:
+        """The U-Net with the authors' extra normalisation, which the paper's sizes include (spec 5.1)."""
+        if self.extra_norm:
+            return self.network
+        with torch.random.fork_rng(devices=[]):
+            return UNet(self.depth, self.width, extra_norm=True).to(self.size_example.device)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Adam for the generator and for its judge."""
+        self.generator_optimizer = adam([self.network], self.rate, self.beta1)
+        self.judge_optimizer = adam([self.judge], self.rate, self.beta1)
+        return {"generator": self.generator_optimizer, "judge": self.judge_optimizer}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of `epoch` for both."""
+        for optimizer in (self.generator_optimizer, self.judge_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * constant_then_linear(epoch, self.epochs)
+
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """A step of the judge, then one of the generator, on pairs (B, 6, S, S) in uint8: input, then target."""
+        source, target = signed(batch[0]).chunk(2, dim=1)
+        made = self.network(source)
+
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        on_made = logistic_loss(self.judge(torch.cat((source, made.detach()), dim=1)), real=False)
+        on_real = logistic_loss(self.judge(torch.cat((source, target), dim=1)), real=True)
+        judging = (on_made + on_real) / 2
+        judging.backward()
+        self.judge_optimizer.step()
+
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        with frozen(self.judge):
+            deceiving = logistic_loss(self.judge(torch.cat((source, made), dim=1)), real=True)
+        l1 = F.l1_loss(made.float(), target)
+        (deceiving + self.l1_weight * l1).backward()
+        self.generator_optimizer.step()
+        return {"generator": deceiving.detach(), "l1": l1.detach(), "judge": judging.detach()}
+
+    def _made(self, sources: Tensor) -> Tensor:
+        """Pictures (N, 3, S, S) in uint8 for inputs of the same kind, one at a time: norms may use each one's own."""
+        with generating(self.network, like_training=self.test_like_training):
+            return torch.cat([in_bytes(self.network(signed(source))) for source in sources.split(1)])
+
+    def evaluate(self) -> dict[str, float]:
+        """The distance of generated pictures to the targets, and `l1`, the mean error of a pixel in 0..2."""
+        sources, targets = self.test_pairs.chunk(2, dim=1)
+        made = self._made(sources)
+        l1 = (signed(made) - signed(targets)).abs().mean().item()
+        return {self.metric: self.distance(targets, made), "l1": l1}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """A grid with a row per test pair: input, generated picture, target."""
+        sources, targets = self.test_pairs[:SHOWN].chunk(2, dim=1)
+        rows = torch.stack((sources, self._made(sources), targets), dim=1)
+        return {"test": make_grid(rows.flatten(0, 1), nrow=3)}
+
+    def density(self, score: float, size_bits: float) -> float:
+        """10^12 / (score * bits). A score below 0.01 counts as 0.01: random features may find two sets alike."""
+        return 1e12 / (max(score, 0.01) * size_bits)
+
+
+def _pairs(
+    data: DataOptions, train_folder: Path, test_folder: Path, size: int, direction: str
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Training pairs (N, 6, L, L), L larger than size, test pairs (M, 6, size, size), and marks."""
+    one_of("data.source", data.source, ("real", "synthetic"))
+    if data.source == "synthetic":
+        train = label_maps_and_pictures(TRAIN, enlarged(size), "train")
+        return train, label_maps_and_pictures(TEST, size, "test"), ["synthetic data"]
+    if data.root is None:
+        raise UserError(
+            f"data.root is not set; give the folder that holds {train_folder} and {test_folder}, or type data=synthetic"
+        )
+    train = read_pairs(Path(data.root) / train_folder, "task.train_folder", enlarged(size), direction)
+    test = read_pairs(Path(data.root) / test_folder, "task.test_folder", size, direction)
+    marks = [
+        f"{kind} set: {len(pairs)} pairs, the published one has {PUBLISHED[kind]}"
+        for kind, pairs in (("training", train), ("test", test))
+        if len(pairs) != PUBLISHED[kind]
+    ]
+    return train, test, marks

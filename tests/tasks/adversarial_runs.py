@@ -1,0 +1,66 @@
+"""Runs of the adversarial tasks on networks of a few hundred weights, through every phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from qprune.compression.compressor import attach
+from qprune.experiment.recipe import Recipe
+from qprune.experiment.task import Task
+from qprune.experiment.trainer import Loop, Trainer
+
+
+def recipe_of(task: str, *overrides: str) -> Recipe:
+    """A run of 4 epochs of 10 steps on synthetic pictures of 32 pixels."""
+    budget = ("budget=smoke", "budget.steps_per_epoch=10", "budget.test_samples=3", "prune.window=3")
+    tiny = {"pix2pix": ("task.depth=3",), "cyclegan": ("task.blocks=1", "task.pool_size=2")}[task]
+    small = ("data=synthetic", "task.image_size=32", "task.width=4", *tiny)
+    with initialize_config_module("qprune.configs", version_base="1.3"):
+        config = compose("run", [f"task={task}", *budget, *small, *overrides])
+    return Recipe.from_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:
+    """The task and its trainer, with a checkpoint after every step."""
+    task: Task = recipe.task()
+    plan, timeline = recipe.plan(task), recipe.timeline(task)
+    compressor = attach(task.network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
+    loop = Loop(recipe.limits.epochs, folder, seed=0, checkpoint_minutes=0.0, checkpoint_seconds_apart=0.0)
+    return task, Trainer(task, compressor, loop, torch.device("cpu"))
+
+
+class KilledError(Exception):
+    """Stands for a process that died between two instructions."""
+
+
+def killed(recipe: Recipe, folder: Path, step: int) -> None:
+    """Train until `step` is about to begin, and die."""
+    task, trainer = prepared(recipe, folder)
+    train_step = task.train_step
+
+    def dying(batch: Any) -> Any:
+        if trainer.state.step == step:
+            raise KilledError
+        return train_step(batch)
+
+    task.train_step = dying
+    try:
+        trainer.fit()
+    except KilledError:
+        return
+    raise AssertionError(f"the run never came to step {step}")
+
+
+def assert_same_state(a: Task, b: Task) -> None:
+    """Weights, statistics, operators and memory, to the last bit."""
+    first, second = a.state_dict(), b.state_dict()
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    for name, pictures in a.memory().items():
+        assert all(torch.equal(x, y) for x, y in zip(pictures, b.memory()[name], strict=True)), name

@@ -1,0 +1,184 @@
+"""`qprune data get` against a server of this machine that breaks off, resumes, lies and fails."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from qprune import cli
+from qprune.command_line import data
+from qprune.command_line.data import Archive, fetch
+from qprune.errors import RunFailure, UserError
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content`; the next answer breaks off after `breaks_after` bytes; `ranges`: whether parts are served."""
+
+    content = b""
+    breaks_after: int | None = None
+    ranges = True
+    requests: list[str | None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.ranges else 0
+        body = self.server.content[start:]
+        if self.path != "/set":
+            self.send_error(404)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header(
+                "Content-Range", f"bytes {start}-{len(self.server.content) - 1}/{len(self.server.content)}"
+            )
+        cut, self.server.breaks_after = self.server.breaks_after, None
+        self.end_headers()
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def tar_of(*names: str, link: str | None = None) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            tar.addfile(info, io.BytesIO(b"image"))
+        if link:
+            info = tarfile.TarInfo(link)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+            tar.addfile(info)
+    return content.getvalue()
+
+
+def zip_of(*names: str, mode: int = 0o100644) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as zipped:
+        for name in names:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            zipped.writestr(info, b"image")
+    return content.getvalue()
+
+
+def publish(server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch, size: int | None = None) -> None:
+    server.content = content
+    url = f"http://127.0.0.1:{server.server_address[1]}/set"
+    archive = Archive(url, size or len(content), hashlib.sha256(content).hexdigest(), ("train", "test"))
+    monkeypatch.setitem(data.ARCHIVES, "facades", archive)
+
+
+GOOD = ("facades/train/1.jpg", "facades/test/1.jpg")
+
+
+@pytest.mark.parametrize("content", [tar_of(*GOOD), zip_of(*GOOD)], ids=["tar.gz", "zip"])
+def test_a_set_is_fetched_checked_and_unpacked_once(
+    content: bytes,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    publish(server, content, monkeypatch)
+    for _ in range(2):
+        assert cli.main(["data", "get", "facades", "--root", str(tmp_path / "new")]) == 0
+        assert capsys.readouterr().out == f"facades: {tmp_path / 'new' / 'facades'}\n"
+    assert server.requests == [None]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["facades"]
+    assert (tmp_path / "new" / "facades" / "test" / "1.jpg").read_bytes() == b"image"
+
+
+@pytest.mark.parametrize(("ranges", "asked"), [(True, "bytes=40-"), (False, "bytes=40-")])
+def test_a_broken_download_is_resumed(
+    ranges: bool, asked: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, tar_of(*GOOD), monkeypatch)
+    server.breaks_after, server.ranges = 40, ranges
+    with pytest.raises(RunFailure, match="it ended after 40 of .* the same command goes on where this one stopped"):
+        fetch("facades", tmp_path)
+    assert (tmp_path / "facades.part").stat().st_size == 40
+    assert (fetch("facades", tmp_path) / "train" / "1.jpg").exists()
+    assert server.requests == [None, asked]
+
+
+def test_other_content_is_refused_and_set_aside(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, tar_of(*GOOD), monkeypatch)
+    server.content = bytes(len(server.content))
+    with pytest.raises(
+        UserError, match="not the published archive: its sha256 is .* it is kept as .*refused; try again"
+    ):
+        fetch("facades", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["facades.refused"]
+    server.content = tar_of(*GOOD) + b"more"
+    with pytest.raises(UserError, match="not the published archive: it has .* bytes, the published archive"):
+        fetch("facades", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (tar_of("facades/train/1.jpg", "../outside"), "a path that leads out of its folder, '../outside'"),
+        (zip_of("/outside"), "a path that leads out of its folder, '/outside'"),
+        (tar_of(*GOOD, link="facades/link"), "holds 'facades/link', which is no plain file"),
+        (zip_of("facades/link", mode=0o120777), "holds 'facades/link', which is no plain file"),
+        (tar_of("facades/train/1.jpg"), "lacks facades/test; remove the file"),
+        (b"no archive at all", "is damaged"),
+        (tar_of(*GOOD)[:60], "is damaged"),
+    ],
+)
+def test_dangerous_and_damaged_archives_leave_nothing_behind(
+    content: bytes, problem: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, content, monkeypatch)
+    with pytest.raises(UserError, match=problem):
+        fetch("facades", tmp_path / "root")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["facades.part"]
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def test_what_cannot_be_fetched_is_told_with_the_remedy(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, tar_of(*GOOD), monkeypatch)
+    port = server.server_address[1]
+    with pytest.raises(RunFailure, match="/nothing could not be fetched .*404.* a mirror with --url ADDRESS"):
+        fetch("facades", tmp_path, f"http://127.0.0.1:{port}/nothing")
+    with pytest.raises(UserError, match="--url file:///etc is no address"):
+        fetch("facades", tmp_path, "file:///etc")
+
+
+def test_half_a_set_and_unknown_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "facades" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="is there and lacks val, test; remove it, and start the command again"):
+        fetch("facades", tmp_path)
+    assert cli.main(["data", "get", "facade"]) == 2
+    assert "'facade' is not one of facades, horse2zebra; did you mean 'facades'?" in capsys.readouterr().err

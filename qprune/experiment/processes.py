@@ -113,10 +113,19 @@ def _in_group(notes: str, work: Callable[..., Any], args: tuple[Any, ...]) -> An
 
 
 def share_of(batch: Any) -> tuple[Any, float]:
-    """This rank's samples of a batch (any nesting of tensors, samples first) and their fraction of the whole."""
+    """This rank's samples of a batch and their fraction of the whole.
+
+    A batch is any nesting of tensors, samples first, or a list of samples, which may differ in size.
+    """
     rank, world = rank_and_world()
     if world == 1:
         return batch, 1.0
+    if isinstance(batch, list):
+        local = -(-len(batch) // world)
+        samples = batch[rank * local : (rank + 1) * local]
+        if not samples:
+            raise UserError(f"a batch of {len(batch)} samples leaves rank {rank} of {world} without any")
+        return samples, len(samples) / len(batch)
     sizes: list[int] = []
 
     def cut(tensor: Any) -> Any:

@@ -204,3 +204,15 @@ def test_densities_of_espcn(
     pruning: Pruning | None, quantization: Quantization | None, psnr: float, density: float
 ) -> None:
     assert round(psnr / math.log(espcn(pruning, quantization).size_bits() / 1e6), 2) == density
+
+
+def test_what_is_left_float_is_charged_as_such_whatever_is_asked_for() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False))
+    size = PaperSize(pruned_weights=["1"], pruned_features=["1"], left_float=["0"])
+    footprint = paper_footprint(network, torch.zeros(1, 1, 3, 3), size, P_WF, Q)
+    assert [(e.name, e.kind, e.size_bits) for e in footprint.entries] == [
+        ("0", "weight", 2 * 32),
+        ("1", "weight", 2 * 8 * 0.5),
+        ("0", "feature", 2 * 18 * 32),
+        ("1", "feature", 2 * 9 * 8 * 0.5),
+    ]

@@ -1,0 +1,1 @@
+"""Schedules of the task `espcn`, one per order."""

@@ -33,6 +33,9 @@ VERBS = {
     "sweep": Verb("train one recipe per combination of values", "qprune.command_line.launching:sweep"),
     "plan": Verb("print which tensor gets which operator, and when", "qprune.command_line.launching:plan"),
     "list": Verb("print what there is to choose from, or the finished runs", "qprune.command_line.listing:show"),
+    "tables": Verb("print the paper's tables from the finished runs", "qprune.command_line.tables:show"),
+    "report": Verb("write one HTML page about the finished runs", "qprune.command_line.report:make"),
+    "data": Verb("fetch a published data set, check it and unpack it", "qprune.command_line.data:main"),
     "completion": Verb("print the completion script of a shell", "qprune.command_line.completion:show"),
 }
 

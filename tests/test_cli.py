@@ -17,11 +17,13 @@ from omegaconf import DictConfig
 
 from qprune import cli
 from qprune.command_line import failures
+from qprune.command_line.listing import choices
 from qprune.errors import Interrupted, RunFailure, UserError
 from qprune.experiment import run as runner
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 BIN = Path(sys.executable).parent
+TASKS = [name for name, _ in choices("task")]
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Runs are not carried out: what each was asked for is noted. One with `seed: 13` fails."""
     runs: list[dict[str, Any]] = []
 
-    def execute(cfg: DictConfig) -> None:
+    def execute(cfg: DictConfig, wait: bool = False) -> None:
         assert "hydra" not in cfg
         runs.append({"task": cfg.task.name, "order": cfg.order.name, "seed": cfg.seed})
         if cfg.seed == 13:
@@ -40,7 +42,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def execute(cfg: DictConfig) -> None:
+    def execute(cfg: DictConfig, wait: bool = False) -> None:
         raise error
 
     monkeypatch.setattr(runner, "execute", execute)
@@ -89,16 +91,16 @@ GROUPS = (
     [
         (
             "lst",
-            "'lst' is not a verb of qprune; did you mean 'list'?; the verbs are run, sweep, plan, list, completion",
+            f"'lst' is not a verb of qprune; did you mean 'list'?; the verbs are {', '.join(cli.VERBS)}",
         ),
         (
             "task=espcn",
             (
-                "'task=espcn' is not a verb of qprune; type: qprune run task=espcn; the verbs are run, sweep, plan, "
-                "list, completion"
+                "'task=espcn' is not a verb of qprune; type: qprune run task=espcn; the verbs are "
+                f"{', '.join(cli.VERBS)}"
             ),
         ),
-        ("run task=epscn", "task='epscn' is not one of cifar, espcn; did you mean 'espcn'?"),
+        ("run task=epscn", f"task='epscn' is not one of {', '.join(TASKS)}; did you mean 'espcn'?"),
         (
             "run order=prune_frist",
             (
@@ -117,7 +119,7 @@ GROUPS = (
             "run quantize.bit=4",
             (
                 "unknown key 'quantize.bit'; did you mean 'quantize.bits'?; the keys of quantize are bits, "
-                "feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal"
+                "feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, decimal_from"
             ),
         ),
         ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; {GROUPS}"),
@@ -127,7 +129,6 @@ GROUPS = (
         ("run ~seed", "~seed: a key cannot be taken away; give it a value, or null where that is legal"),
         ("run ~order", "~order: a run needs a choice of order; type order=... instead"),
         ("run seed=1,2", "seed=1,2 gives several values, which make several runs; type: qprune sweep ..."),
-        ("plan seed=range(3)", "seed=range(3) gives several values, which make several runs; type: qprune sweep ..."),
         ("run budget=null", "budget='null' is not one of paper, short, smoke"),
         ("run results_dir=", "results_dir= is empty, and a run needs a value; the default is results_dir=results/runs"),
         ("run force=no", "force='no' is not true or false; type force=true or force=false"),

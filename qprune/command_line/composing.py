@@ -28,6 +28,7 @@ CONFIG_MODULE, CONFIG_NAME = "qprune.configs", "run"
 VERSION_BASE: dict[str, Any] = (
     {} if tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4) else {"version_base": None}
 )
+_NOT_OF_A_RUN = ("hydra", "sweep", "table")  # folders of configs that are no choices of a run
 OPEN_SECTIONS = ("hydra", "task")  # a task's constructor may take more than its YAML gives
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 
@@ -89,7 +90,7 @@ class Catalogue:
     @property
     def groups(self) -> list[str]:
         """The names of the groups, without Hydra's."""
-        return sorted(group for group in self._inside("", ObjectType.GROUP) if group != "hydra")
+        return sorted(group for group in self._inside("", ObjectType.GROUP) if group not in _NOT_OF_A_RUN)
 
     def choices(self, group: str) -> list[str]:
         """The choices of a group, those in folders below it as `folder/choice`; none for what is no group."""

@@ -22,6 +22,15 @@ from omegaconf import DictConfig
 
 from qprune.command_line import failures
 from qprune.command_line.composing import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composed, compose_checked
+from qprune.command_line.sweeping import (
+    expand,
+    is_named_sweep,
+    is_sweep,
+    notes_lock,
+    plan_text,
+    remove_left_notes,
+    summary_text,
+)
 from qprune.errors import UserError
 from qprune.experiment.files import write_json
 
@@ -38,11 +47,19 @@ def sweep(arguments: Sequence[str]) -> int:
 
 def plan(arguments: Sequence[str]) -> int:
     """`qprune plan`: what a run would do to which tensor, without running it."""
-    parser = argparse.ArgumentParser("qprune plan", description="Print which tensor gets which operator, and when.")
+    parser = argparse.ArgumentParser(
+        "qprune plan",
+        description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "
+        "which of them are done, and about how long the others take.",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
     parser.add_argument("--config-dir", help="a further folder of configs")
     options = parser.parse_args(arguments)
-    composed = compose_checked(options.overrides, config_dir=options.config_dir)
+    overrides = expand(options.overrides, options.config_dir)
+    if is_sweep(overrides):
+        print(plan_text(overrides, options.config_dir))
+        return 0
+    composed = compose_checked(overrides, config_dir=options.config_dir)
     from qprune.experiment import run as runner  # late: it imports torch, and the checks above need not wait for it
 
     print(runner.plan(composed[0].config))
@@ -67,6 +84,9 @@ def hydra_completions(words: Sequence[str]) -> list[str]:
 def _start(verb: str, arguments: Sequence[str]) -> int:
     sys.argv = [f"qprune {verb}", *arguments]
     options = get_args_parser().parse_args(list(arguments))
+    if any(is_named_sweep(text) for text in options.overrides):
+        arguments = expand(arguments, options.config_dir)
+        options = get_args_parser().parse_args(list(arguments))
     modes = {"--run": options.run, "--multirun": options.multirun, "--cfg": options.cfg, "--info": options.info}
     if len(asked := [flag for flag, on in modes.items() if on]) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
@@ -106,13 +126,18 @@ def _sweep(verb: str, arguments: Sequence[str], composed: Sequence[Composed]) ->
     """
     if any(argument.lstrip("+").startswith("hydra.sweep.dir=") for argument in arguments):
         raise UserError("hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it")
-    folder = Path(composed[0].config.results_dir) / "multirun" / uuid.uuid4().hex[:8]
+    options = get_args_parser().parse_args(list(arguments))
+    results_dir = Path(composed[0].config.results_dir)
+    remove_left_notes(results_dir / "multirun")
+    folder = results_dir / "multirun" / uuid.uuid4().hex[:8]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     try:
-        hand_over([*arguments, f"hydra.sweep.dir='{place}'"], verb)
+        with notes_lock(folder):
+            hand_over([*arguments, f"hydra.sweep.dir='{place}'"], verb)
     finally:
         outcomes = _outcomes(folder)
         failed = [outcome for outcome in outcomes if outcome.exit_code]
+        print(summary_text(options.overrides, options.config_dir))
         print(f"{len(outcomes)} runs: {len(outcomes) - len(failed)} finished, {len(failed)} failed")
         for outcome in failed:
             print(f"failed: {' '.join(outcome.overrides)}: {outcome.message}", file=sys.stderr)
@@ -130,7 +155,7 @@ def _outcomes(folder: Path) -> list[Outcome]:
 def _job(cfg: DictConfig) -> None:
     """What Hydra calls, once per job, in this process or another."""
     job = HydraConfig.get()
-    code, message = _attempt(cfg)
+    code, message = _attempt(cfg, wait=job.mode == RunMode.MULTIRUN)  # a sweep waits for another that has its run
     if job.mode == RunMode.MULTIRUN:
         note = {"overrides": list(job.overrides.task), "exit_code": code, "message": message}
         write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
@@ -140,12 +165,12 @@ def _job(cfg: DictConfig) -> None:
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
 
 
-def _attempt(cfg: DictConfig) -> tuple[int, str]:
+def _attempt(cfg: DictConfig, wait: bool) -> tuple[int, str]:
     """Exit code and, for a failure, its explanation, which has been printed."""
     try:
         from qprune.experiment import run as runner  # late: it imports torch, which --help and --cfg need not wait for
 
-        runner.execute(cfg)
+        runner.execute(cfg, wait=wait)
     except Exception as error:
         return failures.report(error)
     return 0, ""

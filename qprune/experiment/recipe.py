@@ -38,7 +38,10 @@ class Recipe:
         if len(set(order)) != len(order) or not set(order) <= set(OPERATORS):
             raise UserError(f"order.steps={list(order)} is not a list of {' and '.join(OPERATORS)}, each at most once")
         pruning = _built(Pruning, config["prune"], "prune") if "prune" in order else None
-        quantization = _built(Quantization, config["quantize"], "quantize") if "quantize" in order else None
+        quantize = {key: value for key, value in config["quantize"].items() if key != "decimal_from"}
+        if config["quantize"].get("decimal_from"):
+            quantize["decimal"] = 0  # fixed from the start, hence no search; the runner fills in the other run's values
+        quantization = _built(Quantization, quantize, "quantize") if "quantize" in order else None
         epochs, budget = config["epochs"], config["budget"]
         _whole("epochs", epochs)
         for key in ("epochs", "steps_per_epoch", "batch_size", "test_samples"):

@@ -119,7 +119,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     unused = _unused_keys(cfg.order.steps)
     if OmegaConf.select(cfg, "quantize.decimal_from") is None:  # a later key: rows from before it stay valid
         unused += ("quantize.decimal_from",)
-    kept: dict[str, Any] = _without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused)))
+    kept: dict[str, Any] = without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused)))
     return kept
 
 
@@ -197,11 +197,17 @@ def load_row(path: Path) -> Row:
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
-    """All rows below `folder`, sorted by path, and what is wrong with the files that hold no good one.
+    """All rows below `folder`, sorted by path, and what is wrong with the files that hold no good one."""
+    stored, problems = read_stored(folder)
+    return list(stored.values()), problems
+
+
+def read_stored(folder: Path) -> tuple[dict[Path, Row], list[str]]:
+    """As `read_rows`, with the file of each row.
 
     Of several rows with one signature the first counts: a copied folder must not weigh twice.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[Path, Row] = {}
     problems = []
     first: dict[str, Path] = {}
     for path in sorted(folder.rglob(ROW_FILE)):
@@ -210,11 +216,11 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
         except UserError as error:
             problems.append(str(error))
             continue
-        if row.signature in rows:
+        if row.signature in first:
             problems.append(f"{path} has the signature of {first[row.signature]} and is left out; delete one of them")
         else:
-            rows[row.signature], first[row.signature] = row, path
-    return list(rows.values()), problems
+            rows[path], first[row.signature] = row, path
+    return rows, problems
 
 
 def format_row(row: Row) -> Text:
@@ -249,13 +255,13 @@ def _quantization(options: Mapping[str, Any]) -> str:
     return ",".join(f"Q{bits[target]}({target})" for target in targets)
 
 
-def _without(value: Any, dropped: frozenset[str], path: str = "") -> Any:
+def without(value: Any, dropped: frozenset[str], path: str = "") -> Any:
     """`value` in canonical form, without the keys whose dotted path is in `dropped`."""
     if isinstance(value, dict):
         inner = {str(key): (f"{path}.{key}" if path else str(key)) for key in value}
-        return {str(k): _without(v, dropped, inner[str(k)]) for k, v in value.items() if inner[str(k)] not in dropped}
+        return {str(k): without(v, dropped, inner[str(k)]) for k, v in value.items() if inner[str(k)] not in dropped}
     if isinstance(value, list):
-        return [_without(item, dropped, path) for item in value]
+        return [without(item, dropped, path) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

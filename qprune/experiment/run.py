@@ -26,8 +26,10 @@ from qprune.compression.plan import Plan, weight_of
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
 from qprune.experiment import results
+from qprune.experiment.decimals import finished_run, fix_decimals
 from qprune.experiment.environment import describe_environment
 from qprune.experiment.files import explained, png_bytes, write_atomically, write_json
+from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
 from qprune.experiment.recipe import Recipe
@@ -35,30 +37,31 @@ from qprune.experiment.task import Task
 from qprune.experiment.trainer import Loop, Trainer
 
 
-def execute(cfg: DictConfig) -> results.Row:
+def execute(cfg: DictConfig, wait: bool = False) -> results.Row:
     """Carry out the run that `cfg` describes and return its row, printed.
 
     A finished run is found by its signature and only printed; an interrupted one is resumed; `force=true` starts
-    afresh. Raises UserError before anything is written when the config cannot be right.
+    afresh. wait: whether to wait for another process that carries out the same run, and take its row. Raises
+    UserError before anything is written when the config cannot be right.
     """
     config = _plain(cfg)
     Recipe.from_config(config)  # refuses what cannot be right, before anything is written
+    check_logger(config["logger"]["name"])
     folder = results.run_folder(cfg)
     console = Console(soft_wrap=True, highlight=False)
     if not config["force"] and (folder / results.ROW_FILE).exists():
-        row = results.load_row(folder / results.ROW_FILE)
-        console.print(f"finished before: {folder} (force=true runs it again)")
-        console.print(results.format_row(row))
-        return row
+        return _finished(folder, console)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise UserError(f"{folder} is being run by another process; wait for it, or change seed or config") from None
     except OSError as error:
         raise explained(error, folder) from error
     try:
+        if not config["force"] and (folder / results.ROW_FILE).exists():  # another process was faster
+            return _finished(folder, console)
         if config["force"]:
             _empty(folder)
         console.print(f"run folder: {folder}")
@@ -75,6 +78,14 @@ def execute(cfg: DictConfig) -> results.Row:
         return row
     finally:
         lock.release()
+
+
+def _finished(folder: Path, console: Console) -> results.Row:
+    """The row of a finished run, printed."""
+    row = results.load_row(folder / results.ROW_FILE)
+    console.print(f"finished before: {folder} (force=true runs it again)")
+    console.print(results.format_row(row))
+    return row
 
 
 def plan(cfg: DictConfig) -> str:
@@ -103,11 +114,14 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
         torch.set_num_threads(trainer_config["threads"])
     if trainer_config["keep_memory"] and device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])
     task = recipe.task().to(device)
     sites = recipe.plan(task)
     compressor = attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
+    if recipe.quantization and (source := config["quantize"].get("decimal_from")):
+        fix_decimals(task.network, finished_run(Path(config["results_dir"]), source))
     task.to(device)
     loop = Loop(
         epochs=recipe.limits.epochs,
@@ -119,29 +133,18 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
-    with _deterministic():
-        trainer = Trainer(task, compressor, loop, device)
-        metrics = trainer.fit()
-        row = _row(config, recipe, task, compressor, metrics, trainer)
+    trainer = Trainer(task, compressor, loop, device)
+    metrics = trainer.fit()
+    row = _row(config, recipe, task, compressor, metrics, trainer)
     if rank == 0:
         tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
         write_atomically(folder / "network.safetensors", safetensors_bytes(tensors))
         for name, picture in trainer.pictures().items():
             write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
         write_json(folder / "operators.json", compressor.describe())
+        log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
         write_json(folder / "timing.json", {"steps": trainer.steps, "training_seconds": trainer.state.seconds})
     return row
-
-
-class _deterministic:  # noqa: N801  (reads as a statement)
-    """Deterministic kernels inside; a run's row is the same each time (on a CPU to the last bit)."""
-
-    def __enter__(self) -> None:
-        self.before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-    def __exit__(self, *error: object) -> None:
-        torch.use_deterministic_algorithms(self.before)
 
 
 def _row(

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from qprune.errors import Interrupted, RunFailure
-from qprune.experiment import checkpoint
+from qprune.errors import Interrupted, RunFailure, UserError
+from qprune.experiment import checkpoint, processes
 from qprune.experiment.processes import share_of
 from tests.experiment.toy import Toy, prepared
 
@@ -139,3 +139,14 @@ def test_one_process_takes_the_whole_batch() -> None:
     part, share = share_of(batch)
     assert part is batch
     assert share == 1.0
+
+
+def test_ranks_share_a_list_of_samples_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [(torch.ones(3, side, side), side) for side in range(5)]
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "rank_and_world", lambda rank=rank: (rank, 2))
+        parts.append(share_of(batch))
+    assert [([side for _, side in part], share) for part, share in parts] == [([0, 1, 2], 0.6), ([3, 4], 0.4)]
+    with pytest.raises(UserError, match="a batch of 1 samples leaves rank 1 of 2 without any"):
+        share_of(batch[:1])

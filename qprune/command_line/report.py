@@ -1,0 +1,54 @@
+"""`qprune report`: one HTML page with tables, figures and every run's config and environment."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qprune.command_line.failures import FAILURE
+from qprune.command_line.tables import DEFAULT_RESULTS, join_all, table_files, taken
+from qprune.errors import UserError
+from qprune.experiment.files import write_atomically
+from qprune.experiment.rendering import cells
+from qprune.experiment.store import Store
+
+
+def make(arguments: Sequence[str]) -> int:
+    """Write the page and its figures. Exit code 1 when rows or parts of tables were left out."""
+    parser = argparse.ArgumentParser(
+        "qprune report",
+        description="Write one self-contained HTML page: tables, figures, configs and environments of the stored runs.",
+        epilog="KEY=VALUE as for qprune tables: results_dir=..., task=..., seed=..., budget=smoke data=synthetic",
+    )
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="results_dir=... and overrides for all tables")
+    parser.add_argument("--output", metavar="FILE", help="default: report.html beside results_dir; figures/ beside it")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--config-dir", help="a further folder of configs")
+    options = parser.parse_args(arguments)
+    for word in options.keys:
+        if "=" not in word:
+            raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
+    keys = list(options.keys)
+    folder = Path(taken(keys, "results_dir", DEFAULT_RESULTS))
+    output = Path(options.output) if options.output else folder.parent / "report.html"
+    store = Store.read(folder)
+    sources = table_files(options.config_dir)
+    joined = join_all(list(sources), sources, store, keys, options.config_dir)
+    try:
+        from qprune.experiment.report import Shown, page
+    except ModuleNotFoundError as error:
+        if error.name in ("jinja2", "matplotlib"):
+            raise UserError(f"{error.name} is not installed; type: pip install 'qprune[report]'") from error
+        raise
+    units = {part.task: part.density_unit for entry in joined for part in entry.table.parts}
+    tables = [Shown(entry.table.name, entry.table.title, [cells(part) for part in entry.parts]) for entry in joined]
+    write_atomically(output, page(store, tables, units, output.parent / "figures").encode())
+    print(f"report: {output}\nfigures: {output.parent / 'figures'}")
+    for problem in store.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if options.open:
+        webbrowser.open(output.resolve().as_uri())
+    return FAILURE if store.problems else 0

@@ -1,0 +1,139 @@
+"""Which order is better: paired differences over the same seeds, with bootstrap intervals and plain sentences."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from qprune.experiment import results
+from qprune.experiment.store import Store
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+LEAST_PAIRS = 5  # with fewer, resampling the same few numbers says nothing about a further seed
+ORDERS = ("prune_first", "quantize_first")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two orders of one setting. difference: mean of (first - second) over `seeds`, in the score's unit; low, high:
+    its 95 % bootstrap interval (None with fewer than LEAST_PAIRS seeds). better: an order, or None for none shown."""
+
+    task: str
+    setting: str
+    metric: str
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: float
+    low: float | None
+    high: float | None
+    better: str | None
+    marks: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """What the numbers say, in words."""
+        unit, n = _unit(self.metric), len(self.seeds)
+        count = f"{n} seed{'s' if n > 1 else ''}"
+        text = f"{self.task}, {self.setting}: "
+        if self.low is None or self.high is None:
+            return (
+                f"{text}no difference shown ({self.first} minus {self.second} is {self.difference:+.3g}{unit} over "
+                f"{count}; an interval needs at least {LEAST_PAIRS})"
+            )
+        if self.better is None:
+            return (
+                f"{text}no difference shown ({self.first} minus {self.second} is {self.difference:+.3g}{unit}, 95 % "
+                f"interval {self.low:+.3g} to {self.high:+.3g}, {count})"
+            )
+        half = (self.high - self.low) / 2
+        low, high = sorted((abs(self.low), abs(self.high)))
+        return (
+            f"{text}{self.better.replace('_', ' ')} is better by {abs(self.difference):.3g} +- {half:.2g}{unit} "
+            f"(95 % interval {low:.3g} to {high:.3g}, {count})"
+        )
+
+
+def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` over resamples with replacement; the same for the same values."""
+    numbers: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(0, len(numbers), (RESAMPLES, len(numbers)))
+    low, high = np.quantile(numbers[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Comparison]:
+    """Every pair of `orders` in every setting that two of them share seeds in; rows are checked first."""
+    store.check([name for name, row in store.rows.items() if row.order in orders])
+    rows = pd.DataFrame(
+        [
+            {"signature": name, "order": row.order, "seed": row.seed, "score": row.score, "key": _setting(store, name)}
+            for name, row in store.rows.items()
+            if row.order in orders
+        ],
+        columns=["signature", "order", "seed", "score", "key"],
+    )
+    found = []
+    for _, group in rows.groupby("key", sort=True):
+        for first, second in itertools.combinations(orders, 2):
+            sides = [group[group["order"] == order] for order in (first, second)]
+            for side in sides:  # one setting in two variants (say, of the schedule) cannot be paired by seed
+                twice = side.loc[side["seed"].duplicated(), "seed"]
+                if len(twice):
+                    row = store.rows[side["signature"].iloc[0]]
+                    store.problems.append(
+                        f"{row.task} {row.notation}: several runs of seed {twice.iloc[0]} differ only in their "
+                        "schedule; they are not compared"
+                    )
+                    break
+            else:
+                pairs = sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")
+                if len(pairs):
+                    found.append(_comparison(store, pairs, first, second))
+    return found
+
+
+def _comparison(store: Store, pairs: pd.DataFrame, first: str, second: str) -> Comparison:
+    row = store.rows[pairs["signature_first"].iloc[0]]
+    differences = (pairs["score_first"] - pairs["score_second"]).tolist()
+    low, high = bootstrap_interval(differences) if len(pairs) >= LEAST_PAIRS else (None, None)
+    better = None
+    if low is not None and high is not None and (low > 0 or high < 0):
+        better = first if (low > 0) == row.higher_is_better else second
+    names = [*pairs["signature_first"], *pairs["signature_second"]]
+    return Comparison(
+        task=row.task,
+        setting=f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)",
+        metric=row.metric,
+        first=first,
+        second=second,
+        seeds=tuple(pairs["seed"].tolist()),
+        difference=float(np.mean(differences)),
+        low=low,
+        high=high,
+        better=better,
+        marks=tuple(dict.fromkeys(mark for name in names for mark in store.rows[name].marks)),
+    )
+
+
+def _setting(store: Store, signature: str) -> str:
+    """What two runs of one pair share: the config but for order, schedule and seed; without its file, the notation."""
+    row, config = store.rows[signature], store.config(signature)
+    shared: Any = [sorted(row.notation.split("->")), row.epochs, row.steps]
+    if config is not None:
+        shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
+        shared = results.without(shared, frozenset(results.MACHINE_KEYS))
+    return json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
+
+
+def _unit(metric: str) -> str:
+    """The unit in a metric's name: `psnr_db` is in dB."""
+    units = {"db": " dB", "percent": " percentage points"}
+    return units.get(metric.rpartition("_")[2], f" {metric}")

@@ -1,0 +1,68 @@
+"""Training curves for viewers: what metrics.csv holds, passed on after training to the one that the config names.
+
+metrics.csv is always written, epoch by epoch, and is what tables and figures read. A viewer gets the whole curve of a
+finished run at once, so that an interrupted and resumed run appears once and without gaps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qprune.errors import UserError, one_of
+
+MODULES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name -> what it needs
+
+
+def check_logger(name: str) -> None:
+    """Raise UserError for an unknown logger, or one whose package is not installed."""
+    one_of("logger.name", name, MODULES)
+    module = MODULES[name]
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise UserError(f"logger={name} needs the package {module}; type: pip install 'qprune[{name}]'")
+
+
+def log_curve(name: str, folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+    """Pass the epochs of a run on. folder: the run's, its name is that of the run in the viewer."""
+    if name == "tensorboard":
+        _to_tensorboard(folder, curve)
+    elif name == "wandb":
+        _to_wandb(folder, config, curve)
+    elif name == "mlflow":
+        _to_mlflow(folder, config, curve)
+
+
+def numbers(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The finite numbers of an epoch, but for its own number and step."""
+    for name, value in line.items():
+        if isinstance(value, int | float) and math.isfinite(value) and name not in ("epoch", "step"):
+            yield name, float(value)
+
+
+def _to_tensorboard(folder: Path, curve: Sequence[Mapping[str, Any]]) -> None:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for line in curve:
+            for name, value in numbers(line):
+                writer.add_scalar(name, value, global_step=line["step"])
+
+
+def _to_wandb(folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+    wandb = importlib.import_module("wandb")
+    with wandb.init(project="qprune", id=folder.name, name=folder.name, dir=str(folder), config=dict(config)) as run:
+        for line in curve:
+            run.log(dict(numbers(line)), step=line["step"])
+
+
+def _to_mlflow(folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment("qprune")
+    with mlflow.start_run(run_name=folder.name):
+        mlflow.log_dict(dict(config), "config.json")
+        for line in curve:
+            mlflow.log_metrics(dict(numbers(line)), step=int(line["step"]))

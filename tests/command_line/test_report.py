@@ -1,0 +1,123 @@
+"""The report: self-contained, escaped, and in a real browser where this machine has one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from qprune import cli
+from qprune.command_line.overrides import Composer
+from qprune.experiment.figures import pareto_front
+from qprune.experiment.results import ROW_FILE
+from tests.experiment.rows import store_row
+
+CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
+1,16,float,0.0,0.0,0.001,0.08,29.0
+2,32,P 2/4,0.4375,0.4375,0.001,0.03,29.5
+3,48,"P 4/4 Q(w,f)",0.5,0.5,0.001,0.02,{score}
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six runs of espcn: three orders and two seeds, with curves; one carries a mark that is markup."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = folder / "runs"
+    with Composer() as composer:
+        for i, order in enumerate(("baseline", "prune_first", "quantize_first")):
+            for seed in range(2):
+                score = 30.0 + i + seed / 10
+                marks = ["<script>console.error('x')</script>"] if (i, seed) == (0, 0) else []
+                words = ["task=espcn", f"order={order}", f"seed={seed}"]
+                row = store_row(composer, words, runs, score=score, density_actual=9.0 - i, marks=marks)
+                [place] = runs.glob(f"espcn/*{row.signature[:10]}")
+                (place / "metrics.csv").write_text(CURVE.format(score=score), encoding="utf-8")
+    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)"]) == 0
+    return folder / "report.html"
+
+
+def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "&lt;script&gt;console.error" in text
+    assert text.count("<script>") == 1
+    assert len(list((report.parent / "figures").glob("*.svg"))) == len(list((report.parent / "figures").glob("*.png")))
+    for path in (report.parent / "figures").glob("*.svg"):
+        assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
+
+
+def test_pareto_front_by_hand() -> None:
+    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=True) == [0, 1, 2]
+    assert pareto_front([1, 2, 3], [3, 1, 2], higher_is_better=True) == [0, 2]
+    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=False) == [0]
+
+
+def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Composer() as composer:
+        store_row(composer, ["task=espcn", "order=baseline"], tmp_path / "runs")
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / ROW_FILE).write_text("{", encoding="utf-8")
+    assert cli.main(["report", f"results_dir={tmp_path / 'runs'}", "task=espcn"]) == 1
+    assert "is not readable JSON" in capsys.readouterr().err
+    assert "is not readable JSON" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without it the tests are skipped."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("there is no chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chromium
+    chromium.quit()
+
+
+def becomes_true(browser: Any, script: str) -> None:
+    """Wait for what the browser does in its own time."""
+    deadline = time.monotonic() + 10
+    while not browser.execute_script(script):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.02)
+
+
+def column(browser: Any, place: int) -> list[str]:
+    script = "return [...document.querySelectorAll('#runs tbody tr')].map((line) => line.cells[arguments[0]].innerText)"
+    cells: list[str] = browser.execute_script(script, place)
+    return cells
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # selenium's own sockets
+def test_in_chromium(report: Path, browser: Any) -> None:
+    """No console error; a click sorts by number, a second one turns round; a phone scrolls down only."""
+    browser.get(report.as_uri())
+    heads = browser.find_elements("css selector", "#runs th button")
+    by_score = sorted(30.0 + i + seed / 10 for i in range(3) for seed in range(2))
+    heads[3].click()
+    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in by_score]
+    heads[3].click()
+    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in reversed(by_score)]
+    heads[0].click()
+    assert column(browser, 0) == sorted(column(browser, 0))
+    browser.find_element("css selector", "#runs tbody a").click()
+    becomes_true(browser, "return location.hash && document.querySelector(location.hash).open")
+    becomes_true(browser, "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(report.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= 390")
+    assert browser.get_log("browser") == []

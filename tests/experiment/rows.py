@@ -1,0 +1,47 @@
+"""Stored rows for tests of tables, comparisons and reports: made from real configs, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from qprune.command_line.overrides import Composer
+from qprune.experiment import results
+from qprune.experiment.results import Row
+
+
+def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **changes: Any) -> Row:
+    """Write the row and config of a finished run with these overrides below `folder`."""
+    config = composer.config([*overrides, f"results_dir={folder}"])
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "signature": results.signature(config),
+        "task": config.task.name,
+        "order": config.order.name,
+        "notation": results.notation(config.order.steps, config.prune, config.quantize),
+        "seed": config.seed,
+        "metric": "psnr_db",
+        "score": 30.0,
+        "higher_is_better": True,
+        "epochs": config.budget.epochs or config.epochs,
+        "steps": 64,
+        "budget": config.budget.name,
+        "data_source": config.data.source,
+        "marks": [],
+        "weight_sparsity": 0.5,
+        "feature_sparsity": 0.5,
+        "metrics": {},
+        **{f"{kind}_bits_{name}": 1e6 for kind in ("weight", "feature", "input") for name in ("paper", "actual")},
+        "density_paper": 8.0,
+        "density_actual": 9.0,
+    }
+    row = Row(**(fields | changes))
+    place = results.run_folder(config)
+    results.save_row(place / results.ROW_FILE, row)
+    text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
+    (place / "config.yaml").write_text(text, encoding="utf-8")
+    return row

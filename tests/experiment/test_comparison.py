@@ -1,0 +1,78 @@
+"""Which order is better: intervals by hand, sentences, and what may not be paired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qprune import cli
+from qprune.command_line.overrides import Composer
+from qprune.experiment.comparison import bootstrap_interval, compare_orders
+from qprune.experiment.store import Store
+from tests.experiment.rows import store_row
+
+
+def stored(folder: Path, first: list[float], second: list[float], *overrides: str, better: bool = True) -> Store:
+    """Runs of espcn in both orders with these scores, one seed each."""
+    with Composer() as composer:
+        for order, scores in (("prune_first", first), ("quantize_first", second)):
+            for seed, score in enumerate(scores):
+                words = ["task=espcn", f"order={order}", f"seed={seed}", *overrides]
+                store_row(composer, words, folder, score=score, higher_is_better=better)
+    return Store.read(folder)
+
+
+def test_an_interval_of_two_values_by_hand() -> None:
+    """The means over resamples of (0, 1) are 0, 1/2 and 1 with probabilities 1/4, 1/2, 1/4."""
+    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
+    assert bootstrap_interval([2.0] * 6) == (2.0, 2.0)
+
+
+def test_a_difference_in_every_seed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored(tmp_path / "runs", [31.0, 31.1, 31.2, 31.0, 31.1], [30.0, 30.0, 30.0, 30.0, 30.0])
+    assert cli.main(["tables", "order", f"results_dir={tmp_path / 'runs'}"]) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith(
+        "- espcn, P0.5(w,f) and Q8(w,f) (paper, real data): prune first is better by 1.08 +- 0.06 dB (95 % "
+    )
+    assert line.endswith("5 seeds)")
+    assert (tmp_path / "tables" / "order.md").exists()
+
+
+def test_smaller_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
+    store = stored(tmp_path, [31.0] * 5, [30.0] * 5, better=False)
+    [comparison] = compare_orders(store)
+    assert comparison.better == "quantize_first"
+    assert "quantize first is better by 1 +- 0 dB" in comparison.sentence()
+
+
+def test_noise_is_no_difference(tmp_path: Path) -> None:
+    [comparison] = compare_orders(stored(tmp_path, [31, 29, 31, 29, 31, 29], [30.0] * 6))
+    assert comparison.better is None
+    assert "no difference shown (prune_first minus quantize_first is +0 dB, 95 % interval -0." in comparison.sentence()
+
+
+def test_few_seeds_show_no_difference(tmp_path: Path) -> None:
+    [comparison] = compare_orders(stored(tmp_path, [40.0, 40.0], [30.0, 30.0, 30.0]))
+    assert comparison.seeds == (0, 1)
+    assert comparison.sentence().endswith(
+        "no difference shown (prune_first minus quantize_first is +10 dB over 2 seeds; an interval needs at least 5)"
+    )
+
+
+def test_only_runs_of_one_setting_are_paired(tmp_path: Path) -> None:
+    stored(tmp_path, [31.0], [], "prune.window=16")
+    store = stored(tmp_path, [], [30.0], "prune.window=32")
+    assert compare_orders(store) == []
+    assert store.problems == []
+
+
+def test_two_schedules_of_one_setting_are_named(tmp_path: Path) -> None:
+    stored(tmp_path, [31.0], [30.0])
+    store = stored(tmp_path, [32.0], [], "schedule.t_p=120")
+    assert compare_orders(store) == []
+    assert store.problems == [
+        "espcn P0.5(w,f)->Q8(w,f): several runs of seed 0 differ only in their schedule; they are not compared"
+    ]

@@ -42,7 +42,7 @@ class Recorder:
 
 def test_tensorboard_shows_the_curve(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log_curve("tensorboard", tmp_path, {}, CURVE)
     events = EventAccumulator(str(tmp_path / "tensorboard"))

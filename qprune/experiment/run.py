@@ -29,6 +29,7 @@ from qprune.experiment import results
 from qprune.experiment.decimals import finished_run, fix_decimals
 from qprune.experiment.environment import describe_environment
 from qprune.experiment.files import explained, png_bytes, write_atomically, write_json
+from qprune.experiment.histograms import HISTOGRAMS_FILE
 from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
@@ -144,6 +145,7 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
         write_json(folder / "operators.json", compressor.describe())
         log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
         write_json(folder / "timing.json", {"steps": trainer.steps, "training_seconds": trainer.state.seconds})
+        write_json(folder / HISTOGRAMS_FILE, trainer.histograms())  # last: row and network are what they are by now
     return row
 
 

@@ -22,6 +22,7 @@ from qprune.compression.ranks import rank_and_world
 from qprune.errors import Interrupted, RunFailure
 from qprune.experiment import checkpoint
 from qprune.experiment.files import write_atomically
+from qprune.experiment.histograms import feature_histograms
 from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
 from qprune.experiment.progress import Reporter, Status
 from qprune.experiment.task import Task
@@ -151,6 +152,11 @@ class Trainer:
         """The task's pictures, made as its evaluation is."""
         with self._observing_nothing():
             return self.task.pictures()
+
+    def histograms(self) -> list[dict[str, Any]]:
+        """How the test set's values lie at every feature quantizer, see `feature_histograms`."""
+        with self._observing_nothing(), torch.no_grad():
+            return feature_histograms(self.task.network, self.task.evaluate)
 
     @contextmanager
     def _observing_nothing(self) -> Iterator[None]:

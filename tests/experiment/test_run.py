@@ -78,6 +78,7 @@ def test_a_run_writes_its_folder_and_is_found_again(tmp_path: Path, capsys: pyte
     assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == [
         "config.yaml",
         "environment.json",
+        "histograms.json",
         "metrics.csv",
         "network.safetensors",
         "operators.json",

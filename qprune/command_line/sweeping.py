@@ -81,34 +81,36 @@ def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
             for words in batch:
                 config = composer.config(words)
                 folder = results.run_folder(config)
-                found.setdefault(folder, Job(tuple(words), config, folder, *_state(folder)))
+                found.setdefault(folder, Job(tuple(words), config, folder, *state_of(folder)))
     return list(found.values())
 
 
 def plan_text(overrides: Sequence[str], config_dir: str | None = None) -> str:
     """The runs of a sweep, which are done, and the time that is left from the measured steps of finished runs."""
     jobs = jobs_of(overrides, config_dir)
-    rates = _seconds_per_run(jobs)
-    lines, left, unknown = [], 0.0, 0
-    for job in jobs:
-        shown = job.state
-        if job.state != "done":
-            seconds = rates.get(_kind(job.config))
-            unknown += seconds is None
-            rest = (seconds or 0.0) * (1 - _progress(job.folder, job.config))
-            left += rest
-            shown += "" if seconds is None else f", about {_duration(rest)}"
-        lines.append(f"  {' '.join(job.overrides)}  [{shown}]")
+    left = _seconds_left(jobs)
     done = sum(job.state == "done" for job in jobs)
-    lines.insert(0, f"{len(jobs)} runs: {done} done, {len(jobs) - done} left")
+    lines = [f"{len(jobs)} runs: {done} done, {len(jobs) - done} left"]
+    for job in jobs:
+        seconds = left.get(job.folder)
+        shown = job.state + ("" if seconds is None else f", about {_duration(seconds)}")
+        lines.append(f"  {' '.join(job.overrides)}  [{shown}]")
     if done < len(jobs):
-        text = f"about {_duration(left)} of training on one process, from the measured steps of finished runs"
-        if unknown:
-            text = (f"{text}; and " if left else "") + (
-                f"{unknown} runs of unknown length: no run of their task and budget is finished"
-            )
-        lines.append(f"time left: {text}")
+        lines.append(time_left_text(jobs))
     return "\n".join(lines)
+
+
+def time_left_text(jobs: Sequence[Job]) -> str:
+    """The time that the unfinished ones of these runs take, from the measured steps of finished runs."""
+    left = _seconds_left(jobs)
+    unknown = sum(seconds is None for seconds in left.values())
+    seconds = sum(seconds or 0.0 for seconds in left.values())
+    text = f"about {_duration(seconds)} of training on one process, from the measured steps of finished runs"
+    if unknown:
+        text = (f"{text}; and " if seconds else "") + (
+            f"{unknown} runs of unknown length: no run of their task and budget is finished"
+        )
+    return f"time left: {text}"
 
 
 def summary_text(overrides: Sequence[str], config_dir: str | None = None) -> str:
@@ -178,7 +180,8 @@ def _files(config_dir: str | None) -> dict[str, str]:
     return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in found}
 
 
-def _state(folder: Path) -> tuple[str, Row | None]:
+def state_of(folder: Path) -> tuple[str, Row | None]:
+    """How far the run in a folder is (see `Job`), or `broken`, and the row of a finished one."""
     if (folder / ROW_FILE).exists():
         try:
             return "done", load_row(folder / ROW_FILE)
@@ -196,6 +199,17 @@ def _state(folder: Path) -> tuple[str, Row | None]:
 def _kind(config: DictConfig) -> tuple[Any, ...]:
     """What makes two runs equally long, roughly."""
     return (config.task.name, config.epochs, str(config.budget), config.data.source)
+
+
+def _seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
+    """Seconds of training that every unfinished run still takes, by its folder; None where nothing tells."""
+    rates = _seconds_per_run(jobs)
+    left: dict[Path, float | None] = {}
+    for job in jobs:
+        if job.state != "done":
+            seconds = rates.get(_kind(job.config))
+            left[job.folder] = None if seconds is None else seconds * (1 - _progress(job.folder, job.config))
+    return left
 
 
 def _seconds_per_run(jobs: Sequence[Job]) -> dict[tuple[Any, ...], float]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
+from torchvision.utils import make_grid
 
 from qprune.errors import UserError, one_of
 from qprune.experiment.task import DataOptions, Limits, Task
@@ -27,6 +29,7 @@ PUBLISHED = {
     "train": "b5702ff5217b551004f5e1b011f3e6d5c9afaab0caa9d95b953edb65139230a9",
     "test": "13c23deaf854cdfaadb03c08f5c2d4b296fd37b7b744372c71ee14b630b238a8",
 }
+SHOWN = 150  # side of a picture that is shown, in pixels at high resolution
 SIZE_COUNTED_AT = (170, 170)  # pixels of the input whose features the density charges
 
 
@@ -114,6 +117,16 @@ class Espcn(Task):
         finally:
             self.network.train(was_training)
         return {self.metric: torch.stack(scores).mean().item()}
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Tensor]:
+        """A grid with a row per test image, its centre: bicubic interpolation, the network's output, the original."""
+        rows = []
+        for low, high in self.test_images:
+            bicubic = F.interpolate(low, size=high.shape[-2:], mode="bicubic", align_corners=False)
+            rows += [center_crop(picture[0], [SHOWN, SHOWN]) for picture in (bicubic, self.network(low).float(), high)]
+        grid = make_grid(torch.stack(rows).clamp(0, 1), nrow=3, pad_value=1.0)
+        return {"test": grid.mul(255).round().to(torch.uint8)}
 
     def density(self, score: float, size_bits: float) -> float:
         """dB per natural logarithm of Mb, with 1 Mb = 10^6 bits; for sizes above 1 Mb, where the logarithm is > 0."""

@@ -175,6 +175,21 @@ class Timeline:
         """What feature quantizers observe at `step`: the T samples before feature_step."""
         return None if self.feature_step is None else self._window(step, 0, self.feature_step)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no operator ever acts."""
+        return self.first_action is None
+
+    @property
+    def first_action(self) -> int | None:
+        """The first step at which an operator acts or observes: before it, training is that of the float network."""
+        starts = [] if self.weight_step is None else [self.weight_step]
+        for event in (self.prune_steps[0] if self.prune_steps else None, self.feature_step):
+            if event is not None:
+                earliest = range(max(0, event - self.window), event)
+                starts.append(next((step for step in earliest if self._window(step, 0, event)), event))
+        return min(starts, default=None)
+
     def _window(self, step: int, earliest: int, event: int) -> Window | None:
         """Walk back from `event` until T samples are together; the oldest batch gives only what is still missing."""
         if not max(earliest, event - self.window) <= step < event:  # a step holds a sample at least

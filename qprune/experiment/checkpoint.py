@@ -17,27 +17,31 @@ KEPT = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT) -> Path:
     """Write `state` (tensors and plain values) as the checkpoint of `step`; the name carries the content's digest.
 
-    The `KEPT` newest checkpoints stay. Raises RunFailure when the disk is full, with the older ones intact.
+    The `kept` newest checkpoints stay (None: all). Raises RunFailure when the disk is full, with the older ones intact.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomically(path, content)
-    for old in _newest_first(folder)[KEPT:]:
+    for old in _newest_first(folder)[kept:] if kept is not None else ():
         old.unlink(missing_ok=True)
     return path
 
 
-def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+def load_newest(folder: Path, device: torch.device | str = "cpu", latest: int | None = None) -> dict[str, Any] | None:
     """The newest checkpoint whose content matches its digest, or None; a damaged one is passed over with a warning.
+
+    latest: the last step that a checkpoint may be of.
 
     Loaded with `weights_only=True`: a checkpoint from a stranger cannot run code.
     """
     for path in _newest_first(folder):
+        if latest is not None and _step(path) > latest:
+            continue
         content = path.read_bytes()
         digest = _NAME.fullmatch(path.name)
         if digest is None or hashlib.sha256(content).hexdigest()[:16] != digest[2]:
@@ -46,6 +50,15 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, A
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         return state
     return None
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that `folder` holds checkpoints of, the newest first."""
+    return [_step(path) for path in _newest_first(folder)]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def _newest_first(folder: Path) -> list[Path]:

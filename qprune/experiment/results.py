@@ -35,6 +35,7 @@ MACHINE_KEYS = (
     "trainer.device",
     "trainer.evaluate_every",
     "trainer.keep_memory",
+    "trainer.share_stem",
     "trainer.threads",
 )
 

@@ -34,6 +34,7 @@ from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
 from qprune.experiment.recipe import Recipe
+from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
 from qprune.experiment.trainer import Loop, Trainer
 
@@ -134,7 +135,8 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
-    trainer = Trainer(task, compressor, loop, device)
+    shared = trainer_config["share_stem"] and trainer_config["ranks"] == 1
+    trainer = Trainer(task, compressor, loop, device, Stem.of(config, task, device) if shared else None)
     metrics = trainer.fit()
     row = _row(config, recipe, task, compressor, metrics, trainer)
     if rank == 0:
@@ -144,7 +146,8 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
             write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
         write_json(folder / "operators.json", compressor.describe())
         log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
-        write_json(folder / "timing.json", {"steps": trainer.steps, "training_seconds": trainer.state.seconds})
+        timing = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
+        write_json(folder / "timing.json", timing | {"training_seconds": trainer.state.seconds})
         write_json(folder / HISTOGRAMS_FILE, trainer.histograms())  # last: row and network are what they are by now
     return row
 

@@ -25,6 +25,7 @@ from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
 from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
 from qprune.experiment.progress import Reporter, Status
+from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
 
 # With several ranks, stopping and timed checkpoints must be agreed on; every step would cost a wait on the device.
@@ -58,12 +59,21 @@ class _State:
 
 
 class Trainer:
-    """Trains `task` under `compressor` as `loop` says; both are on their device. Resumes what the folder holds."""
+    """Trains `task` under `compressor` as `loop` says; both are on their device. Resumes what the folder holds.
 
-    def __init__(self, task: Task, compressor: Compressor, loop: Loop, device: torch.device) -> None:
-        self.task, self.compressor, self.loop, self.device = task, compressor, loop, device
+    stem: the float part that is shared with other runs; what is there is taken over, what is missing is left there.
+    """
+
+    def __init__(
+        self, task: Task, compressor: Compressor, loop: Loop, device: torch.device, stem: Stem | None = None
+    ) -> None:
+        self.task, self.compressor, self.loop, self.device, self.stem = task, compressor, loop, device, stem
         self.steps_per_epoch = len(task.train_batches)
         self.steps = loop.epochs * self.steps_per_epoch
+        first = compressor.timeline.first_action
+        # the last end of an epoch up to which this is float training, and steps that were taken over, not trained
+        self.float_steps = (self.steps - 1 if first is None else first) // self.steps_per_epoch * self.steps_per_epoch
+        self.steps_taken_over = 0
         self.optimizers = task.optimizers()
         self.share = 1.0
         average_gradients(self.optimizers.values(), lambda: self.share)
@@ -134,6 +144,8 @@ class Trainer:
         recent = time.monotonic() - self.saved_at < apart
         if last or not any_rank(recent, self.device):
             self._save()
+        if self.stem is not None and state.step == self.float_steps and not self.compressor.timeline.idle:
+            self.stem.save(self._snapshot(), self.optimizers)
         return row
 
     def _evaluate(self) -> dict[str, float]:
@@ -221,26 +233,28 @@ class Trainer:
         self.saved_at = time.monotonic()
         if not self.main:
             return
+        checkpoint.save(self.loop.folder / "checkpoints", self.state.step, self._snapshot())
+
+    def _snapshot(self) -> dict[str, Any]:
         state = self.state
-        checkpoint.save(
-            self.loop.folder / "checkpoints",
-            state.step,
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "metrics": state.metrics,
-                "loss_count": state.loss_count,
-                "sums": self.sums,
-                "task": self.task.state_dict(),
-                "memory": self.task.memory(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            },
-        )
+        return {
+            "step": state.step,
+            "seconds": state.seconds,
+            "metrics": state.metrics,
+            "loss_count": state.loss_count,
+            "sums": self.sums,
+            "task": self.task.state_dict(),
+            "memory": self.task.memory(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
 
     def _restore(self) -> None:
         saved = checkpoint.load_newest(self.loop.folder / "checkpoints")
+        if saved is None and self.stem is not None:
+            saved = self.stem.load(self.float_steps, self.optimizers)
+            self.steps_taken_over = saved["step"] if saved else 0
         if saved is None:
             return
         self.task.load_state_dict(saved["task"])

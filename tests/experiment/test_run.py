@@ -55,6 +55,7 @@ def config(folder: Path, *changes: str) -> Any:
             "keep_memory": False,
             "evaluate_every": 1,
             "checkpoint_minutes": 5,
+            "share_stem": False,
         },
         "logger": {"name": "csv"},
         "task": {

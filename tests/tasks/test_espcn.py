@@ -111,3 +111,19 @@ def test_missing_folders_and_roots_are_named(tmp_path: Path) -> None:
     (tmp_path / "t91" / "b.png").write_bytes((tmp_path / "t91" / "b.png").read_bytes()[:200])
     with pytest.raises(UserError, match=r"b\.png cannot be decoded"):
         task_with(Limits(epochs=1), DataOptions("real", str(tmp_path)))
+
+
+def test_pictures_show_bicubic_output_and_original_side_by_side() -> None:
+    task = task_with(Limits(epochs=1, test_samples=1))
+    grid = task.pictures()["test"]
+    low, high = task.test_images[0]
+    height, width = high.shape[-2:]
+    top, left = (height - 90) // 2, (width - 90) // 2
+    assert (height, width) == (90, 90) or min(height, width) > 90
+    cells = [grid[0, 2 : 2 + 150, 2 + 152 * column :][:, :150] for column in range(3)]
+    middle = (150 - 90) // 2
+    shown = [cell[middle : middle + 90, middle : middle + 90].float() / 255 for cell in cells]
+    original = high[0, 0, top : top + 90, left : left + 90]
+    assert (shown[2] - original).abs().max() <= 0.5 / 255 + 1e-6
+    assert (shown[1] - task.network(low)[0, 0, top : top + 90, left : left + 90].clamp(0, 1)).abs().max() < 0.51 / 255
+    assert not torch.equal(shown[0], shown[2])

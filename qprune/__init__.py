@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qprune.compression.pruner import Pruner
     from qprune.compression.quantizer import Quantizer
     from qprune.compression.schedule import Schedule, Timeline
+    from qprune.compression.untouched import Untouched, untouched
     from qprune.errors import RunFailure, UserError
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _HOMES = {
     "compression.pruner": ("Pruner",),
     "compression.quantizer": ("Quantizer",),
     "compression.schedule": ("Schedule", "Timeline"),
+    "compression.untouched": ("Untouched", "untouched"),
     "errors": ("RunFailure", "UserError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -47,6 +49,7 @@ __all__ = [
     "Schedule",
     "Site",
     "Timeline",
+    "Untouched",
     "UserError",
     "actual_footprint",
     "attach",
@@ -57,6 +60,7 @@ __all__ = [
     "prune",
     "quantize",
     "saturate",
+    "untouched",
 ]
 
 

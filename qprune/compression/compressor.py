@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from qprune.compression.automatic import automatic_plan
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
-from qprune.compression.placement import Placed, find_operators, make_plain, place, run_example
+from qprune.compression.placement import Placed, find_operators, make_plain, parametrizations_of, place, run_example
 from qprune.compression.plan import Plan
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
@@ -197,7 +196,7 @@ class Compressor:
             elif placed.chain is None and isinstance(operator, Pruner):
                 operator.total = operator.total.new_empty(0)
         for module in list(baked.modules()):
-            if parametrize.is_parametrized(module, "weight"):
+            if any(isinstance(inner, Operator) for inner in parametrizations_of(module)):
                 make_plain(module)
         return baked
 
@@ -274,12 +273,18 @@ def compress(
     prune: Pruning | None = Pruning(),  # noqa: B008  (frozen)
     quantize: Quantization | None = Quantization(),  # noqa: B008
     plan: Plan | None = None,
+    include: Sequence[str] = ("**",),
+    exclude: Sequence[str] = (),
 ) -> Compressor:
     """Joint quantization and pruning for a network of one's own, in place, for a plain training loop.
 
-    example: one input, as training gives it (a batch of any size). schedule: times in epochs of `steps_per_epoch`
-    steps of `batch_size` samples; None for prune or quantize leaves it out. plan: default `automatic_plan`.
+    example: one input, as training gives it (a batch of any size): a tensor, a tuple of arguments or a dict of named
+    ones. schedule: times in epochs of `steps_per_epoch` steps of `batch_size` samples; None for prune or quantize
+    leaves it out. plan: default `automatic_plan` of include and exclude, globs over module paths (`*` stands within
+    one name, `**` crosses dots): exclude=["head.**"] leaves a head as it is. `untouched` tells what is left out.
     """
+    if plan is not None and (tuple(include) != ("**",) or exclude):
+        raise UserError("plan= says which tensors are taken, and include= and exclude= too; give one or the other")
     timeline = schedule.in_steps(steps_per_epoch, batch_size, prune.window if prune else 1)
-    plan = plan or automatic_plan(network, example)
+    plan = plan or automatic_plan(network, example, include, exclude)
     return attach(network, plan, timeline, example, prune, quantize)

@@ -8,8 +8,9 @@ It is charged with the mask of the pruner whose zeros it still has: any function
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
 FLOAT_BITS = 32
+COMPUTE = (nn.modules.conv._ConvNd, nn.Linear)
+ATTENTION = (nn.MultiheadAttention,)
 _KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
 # Elementwise with f(0) = 0, in place or not; those above that keep a grid do so too, but for pooling.
 _KEEPS_ZEROS = ("tanh", "leaky_relu", "relu", "hardtanh", "gelu", "silu", "elu", "hardswish", "neg", "abs")
@@ -39,6 +42,12 @@ class Stored:
     """A feature tensor: its elements, bits per element, fraction of elements kept, and what made it so.
 
     operators: `prune` and `quantize`, those whose zeros and grid the tensor has.
+    made_by: the function that made it, as torch names it ('' for the network's input), in the forward of the module
+        at `within`. fused: whether that is taken to
+        be part of what made its input. keeps: what a function of one tensor leaves of its input: `grid`, `zeros`.
+    inputs: the tensors that it was made from. uses: number of functions it was given to.
+    outputs: paths of the modules that returned it, inner ones first -> the shape in which they did.
+    readers: paths of the modules in which something reads it.
     """
 
     name: str
@@ -46,16 +55,29 @@ class Stored:
     bits: int = FLOAT_BITS
     density: float = 1.0
     operators: frozenset[str] = frozenset()
+    made_by: str = ""
+    within: str = ""
+    fused: bool = False
+    keeps: frozenset[str] = frozenset()
+    inputs: tuple[Stored, ...] = ()
+    uses: int = 0
+    outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    readers: list[str] = field(default_factory=list)
 
 
 def features_left_alone(network: nn.Module, example: Any) -> list[Stored]:
     """The stored features that would have neither mask nor grid if every operator of `network` were active."""
+    return [stored for stored in with_all_active(network, example).reads if not stored.operators]
+
+
+def with_all_active(network: nn.Module, example: Any) -> Trace:
+    """What is seen while `example` passes `network` with every operator active."""
     operators = [module for module in network.modules() if isinstance(module, Operator)]
     before = [operator.active for operator in operators]
     try:
         for operator in operators:
             operator.active = True
-        return [stored for stored in stored_features(network, example) if not stored.operators]
+        return traced(network, example)
     finally:
         for operator, active in zip(operators, before, strict=True):
             operator.active = active
@@ -63,7 +85,12 @@ def features_left_alone(network: nn.Module, example: Any) -> list[Stored]:
 
 def stored_features(network: nn.Module, example: Any) -> list[Stored]:
     """The feature tensors that layers of `network` read, the input first and the outputs last, each once."""
-    trace = _Trace()
+    return list(traced(network, example).reads)
+
+
+def traced(network: nn.Module, example: Any) -> Trace:
+    """What was seen while `example` passed `network`."""
+    trace = Trace()
     handles = [
         hook
         for path, module in network.named_modules()
@@ -74,31 +101,63 @@ def stored_features(network: nn.Module, example: Any) -> list[Stored]:
     ]
     try:
         trace.meet("input", example)
-        with trace:
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        trace.batch = len(tensors[0]) if tensors and tensors[0].dim() else 0
+        trace.first = None if isinstance(example, dict) or not tensors else trace.values.get(id(tensors[0]))
+        with trace, _attention_by_its_parts():
             output = run_example(network, example)
     finally:
         for handle in handles:
             handle.remove()
+    trace.results = {trace.values[id(t)] for t in tree_leaves(output) if id(t) in trace.values}
     for tensor in tree_leaves(output):
-        trace.read(tensor)
-    return list(trace.reads)
+        trace.read(tensor, note=False)
+    return trace
 
 
-class _Trace(TorchDispatchMode):
+@contextmanager
+def _attention_by_its_parts() -> Iterator[None]:
+    """Keep torch from computing attention in evaluation mode as one function that hides the tensors inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class Trace(TorchDispatchMode):
+    """Follows feature tensors through a network.
+
+    reads: those that something reads, in that order. results: those that the network returns.
+    calls, given: number of calls, and shape of the first argument, by module path.
+    layers: paths of convolutions, linear layers and attention in the order of their first call.
+    first: the network's first positional argument, if that is a feature. batch: samples of the example.
+    """
+
     def __init__(self) -> None:
         super().__init__()
+        self.results: set[Stored] = set()
+        self.calls: dict[str, int] = {}
+        self.given: dict[str, tuple[int, ...]] = {}
+        self.layers: list[str] = []
+        self.first: Stored | None = None
+        self.batch = 0
         self.values: dict[int, Stored] = {}
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.reads: dict[Stored, None] = {}
         self.path: list[str] = []
         self.muted = 0
 
-    def meet(self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True) -> None:
-        """Record new feature tensors, on the grid of `like` and with its zeros as told."""
+    def meet(
+        self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True, **origin: Any
+    ) -> None:
+        """Record new feature tensors, on the grid of `like` and with its zeros as told; origin: further fields."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self.alive.append(tensor)
-                stored = self.values[id(tensor)] = Stored(name, tensor.numel())
+                stored = Stored(name, tensor.numel(), **origin)
+                self.values[id(tensor)] = stored
                 if like is not None and grid:
                     stored.bits = like.bits
                 if like is not None and zeros:
@@ -107,13 +166,21 @@ class _Trace(TorchDispatchMode):
                     kept = {"quantize": grid, "prune": zeros}
                     stored.operators = frozenset(name for name in like.operators if kept[name])
 
-    def read(self, tensor: Any) -> None:
+    def read(self, tensor: Any, note: bool = True) -> None:
+        """Something reads the tensor: the module that runs now, unless it is the network's caller (note=False)."""
         if id(tensor) in self.values:
-            self.reads[self.values[id(tensor)]] = None
+            stored = self.values[id(tensor)]
+            self.reads[stored] = None
+            if note:
+                stored.readers.append(self.path[-1] if self.path else "")
 
     def enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             self.path.append(path)
+            self.calls[path] = self.calls.get(path, 0) + 1
+            self.given[path] = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+            if isinstance(module, COMPUTE + ATTENTION) and path not in self.layers:
+                self.layers.append(path)
             self.muted += isinstance(module, (FeatureOperators, Operator))
 
         return hook
@@ -130,6 +197,8 @@ class _Trace(TorchDispatchMode):
             active = [operator for operator in operators if operator.active]
             if active and not self.muted and id(args[0]) in self.values:
                 self._operate(active, args[0], output)
+            elif not self.muted and isinstance(output, Tensor) and id(output) in self.values:
+                self.values[id(output)].outputs[path] = tuple(output.shape)
 
         return hook
 
@@ -149,16 +218,21 @@ class _Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [self.values[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.values]
+        name = func.overloadpacket.__name__
+        if not self.muted and name == "embedding":  # a table's rows are features; that they came from integers is not
+            self.meet(self.path[-1], out, made_by=name, within=self.path[-1])
         if self.muted or not inputs:
             return out
-        name, first = func.overloadpacket.__name__, inputs[0]
-        made_by = (self.path[-1] if self.path else "") or first.name  # a function called in the network's own forward
+        first = inputs[0]
+        place = (self.path[-1] if self.path else "") or first.name  # a function called in the network's own forward
         if func.is_view or name in _MOVES:
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
                     self.alive.append(tensor)
                     self.values[id(tensor)] = first
             return out
+        for stored in dict.fromkeys(inputs):
+            stored.uses += 1
         batch_norm = "batch_norm" in name and not _uses_batch_statistics(args)
         fused = torch.Tag.pointwise in func.tags or batch_norm
         if not fused:
@@ -166,7 +240,19 @@ class _Trace(TorchDispatchMode):
                 self.read(tensor)
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
         same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
-        self.meet(made_by, out, first, grid=same_grid, zeros=same_zeros)
+        keeps = {"grid": same_grid and name != "cat", "zeros": same_zeros or (same_grid and name != "cat")}
+        self.meet(
+            place,
+            out,
+            first,
+            grid=same_grid,
+            zeros=same_zeros,
+            made_by=name,
+            within=self.path[-1] if self.path else "",
+            fused=fused,
+            keeps=frozenset(word for word, kept in keeps.items() if kept),
+            inputs=tuple(dict.fromkeys(inputs)),
+        )
         return out
 
 

@@ -12,8 +12,9 @@ from qprune.compression.quantizer import Quantizer
 class FeatureOperators(nn.Module):
     """A pruner and a quantizer (either may be missing) of one feature map, structurally in this order (section 3)."""
 
-    def __init__(self, pruner: Pruner | None, quantizer: Quantizer | None) -> None:
+    def __init__(self, pruner: Pruner | None, quantizer: Quantizer | None, site: str = "") -> None:
         super().__init__()
+        self.site = site  # the path in the plan, which for an input does not follow from where this stands
         self.pruner, self.quantizer = pruner, quantizer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from qprune.compression.dataflow import FLOAT_BITS, stored_features
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
-from qprune.compression.placement import find_operators, run_example
+from qprune.compression.placement import find_operators, run_example, weight_path
 from qprune.compression.plan import INPUT, match
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
@@ -124,9 +125,9 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
             masks.append(Entry(placed.path, "mask", placed.operator.mask.numel(), bits=1))
     entries = []
     for name, parameter in network.named_parameters():
-        path = name.rpartition(".parametrizations.")[0]
+        path = weight_path(name) if ".parametrizations." in f".{name}" else None
         bits, density = FLOAT_BITS, 1.0
-        for operator in operators.get(path, []) if ".parametrizations.weight." in f".{name}" else []:
+        for operator in operators.get(path, []) if path is not None else []:
             if isinstance(operator, Quantizer):
                 bits = operator.bits
             elif isinstance(operator, Pruner):
@@ -167,8 +168,8 @@ def _output_elements(network: nn.Module, example: Any, owners: dict[str, nn.Modu
     elements = dict.fromkeys(owners, 0)
 
     def count(path: str) -> Any:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-            elements[path] += output.numel()
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            elements[path] += sum(tensor.numel() for tensor in tree_leaves(output) if isinstance(tensor, Tensor))
 
         return hook
 

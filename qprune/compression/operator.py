@@ -46,17 +46,36 @@ class Operator(nn.Module):
         x = x.detach()
         return x if self.sample_limit is None else x[: self.sample_limit]
 
-    def on(self, layer: LayerT) -> LayerT:
+    def on(self, layer: LayerT, name: str = "weight") -> LayerT:
         """Place this operator around `layer.weight` and return the layer, after the operators already there.
 
-        `Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(3, 8, 3)))` is the paper's Listing 1. Raises UserError when the
-        layer has no weight of two dimensions or more.
+        `Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(3, 8, 3)))` is the paper's Listing 1. name: of another parameter
+        than `weight`. Raises UserError when the layer has no such parameter of two dimensions or more, or has it from
+        a parametrization of another kind.
         """
-        weight = getattr(layer, "weight", None)
+        weight = getattr(layer, name, None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
-            raise UserError(f"{type(layer).__name__} has no weight of two or more dimensions to place an operator on")
+            raise UserError(f"{type(layer).__name__} has no {name} of two or more dimensions to place an operator on")
+        if parametrize.is_parametrized(layer, name):
+            there = list(layer.parametrizations[name])  # type: ignore[index]
+            other = next((type(p).__name__ for p in there if not isinstance(p, Operator)), None)
+            twice = any(isinstance(p, type(self)) for p in there)
+        else:
+            other = "a hook" if name not in layer._parameters else None
+            twice = False
+        if other:
+            raise UserError(
+                f"the {name} of {type(layer).__name__} is computed by {other}, as weight norms do, and cannot be "
+                "compressed; make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
+                "torch.nn.utils.remove_weight_norm for the older kind), or exclude the layer"
+            )
+        if twice:
+            raise UserError(
+                f"the {name} of {type(layer).__name__} has a {type(self).__name__.lower()} already: a network is "
+                "compressed once; begin from a fresh copy of it (copy.deepcopy before the first time)"
+            )
         self.size_for_weight(weight)
-        parametrize.register_parametrization(layer, "weight", self)
+        parametrize.register_parametrization(layer, name, self)
         return layer
 
     def start_window(self) -> None:

@@ -79,14 +79,14 @@ class Quantization:
         """A new quantizer for a feature map."""
         return Quantizer(self.bits_of_features, self.decimal, self.rounding, self.gradient, self.saturate)
 
-    def for_weights(self, layer: nn.Module) -> Quantizer:
-        """A new quantizer for the weight of `layer`."""
-        return Quantizer(self.bits, self.decimal, self.rounding, self.gradient, axis=self.axis_of(layer))
+    def for_weights(self, layer: nn.Module, name: str = "weight") -> Quantizer:
+        """A new quantizer for the weight of `layer`, or for the parameter that it calls `name`."""
+        return Quantizer(self.bits, self.decimal, self.rounding, self.gradient, axis=self.axis_of(layer, name))
 
-    def axis_of(self, layer: nn.Module) -> int | None:
+    def axis_of(self, layer: nn.Module, name: str = "weight") -> int | None:
         """The dimension of the layer's weight with decimal bits of its own, or None."""
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-        if self.weight_axis == "tensor" or not hasattr(layer, "weight"):
+        if self.weight_axis == "tensor" or not hasattr(layer, name):
             return None
         if self.weight_axis == "output":
             return 1 if transposed else 0

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
-from qprune.compression.plan import INPUT, Plan, Site
+from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, weight_place
 from qprune.errors import UserError
 
 OUTPUT_CHILD, INPUT_CHILD = "output_operators", "input_operators"
@@ -52,11 +52,11 @@ def place(network: nn.Module, plan: Plan, pruning: Pruning | None, quantization:
     """
     for site in plan.active:
         if site.kind == "weight":
-            layer = network.get_submodule(site.path)
+            layer, name = weight_place(network, site.path)
             if site.prune and pruning:
-                pruning.for_weights().on(layer)
+                pruning.for_weights().on(layer, name)
             if site.quantize and quantization:
-                quantization.for_weights(layer).on(layer)
+                quantization.for_weights(layer, name).on(layer, name)
         else:
             _place_on_feature(network, site, pruning, quantization)
 
@@ -67,12 +67,15 @@ def _place_on_feature(
     operators = FeatureOperators(
         pruning.for_features() if site.prune and pruning else None,
         quantization.for_features() if site.quantize and quantization else None,
+        site.path,
     )
-    at_input = site.path == INPUT
-    module = network if at_input else network.get_submodule(site.path)
+    module, at_input = _module_of(network, site)
     # A Sequential would run a new child as one of its layers: its first or last layer is the same tensor's other end.
     while isinstance(module, nn.Sequential):
         module = module[0 if at_input else -1]
+    for outer in network.modules():
+        if isinstance(outer, nn.TransformerEncoder):  # in evaluation it may pack padded batches into nested tensors
+            outer.use_nested_tensor = False
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
         raise UserError(f"the site {site.path!r} is the same tensor as another site of the plan; name only one of them")
@@ -83,14 +86,35 @@ def _place_on_feature(
         module.register_forward_hook(_operate_on_output)
 
 
+def _module_of(network: nn.Module, site: Site) -> tuple[nn.Module, bool]:
+    """The module at a feature's site, and whether it is what the module is given."""
+    if site.path == INPUT:
+        return network, True
+    try:
+        return network.get_submodule(site.path), False
+    except AttributeError:
+        if not site.path.endswith(INPUT_OF.format("")):
+            raise
+        return network.get_submodule(site.path.removesuffix(INPUT_OF.format(""))), True
+
+
 # Plain functions of the module they are called with, so that a deep copy calls its own operators.
 def _operate_on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        given = f"{args[0].dtype}" if args and isinstance(args[0], Tensor) else type(args[0] if args else None).__name__
+        raise UserError(
+            f"{type(module).__name__} is given {given} as its first positional argument, not a tensor of floating "
+            f"point numbers: its input cannot be a site; leave {getattr(module, INPUT_CHILD).site!r} out of the plan"
+        )
     return (getattr(module, INPUT_CHILD)(args[0]), *args[1:])
 
 
 def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     if not isinstance(output, Tensor):
-        raise UserError(f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site")
+        raise UserError(
+            f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
+            "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
+        )
     return getattr(module, OUTPUT_CHILD)(output)
 
 
@@ -107,35 +131,51 @@ def find_operators(network: nn.Module) -> Iterator[Placed]:
             continue
         if module in chains:
             chain_path, chain = chains[module]
-            yield Placed(chain_path.rpartition(".parametrizations.")[0], module, chain)
+            yield Placed(weight_path(chain_path), module, chain)
         else:
-            yield Placed(_feature_path(path), module)
+            yield Placed(_feature_path(network, path), module)
 
 
-def _feature_path(path: str) -> str:
+def weight_path(name: str) -> str:
+    """The site of a weight from the name of its parametrizations, or of what is inside them."""
+    layer, _, rest = f".{name}".rpartition(".parametrizations.")
+    tensor = rest.split(".")[0]
+    return (layer if tensor == "weight" else f"{layer}.{tensor}").removeprefix(".")
+
+
+def _feature_path(network: nn.Module, path: str) -> str:
     parts = path.split(".")
     if INPUT_CHILD in parts:
-        return INPUT
+        return str(network.get_submodule(".".join(parts[: parts.index(INPUT_CHILD) + 1])).site)
     return ".".join(parts[: parts.index(OUTPUT_CHILD)]) if OUTPUT_CHILD in parts else path
 
 
+def parametrizations_of(module: nn.Module) -> list[nn.Module]:
+    """What stands around the parameters of `module` itself."""
+    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
+    return [inner for chain in chains for inner in chain]
+
+
 def make_plain(layer: nn.Module) -> None:
-    """Replace the parametrized weight of `layer` by its present value, a plain parameter.
+    """Replace the parametrized weights of `layer` by their present values, plain parameters.
 
     torch's `remove_parametrizations` would take the weight away from every copy of the layer as well: a deep copy of
     a parametrized module shares the class that carries the property.
     """
-    weight = layer.weight.detach().clone()  # type: ignore[operator]
+    weights = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
     del layer._modules["parametrizations"]
     layer.__class__ = type(layer).__bases__[0]
     others = dict(layer._parameters)
     layer._parameters.clear()
-    layer.register_parameter("weight", nn.Parameter(weight))  # first, where convolutions and linear layers have it
+    for name, weight in weights.items():  # first, where convolutions, linear layers and attention have them
+        layer.register_parameter(name, nn.Parameter(weight))
     layer._parameters.update(others)
 
 
 def run_example(network: nn.Module, example: Any) -> Any:
-    """One forward pass of `example` (a tensor, or a tuple of arguments) in evaluation mode, without gradients.
+    """One forward pass of `example` in evaluation mode, without gradients.
+
+    example: a tensor, a tuple of positional arguments, or a dict of arguments by name.
 
     Every module's own mode is restored, random state included, so that nothing is left behind.
     """
@@ -144,6 +184,8 @@ def run_example(network: nn.Module, example: Any) -> Any:
     network.eval()
     try:
         with torch.no_grad(), parametrize.cached():
+            if isinstance(example, dict):
+                return network(**example)
             return network(*example) if isinstance(example, tuple) else network(example)
     finally:
         torch.set_rng_state(state)

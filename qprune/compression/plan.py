@@ -12,11 +12,18 @@ from qprune.compression.options import Pruning, Quantization
 from qprune.errors import UserError, closest
 
 INPUT = "input"  # the site of the network's input, among the feature sites
+INPUT_OF = "{}.input"  # the site of what one module is given
+# Weights that their module does not call `weight`, by the module's type
+_OTHER_WEIGHTS = {nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")}
 
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor: the `weight` of the module at `path`, or its output, a `feature` (`input`: the network's input)."""
+    """One tensor: the `weight` of the module at `path`, or its output, a `feature`.
+
+    `input` is the network's input, `conv2.input` what the module `conv2` is given, and `attn.in_proj_weight` a weight
+    that its module calls so.
+    """
 
     path: str
     kind: str
@@ -45,19 +52,22 @@ class Plan:
     ) -> Plan:
         """Resolve lists of globs: `*` stands within one name, `**` crosses dots, a leading `!` takes away again.
 
-        Weights: the modules with a weight of two dimensions or more. Features: any module's output, and `input`.
+        Weights: the modules with a weight of two dimensions or more. Features: any module's output, and `input`; globs
+        that end in `.input` are over what modules are given, and no others are.
         Raises UserError for a glob that matches nothing.
         """
-        layers = [path for path, module in network.named_modules() if weight_of(module) is not None]
-        outputs = [INPUT, *(path for path, _ in network.named_modules() if path)]
+        layers = list(weight_places(network))
+        modules = [path for path, _ in network.named_modules() if path]
+        inputs = [INPUT_OF.format(path) for path in modules if INPUT_OF.format(path) not in modules]
+        outputs = [INPUT, *modules]
         chosen = {
             ("weight", "quantize"): match(quantize_weights, layers, "sites.quantize_weights"),
             ("weight", "prune"): match(prune_weights, layers, "sites.prune_weights"),
-            ("feature", "quantize"): match(quantize_features, outputs, "sites.quantize_features"),
-            ("feature", "prune"): match(prune_features, outputs, "sites.prune_features"),
+            ("feature", "quantize"): _match_features(quantize_features, outputs, inputs, "sites.quantize_features"),
+            ("feature", "prune"): _match_features(prune_features, outputs, inputs, "sites.prune_features"),
         }
         sites = []
-        for kind, paths in (("weight", layers), ("feature", outputs)):
+        for kind, paths in (("weight", layers), ("feature", outputs + inputs)):
             for path in paths:
                 prune, quantize = (path in chosen[kind, operator] for operator in ("prune", "quantize"))
                 if prune or quantize or kind == "weight":
@@ -108,6 +118,34 @@ def weight_of(module: nn.Module) -> Tensor | None:
     """The module's weight if operators can be placed on it: a parameter of two dimensions or more."""
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
+
+
+def weight_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Path of every weight that operators can be placed on -> its module, and what the module calls it."""
+    places = {}
+    for path, module in network.named_modules():
+        if weight_of(module) is not None:
+            places[path] = (module, "weight")
+        for kind, names in _OTHER_WEIGHTS.items():
+            for name in names if isinstance(module, kind) else ():
+                if getattr(module, name) is not None:
+                    places[f"{path}.{name}".removeprefix(".")] = (module, name)
+    return places
+
+
+def weight_place(network: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module and the name of the weight at a site."""
+    parent, _, name = path.rpartition(".")
+    if any(name in names for names in _OTHER_WEIGHTS.values()):
+        return network.get_submodule(parent), name
+    return network.get_submodule(path), "weight"
+
+
+def _match_features(globs: Iterable[str], outputs: Sequence[str], inputs: Sequence[str], name: str) -> set[str]:
+    globs = list(globs)
+    of_modules = [glob for glob in globs if glob.endswith(".input") and glob.removeprefix("!") not in outputs]
+    of_outputs = [glob for glob in globs if glob not in of_modules]
+    return match(of_outputs, outputs, name) | match(of_modules, inputs, name)
 
 
 def match(globs: Iterable[str], paths: Sequence[str], name: str) -> set[str]:

@@ -9,7 +9,7 @@ from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
 
-GRANULARITIES = ("element", "channel")
+GRANULARITIES = ("element", "channel", "last")
 BORDERS = ("tile", "keep")
 
 
@@ -17,7 +17,8 @@ class Pruner(Operator):
     """Multiplies by a mask that events choose by magnitude.
 
     sparsity: final fraction of zeros, in [0, 1). granularity: `element`, one mask entry per element of a sample
-    (C, H, W) or of a weight, or `channel`, one per channel (C, 1, 1). rule: see `magnitude_mask`. border: what happens
+    (C, H, W) or of a weight, `channel`, one per channel (C, 1, 1), or `last`, one per index of the last dimension
+    (where (B, T, C) of transformers has its channels). rule: see `magnitude_mask`. border: what happens
     to the rim of a feature map that is larger than the mask learned in training (spec 2.5): `tile` goes on with the
     tiling, `keep` leaves the rim unpruned as the authors do.
 
@@ -52,8 +53,9 @@ class Pruner(Operator):
         if self.mask.numel() == 0:
             self.mask = torch.ones_like(weight, dtype=torch.float32)
 
-    @staticmethod
-    def _per_channel(x: Tensor) -> tuple[int, ...]:
+    def _per_channel(self, x: Tensor) -> tuple[int, ...]:
+        if self.granularity == "last":
+            return (*[1] * (x.dim() - 2), x.shape[-1])
         return (x.shape[1], *[1] * (x.dim() - 2))
 
     def start_window(self) -> None:
@@ -63,12 +65,14 @@ class Pruner(Operator):
     def observe(self, x: Tensor) -> None:
         """Add |x| of this call's samples (B, C, ...) to `total` (the running form of the sliding window of Eq. 8)."""
         magnitude = self.in_window(x).abs()
-        if self.granularity == "channel" and magnitude.dim() > 2:
-            magnitude = magnitude.mean(dim=tuple(range(2, magnitude.dim())), keepdim=True, dtype=torch.float64)
+        if self.granularity != "element" and magnitude.dim() > 2:
+            rest = range(2, magnitude.dim()) if self.granularity == "channel" else range(1, magnitude.dim() - 1)
+            magnitude = magnitude.mean(dim=tuple(rest), keepdim=True, dtype=torch.float64)
         if magnitude.shape[1:] != self.total.shape:
             raise UserError(
                 f"a feature map of shape {tuple(x.shape[1:])} reached a pruner that was sized for "
-                f"{tuple(self.total.shape)}: training features must keep one size; use prune.granularity=channel"
+                f"{tuple(self.total.shape)}: training features must keep one size; use prune.granularity=channel, or "
+                "prune.granularity=last where channels come last"
             )
         self.total += magnitude.sum(0, dtype=torch.float64)
 
@@ -85,8 +89,13 @@ class Pruner(Operator):
 
     def fitted(self, x: Tensor) -> Tensor:
         """The mask, tiled to x's size when x is a feature of another size than those of training."""
-        if self.granularity == "channel" or x.shape == self.mask.shape or x.shape[1:] == self.mask.shape:
+        if self.granularity != "element" or x.shape == self.mask.shape or x.shape[1:] == self.mask.shape:
             return self.mask
+        if x.shape[1] != self.mask.shape[0]:  # channels last, as in (B, T, C): nothing that could be tiled
+            raise UserError(
+                f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(self.mask.shape)}; "
+                "give all inputs one size (pad sequences), or use prune.granularity=last"
+            )
         return tile_mask(self.mask, tuple(x.shape[2:]), self.border)
 
     @property

@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from qprune.compression.compressor import Compressor, attach
 from qprune.compression.dataflow import features_left_alone
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
-from qprune.compression.plan import Plan, weight_of
+from qprune.compression.plan import Plan, weight_place
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
 from qprune.experiment import results
@@ -209,7 +209,7 @@ def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
     """One row per tensor, in structural order: what is done to it; features that nothing is done to come last."""
     rows = []
     for site in (s for s in sites.sites if s.kind == "weight" or s in sites.active):
-        weight = weight_of(task.network.get_submodule(site.path)) if site.kind == "weight" else None
+        weight = getattr(*weight_place(task.network, site.path)) if site.kind == "weight" else None
         shape = "" if weight is None else "x".join(map(str, weight.shape))
         rows.append(
             {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}

@@ -108,7 +108,7 @@ def test_actual_sizes_by_hand() -> None:
         ("input", "input", 16, 6, 1.0),
         ("norm1", "feature", 64, 6, 1.0),  # after norm, quantizer and ReLU: one stored tensor, still on the grid
         ("norm2", "feature", 64, 32, 1.0),  # the residual sum: no quantizer made it, so it is charged as float
-        ("pool", "feature", 16, 32, 1.0),
+        ("pool", "feature", 16, 6, 0.5),  # the first module that returns it
         ("linear", "feature", 3, 32, 1.0),
     ]
     weights = {e.name: (e.elements, e.bits, e.density) for e in footprint.entries if e.kind == "weight"}
@@ -124,7 +124,9 @@ def test_actual_sizes_by_hand() -> None:
         "linear.bias": (3, 32, 1.0),
     }
     masks = actual_footprint(network, x, count_masks=True)
-    assert masks.size_bits("mask") == 144 + 64  # one bit for each entry of the masks of `second` and of its feature
+    assert (
+        masks.size_bits("mask") == 144 + 16
+    )  # one bit for each entry of the masks of `second` and of what it makes, pooled
 
 
 def test_functions_that_keep_zero_keep_the_mask() -> None:

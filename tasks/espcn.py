@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 
@@ -38,7 +39,8 @@ class Espcn(Task):
 
     scale: magnification; patch, stride: of the training patches, in pixels at low resolution.
     learning_rate: of Adam, a tenth of it after the fraction `lr_drop` of the epochs (160 of 200).
-    train_folder, test_folder: folders of images, below data.root or absolute. Raises UserError for unusable data.
+    train_folder, test_folder: folders of images, below data.root or absolute. further_test_folders: more of the kind;
+    the PSNR on each is reported as `psnr_db_NAME` beside the score. Raises UserError for unusable data.
     """
 
     metric = "psnr_db"
@@ -60,6 +62,7 @@ class Espcn(Task):
         lr_drop: float = 0.8,
         train_folder: str = "t91",
         test_folder: str = "set5",
+        further_test_folders: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.initial_rate = learning_rate
@@ -81,6 +84,10 @@ class Espcn(Task):
         self.marks += marks + test_marks
         self.train_batches = TensorBatches(low[rows], high[rows], batch_size=batch, seed=seed)
         self.test_images = ImagePairs([test[row] for row in test_rows.tolist()], scale, smallest=patch)
+        self.further_tests = nn.ModuleDict()
+        for name, images in _further(data, further_test_folders):
+            self.further_tests[name] = ImagePairs(images, scale, smallest=patch)
+            self.dataset[f"test {name}"] = _checksum(images)
         self.register_buffer("example", torch.zeros(1, 1, patch, patch), persistent=False)
         self.register_buffer("size_example", torch.zeros(1, 1, *SIZE_COUNTED_AT), persistent=False)
 
@@ -109,14 +116,18 @@ class Espcn(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean PSNR in dB over whole test images."""
+        """Mean PSNR in dB over whole test images, of the test set and of each further one."""
         was_training = self.network.training
         self.network.eval()
         try:
-            scores = [psnr_db(self.network(low), high) for low, high in self.test_images]
+            further = {f"{self.metric}_{name}": self._psnr_db(pairs) for name, pairs in self.further_tests.items()}
+            return {self.metric: self._psnr_db(self.test_images)} | further
         finally:
             self.network.train(was_training)
-        return {self.metric: torch.stack(scores).mean().item()}
+
+    def _psnr_db(self, pairs: nn.Module) -> float:
+        assert isinstance(pairs, ImagePairs)
+        return torch.stack([psnr_db(self.network(low), high) for low, high in pairs]).mean().item()
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
@@ -147,6 +158,22 @@ def _images(
     root = Path(data.root)
     train = read_images(root / train_folder, "task.train_folder")
     return train, read_images(root / test_folder, "task.test_folder"), []
+
+
+def _further(data: DataOptions, folders: Sequence[str]) -> list[tuple[str, list[NamedImage]]]:
+    """Name and images of each further test set."""
+    if folders and (data.source != "real" or data.root is None):
+        raise UserError(
+            f"task.further_test_folders={list(folders)} needs files: set data=real and data.root=FOLDER, or leave it []"
+        )
+    found = [
+        (Path(name).name, read_images(Path(data.root or "", name), "task.further_test_folders")) for name in folders
+    ]
+    if len({name for name, _ in found}) < len(found) or any("." in name for name, _ in found):
+        raise UserError(
+            f"task.further_test_folders={list(folders)}: the folders' own names must differ and hold no dot; rename one"
+        )
+    return found
 
 
 def _checksum(images: list[NamedImage]) -> str:

@@ -38,6 +38,11 @@ MACHINE_KEYS = (
     "trainer.share_stem",
     "trainer.threads",
 )
+# Keys that came after rows had been stored, with values at which they change nothing: such rows stay what they are.
+LATER_KEYS: dict[str, Any] = {
+    "quantize.decimal_from": None,
+    "task.further_test_folders": [],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +123,9 @@ def signature(cfg: DictConfig) -> str:
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """What the signature stands for: the resolved config without machine keys and unused ones, in canonical form."""
     unused = _unused_keys(cfg.order.steps)
-    if OmegaConf.select(cfg, "quantize.decimal_from") is None:  # a later key: rows from before it stay valid
-        unused += ("quantize.decimal_from",)
+    unused += tuple(
+        key for key, default in LATER_KEYS.items() if OmegaConf.select(cfg, key, default=default) == default
+    )
     kept: dict[str, Any] = without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused)))
     return kept
 

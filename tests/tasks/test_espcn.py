@@ -2,6 +2,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -127,3 +128,22 @@ def test_pictures_show_bicubic_output_and_original_side_by_side() -> None:
     assert (shown[2] - original).abs().max() <= 0.5 / 255 + 1e-6
     assert (shown[1] - task.network(low)[0, 0, top : top + 90, left : left + 90].clamp(0, 1)).abs().max() < 0.51 / 255
     assert not torch.equal(shown[0], shown[2])
+
+
+def test_further_test_sets_are_scored_beside_the_first(tmp_path: Path) -> None:
+    for name, seed in (("t91", 0), ("set5", 1), ("set14", 2)):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            pixels = np.random.default_rng([seed, index]).integers(0, 256, (60, 63, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    data = DataOptions(source="real", root=str(tmp_path))
+    task = task_with(Limits(epochs=1), data, further_test_folders=["set14"])
+    alone = task_with(Limits(epochs=1), data, test_folder="set14")
+    found = task.evaluate()
+    assert found.keys() == {"psnr_db", "psnr_db_set14"}
+    assert found["psnr_db_set14"] == alone.evaluate()["psnr_db"] != found["psnr_db"]
+    assert task.dataset["test set14"] == alone.dataset["test"]
+    with pytest.raises(UserError, match=r"the folders' own names must differ and hold no dot"):
+        task_with(Limits(epochs=1), data, further_test_folders=["set14", "./set14"])
+    with pytest.raises(UserError, match=r"task.further_test_folders=\['set14'\] needs files: set data=real"):
+        task_with(Limits(epochs=1), further_test_folders=["set14"])

@@ -31,3 +31,7 @@ def one_of(name: str, given: str, legal: Iterable[str]) -> None:
 
 class Interrupted(RuntimeError):
     """A signal stopped the run after its step, with everything saved (exit code 75): the same command resumes it."""
+
+
+class StoppedEarly(RuntimeError):
+    """The watch that a run was given stopped it, with everything saved: the same run goes on from there."""

@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
 from qprune.compression.ranks import rank_and_world
-from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError, one_of
+from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, StoppedEarly, UserError, one_of
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +81,7 @@ def _as_in_one_process(notes: Path) -> Exception:
     When one rank ends, the others fail at talking to it: an error that was meant for the user goes before theirs.
     """
     said = [json.loads(note.read_text()) for note in sorted(notes.iterdir())]
-    kinds: tuple[type[Exception], ...] = (UserError, RunFailure, Interrupted)
+    kinds: tuple[type[Exception], ...] = (UserError, RunFailure, StoppedEarly, Interrupted)
     for kind in kinds:
         for note in said:
             if note["kind"] == kind.__name__:

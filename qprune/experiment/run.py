@@ -36,15 +36,16 @@ from qprune.experiment.processes import choose_device, launch
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
-from qprune.experiment.trainer import Loop, Trainer
+from qprune.experiment.trainer import Loop, Trainer, Watch
 
 
-def execute(cfg: DictConfig, wait: bool = False) -> results.Row:
+def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> results.Row:
     """Carry out the run that `cfg` describes and return its row, printed.
 
     A finished run is found by its signature and only printed; an interrupted one is resumed; `force=true` starts
-    afresh. wait: whether to wait for another process that carries out the same run, and take its row. Raises
-    UserError before anything is written when the config cannot be right.
+    afresh. wait: whether to wait for another process that carries out the same run, and take its row. watch: what may
+    stop the run early, which raises StoppedEarly (sent to other ranks: it must pickle). Raises UserError before
+    anything is written when the config cannot be right.
     """
     config = _plain(cfg)
     Recipe.from_config(config)  # refuses what cannot be right, before anything is written
@@ -69,7 +70,7 @@ def execute(cfg: DictConfig, wait: bool = False) -> results.Row:
         console.print(f"run folder: {folder}")
         fresh = not any((folder / "checkpoints").glob("*.pt"))
         try:
-            row = results.make_row(**launch(config["trainer"]["ranks"], _train, config, str(folder)))
+            row = results.make_row(**launch(config["trainer"]["ranks"], _train, config, str(folder), watch))
         except UserError:
             if fresh:  # refused before the first checkpoint: leave nothing half-written
                 shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +108,7 @@ def plan(cfg: DictConfig) -> str:
     return text.getvalue()
 
 
-def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
+def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None) -> dict[str, Any]:
     """The work of one rank. Returns the row's fields."""
     folder, recipe, rank = Path(folder_name), Recipe.from_config(config), rank_and_world()[0]
     trainer_config = config["trainer"]
@@ -132,6 +133,7 @@ def _train(config: dict[str, Any], folder_name: str) -> dict[str, Any]:
         precision=trainer_config["precision"],
         evaluate_every=trainer_config["evaluate_every"],
         checkpoint_minutes=trainer_config["checkpoint_minutes"],
+        watch=watch,
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -19,17 +18,20 @@ from torch import Tensor
 
 from qprune.compression.compressor import Compressor
 from qprune.compression.ranks import rank_and_world
-from qprune.errors import Interrupted, RunFailure
+from qprune.errors import Interrupted, RunFailure, StoppedEarly
 from qprune.experiment import checkpoint
 from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
 from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
 from qprune.experiment.progress import Reporter, Status
+from qprune.experiment.signals import catching
 from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
 
 # With several ranks, stopping and timed checkpoints must be agreed on; every step would cost a wait on the device.
 _STEPS_BETWEEN_AGREEMENTS = 16
+
+Watch = Callable[[list[dict[str, Any]]], str | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Loop:
 
     evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
     which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
-    `checkpoint_seconds_apart` have passed since the last.
+    `checkpoint_seconds_apart` have passed since the last. watch: is shown the epochs so far (as in metrics.csv) after
+    each but the last, by rank 0; a reason that it returns stops the run early.
     """
 
     epochs: int
@@ -48,6 +51,7 @@ class Loop:
     evaluate_every: int = 1
     checkpoint_minutes: float = 5.0
     checkpoint_seconds_apart: float = 20.0
+    watch: Watch | None = None
 
 
 @dataclass
@@ -84,11 +88,11 @@ class Trainer:
         self.stop_signal: int | None = None
 
     def fit(self) -> dict[str, float]:
-        """Train to the last epoch and return its evaluation. Raises Interrupted (state saved) or RunFailure."""
+        """Train to the last epoch and return its evaluation. Raises Interrupted, StoppedEarly (saved), RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
         self._restore()
         state, metric = self.state, self.task.metric
-        with _catching(self), Reporter(state.step, self.steps, silent=not self.main) as reporter:
+        with catching(self), Reporter(state.step, self.steps, silent=not self.main) as reporter:
             while state.step < self.steps:
                 epoch, offset = divmod(state.step, self.steps_per_epoch)
                 self._train_epoch(epoch, offset, reporter)
@@ -96,6 +100,7 @@ class Trainer:
                 reporter.show(self._status(row["loss"], row.get(metric)), permanent=True)
                 if state.step < self.steps:
                     self._stop_or_save()
+                    self._ask_watch()
         self.compressor.at(self.steps)
         final = state.metrics[-1] if state.metrics and metric in state.metrics[-1] else self._evaluate()
         return {name: value for name, value in final.items() if name in self._metric_names(final)}
@@ -227,6 +232,14 @@ class Trainer:
         if any_rank(late, self.device):
             self._save()
 
+    def _ask_watch(self) -> None:
+        reason = self.loop.watch(self.state.metrics) if self.loop.watch and self.main else None
+        if any_rank(reason is not None, self.device):
+            self._save()
+            raise StoppedEarly(
+                f"stopped early after step {self.state.step} of {self.steps}: {reason or 'its watch says so'}"
+            )
+
     def _save(self) -> None:
         self._mean_loss()  # a state that is not finite is never kept
         self.compressor.collect_on_first_rank()
@@ -272,25 +285,3 @@ class Trainer:
 
 
 _EPOCH_COLUMNS = ("epoch", "step", "phase", "weight_sparsity", "feature_sparsity", "learning_rate")
-
-
-@contextmanager
-def _catching(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM and SIGINT let the step finish; a second SIGINT stops at once. Outside the main thread: as they are."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if trainer.stop_signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        trainer.stop_signal = number
-
-    before: dict[signal.Signals, Any] = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qprune.errors import Interrupted, RunFailure, UserError
+from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
 from qprune.experiment import checkpoint, processes
 from qprune.experiment.processes import share_of
 from tests.experiment.toy import Toy, prepared
@@ -92,6 +92,24 @@ def test_signals_finish_the_step_and_save(number: signal.Signals, tmp_path: Path
     task, _, trainer = prepared(tmp_path / "stopped")
     assert trainer.fit() == expected[0]
     assert_same_state(state_of(task), expected[1])
+
+
+def test_a_watch_sees_every_epoch_and_stops_without_loss(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    seen: list[int] = []
+
+    def watch(epochs: list[dict[str, Any]]) -> str | None:
+        seen.append(len(epochs))
+        assert epochs[-1]["epoch"] == len(epochs)
+        return "it is hopeless" if len(epochs) == 6 else None
+
+    _, _, trainer = prepared(tmp_path / "stopped", watch=watch)
+    with pytest.raises(StoppedEarly, match="^stopped early after step 18 of 24: it is hopeless$"):
+        trainer.fit()
+    task, _, trainer = prepared(tmp_path / "stopped", watch=watch)
+    assert trainer.fit() == expected[0]
+    assert_same_state(state_of(task), expected[1])
+    assert seen == [1, 2, 3, 4, 5, 6, 7]  # not asked after the last epoch: there is nothing left to stop
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Figures of runs and of sets of runs, drawn from what is stored: rows, curves and tensors. Nothing is trained here."""
+"""Curves and points of runs, drawn from what is stored: rows, metrics and operators. Nothing is trained here."""
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,41 +12,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qprune.experiment.files import write_atomically
+from qprune.compression.plan import INPUT
+from qprune.compression.schedule import Timeline
+from qprune.experiment.drawing import COLOURS, MARKERS, PHASES, stacked, title_of, with_unit
 from qprune.experiment.results import Row
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
-PHASES = {"P": "#fbe3d0", "Q": "#d6e8f5", "PQ": "#e6dcef", "": "#ffffff"}
-MARKERS = "osD^vPX"
+KINDS = ("weight", "feature")
+MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, beside their points
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG (150 dots per inch) and SVG (text as text); `path` has no suffix. The files' paths."""
-    written = []
-    for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-        path_there = path.with_name(f"{path.name}.{suffix}")
-        write_atomically(path_there, _drawn(figure, suffix, options))
-        written.append(path_there)
-    return written
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element, for a page."""
-    text = _drawn(figure, "svg", {"metadata": {"Date": None}}).decode()
-    return text[text.index("<svg") :]
-
-
-def training_curve(curve: pd.DataFrame, row: Row) -> Figure:
-    """Loss and score over epochs; the phases (float, pruning, quantized) are shaded."""
-    figure, axes = _figure(2, sharex=True)
+def training_curve(
+    curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] | None = None
+) -> Figure:
+    """Loss and score over epochs; the phases (pruned, quantized, both) are shaded, float is white."""
+    figure, axes = stacked(2, sharex=True)
     for axis in axes:
-        _shade(axis, curve)
+        _shade(axis, curve, timeline)
     axes[0].plot(curve["epoch"], curve["loss"], color=COLOURS[0], marker=_dots(curve))
     axes[0].set_ylabel("loss (mean of an epoch)")
+    if (curve["loss"] > 0).all() and curve["loss"].max() > 20 * curve["loss"].min():
+        axes[0].set_yscale("log")
     if row.metric in curve:
         scores = curve[["epoch", row.metric]].dropna()
         axes[1].plot(scores["epoch"], scores[row.metric], color=COLOURS[1], marker=_dots(curve))
-    axes[1].set_ylabel(with_unit(row.metric))
+    axes[1].set_ylabel(with_unit(row.metric, names))
     axes[1].set_xlabel("epoch")
     axes[0].set_title(title_of(row))
     handles, labels = axes[0].get_legend_handles_labels()
@@ -56,24 +44,61 @@ def training_curve(curve: pd.DataFrame, row: Row) -> Figure:
     return figure
 
 
-def sparsity_curve(curve: pd.DataFrame, row: Row) -> Figure:
-    """Fraction of zeros in weights and features over epochs."""
-    figure, [axis] = _figure(1)
-    _shade(axis, curve)
-    for i, kind in enumerate(("weight", "feature")):
-        values = 100 * curve[f"{kind}_sparsity"]
-        style = "-" if kind == "weight" else "--"  # the two often coincide
-        axis.step(curve["epoch"], values, style, where="pre", color=COLOURS[i], label=f"{kind}s", marker=_dots(curve))
-    axis.set(xlabel="epoch", ylabel="zeros (%)", ylim=(-2, 102), title=title_of(row))
-    axis.legend(fontsize=7)
+def over_time(
+    curve: pd.DataFrame, operators: Sequence[Mapping[str, Any]], timeline: Timeline | None, row: Row
+) -> Figure:
+    """Zeros and decimal bits over epochs. Dots are measured at ends of epochs, lines step at the schedule's events.
+
+    timeline: of the run, in its own steps; without it only the dots are drawn, and no decimal bits.
+    """
+    figure, axes = stacked(2, height=1.9, sharex=True)
+    for axis in axes:
+        _shade(axis, curve, timeline)
+    for i, kind in enumerate(KINDS):
+        size = 6 - 3 * i  # the two often coincide
+        axes[0].plot(
+            curve["epoch"], 100 * curve[f"{kind}_sparsity"], MARKERS[i], color=COLOURS[i], ms=size, label=f"{kind}s"
+        )
+        if timeline is not None:
+            steps = [0, *timeline.prune_steps, row.steps]
+            levels = [timeline.fraction(timeline.prune_events(step)) for step in steps]
+            zeros = 100 * getattr(row, f"{kind}_sparsity") * np.array(levels)
+            axes[0].step(np.array(steps) / timeline.steps_per_epoch, zeros, where="post", color=COLOURS[i], lw=1)
+            _decimals_over_time(axes[1], [o for o in operators if o["kind"] == kind], kind, timeline, row.steps)
+    axes[0].set(ylabel="zeros (%)", ylim=(-4, 104), title=title_of(row))
+    axes[0].legend(fontsize=7, loc="upper left")
+    axes[1].set(xlabel="epoch", ylabel="decimal bits d*")
+    axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes[1].get_legend_handles_labels()[0]:
+        axes[1].legend(fontsize=7, loc="upper left", title="one line per tensor", title_fontsize=7)
     return figure
+
+
+def _decimals_over_time(
+    axis: Axes, operators: Sequence[Mapping[str, Any]], kind: str, timeline: Timeline, steps: int
+) -> None:
+    """A line per quantizer from its event to the end, at its mean over channels; lines of one height are set apart."""
+    event = timeline.weight_step if kind == "weight" else timeline.feature_step
+    shown = [o for o in operators if o["operator"] == "quantize"]
+    if event is None or not shown:
+        return
+    colour, place = COLOURS[KINDS.index(kind)], KINDS.index(kind)
+    times = (event / timeline.steps_per_epoch, steps / timeline.steps_per_epoch)
+    heights = Counter(float(np.mean(operator["decimals"])) for operator in shown)
+    label = f"{kind}s, frozen at epoch {times[0]:.4g}"
+    for height, lines in heights.items():
+        for offset in np.linspace(-0.1, 0.1, lines) if lines > 1 else [0.0]:
+            style = "-" if place == 0 else "--"
+            axis.plot(times, [height + offset] * 2, color=colour, lw=1, ls=style, label=label)
+            axis.plot(times[0], height + offset, MARKERS[place], color=colour, ms=3)
+            label = ""
 
 
 def decimal_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
     """Decimal bits d* of every quantizer, frozen at its event: mean over channels, bar from least to largest."""
-    figure, [axis] = _figure(1)
-    shown = [o for o in operators if o["operator"] == "quantize"]
-    for i, kind in enumerate(("weight", "feature")):
+    figure, [axis] = stacked(1)
+    shown = sorted((o for o in operators if o["operator"] == "quantize"), key=lambda o: bool(o["site"] != INPUT))
+    for i, kind in enumerate(KINDS):
         places = [place for place, o in enumerate(shown) if o["kind"] == kind]
         values = [np.asarray(shown[place]["decimals"]) for place in places]
         if places:
@@ -83,30 +108,54 @@ def decimal_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
     step = max(1, len(shown) // 24)
     axis.set_xticks(range(0, len(shown), step), [o["site"] for o in shown[::step]], rotation=60, ha="right", fontsize=7)
     axis.set(ylabel="decimal bits d*", title=title_of(row))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     if shown:
         axis.legend(fontsize=7)
     return figure
 
 
-def density_against_score(rows: Sequence[Row], unit: str = "") -> Figure:
-    """Density (accounting `actual`) against score, one point per recipe (mean over seeds), with the Pareto front."""
-    figure, [axis] = _figure(1)
-    table = pd.DataFrame(
-        [(r.notation, r.score, r.density_actual) for r in rows], columns=["recipe", "score", "density"]
-    )
-    points = table.groupby("recipe", sort=True).mean()
-    for i, (recipe, point) in enumerate(points.iterrows()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
-        axis.scatter(point["score"], point["density"], color=colour, marker=marker, label=str(recipe), zorder=3, s=40)
-    front = pareto_front(points["score"].tolist(), points["density"].tolist(), rows[0].higher_is_better)
-    axis.plot(
-        points["score"].iloc[front], points["density"].iloc[front], color="#888888", lw=1, ls="--", label="Pareto front"
-    )
+def density_against_score(
+    runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "", names: Mapping[str, str] = {}
+) -> Figure:
+    """Density (accounting `actual`) against score with the Pareto front: a point per recipe, bars are deviations.
+
+    runs: columns recipe, order, score, density; one line per run. Many recipes are coloured by their order.
+    """
+    figure, [axis] = stacked(1, height=3.2)
+    points = runs.groupby(["recipe", "order"], sort=True)[["score", "density"]].agg(["mean", "std"]).reset_index()
+    scores, densities = points["score", "mean"], points["density", "mean"]
+    front = pareto_front(scores.tolist(), densities.tolist(), higher_is_better)
+    few, orders = len(points) <= MOST_IN_LEGEND, sorted(runs["order"].unique())
+    named: set[str] = set()
+    for i, point in points.iterrows():
+        recipe, order = str(point["recipe", ""]), str(point["order", ""])
+        place, label = (int(str(i)), recipe) if few else (orders.index(order), order.replace("_", " "))
+        axis.errorbar(
+            point["score", "mean"],
+            point["density", "mean"],
+            xerr=point["score", "std"] if point["score", "std"] > 0 else None,
+            fmt=MARKERS[place % 7],
+            color=COLOURS[place % 7],
+            ms=6,
+            lw=1,
+            capsize=2,
+            label=None if label in named else label,
+            zorder=3,
+        )
+        named.add(label)
+        if not few and i in front:
+            at = (point["score", "mean"], point["density", "mean"])
+            axis.annotate(recipe, at, xytext=(3, 4), textcoords="offset points", fontsize=6)
+    axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
+    counts = sorted(runs.groupby(["recipe", "order"]).size().unique())
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    direction = "" if higher_is_better else ", smaller is better"
     axis.set(
-        xlabel=with_unit(rows[0].metric),
+        xlabel=with_unit(metric, names) + direction,
         ylabel=f"performance density{f' ({unit})' if unit else ''}",
-        title=rows[0].task,
+        title=f"{task}: means over seeds (n = {seeds})",
     )
+    axis.margins(0.08)
     axis.legend(fontsize=6, loc="best")
     return figure
 
@@ -123,92 +172,49 @@ def pareto_front(scores: Sequence[float], densities: Sequence[float], higher_is_
     return sorted(front, key=lambda i: scores[i])
 
 
-def score_by_window(points: pd.DataFrame, metric: str, task: str) -> Figure:
-    """Fig. 4: score against the window T. points: columns window (samples), recipe, score; one row per run."""
-    figure, [axis] = _figure(1)
-    for i, (recipe, group) in enumerate(points.groupby("recipe", sort=True)):
+def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] | None = None) -> Figure:
+    """Fig. 4: score against the window T. points: columns window (samples), recipe, score; one line per run."""
+    figure, [axis] = stacked(1, height=2.6)
+    groups = list(points.groupby("recipe", sort=True))
+    for i, (recipe, group) in enumerate(groups):
         runs = group.groupby("window")["score"]
-        mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
+        mean, spread, counts = runs.mean(), runs.std(ddof=1).fillna(0.0), sorted(runs.size().unique())
+        seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
         axis.errorbar(
-            mean.index, mean, yerr=spread, marker=MARKERS[i % 7], color=COLOURS[i % 7], label=str(recipe), capsize=3
+            mean.index * apart,
+            mean,
+            yerr=spread,
+            marker=MARKERS[i % 7],
+            color=COLOURS[i % 7],
+            label=f"{recipe} ({seeds})",
+            capsize=3,
         )
     axis.set_xscale("log", base=2)
     windows = sorted(points["window"].unique())
     axis.set_xticks(windows, [str(window) for window in windows])
-    axis.set(xlabel="window T (samples)", ylabel=with_unit(metric), title=f"{task}: mean and deviation over seeds")
+    axis.minorticks_off()
+    title = f"{task}: mean and standard deviation over seeds"
+    axis.set(xlabel="window T (samples)", ylabel=with_unit(metric, names), title=title)
     axis.legend(fontsize=7)
     return figure
 
 
-def histogram(values: np.ndarray[Any, Any], name: str, bits: int, decimal: int) -> Figure:
-    """Fig. 2: values of a tensor on a logarithmic count, with the range that its grid of `bits` bits can hold."""
-    figure, [axis] = _figure(1)
-    axis.hist(values.ravel(), bins=120, log=True, color=COLOURS[0])
-    low, high = -(2 ** (bits - 1)) * 2.0**-decimal, (2 ** (bits - 1) - 1) * 2.0**-decimal
-    axis.axvspan(low, high, color=PHASES["Q"], zorder=0, label=f"range of {bits} bits, d* = {decimal}")
-    axis.set(xlabel="value", ylabel="elements", title=name)
-    axis.legend(fontsize=7)
-    return figure
-
-
-def masks(features: Mapping[str, np.ndarray[Any, Any]], channels: int = 16) -> Figure:
-    """Feature masks (C, H, W) as pictures, the first `channels` of each; dark is pruned."""
-    names = list(features)
-    figure = Figure(figsize=(6.4, 1.9 * len(names) + 0.3), layout="constrained")
-    grid = figure.subplots(len(names), 1, squeeze=False)
-    for axis, name in zip(grid[:, 0], names, strict=True):
-        mask = features[name][:channels].astype(float)
-        tiles = list(np.pad(mask, ((0, 0), (1, 1), (1, 1)), constant_values=0.5))
-        half = (len(tiles) + 1) // 2
-        tiles += [np.ones_like(tiles[0])] * (2 * half - len(tiles))
-        lines = [np.concatenate(tiles[start : start + half], axis=1) for start in (0, half)]
-        axis.imshow(np.concatenate(lines), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(f"{name}: channels 0 to {len(mask) - 1}, {1 - features[name].mean():.1%} pruned", fontsize=8)
-        axis.axis("off")
-    return figure
-
-
-def side_by_side(pictures: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
-    """Pictures (H, W) or (H, W, 3) with values in [0, 1] beside each other, each under its recipe."""
-    figure = Figure(figsize=(2.4 * len(pictures), 2.8), layout="constrained")
-    for axis, (name, picture) in zip(
-        figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
-    ):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axis.set_title(name, fontsize=8)
-        axis.axis("off")
-    return figure
-
-
-def with_unit(metric: str) -> str:
-    """A metric's name with its unit in brackets: `psnr_db` is PSNR (dB)."""
-    name, _, unit = metric.rpartition("_")
-    units = {"db": "dB", "percent": "%"}
-    return f"{name.replace('_', ' ')} ({units[unit]})" if unit in units else metric.replace("_", " ")
-
-
-def title_of(row: Row) -> str:
-    """Task, recipe, seed; and that the row carries marks, if it does."""
-    return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (marked)" if row.marks else "")
-
-
-def _figure(rows: int, sharex: bool = False) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4, 2.2 * rows + 1.2), layout="constrained")
-    axes = list(figure.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _shade(axis: Axes, curve: pd.DataFrame) -> None:
-    """Colour the epochs by what was active at their end."""
-    kinds = ["".join(letter for letter in "PQ" if letter in str(phase)) for phase in curve["phase"]]
-    names = {"P": "pruning", "Q": "quantized", "PQ": "pruned and quantized"}
+def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
+    """Colour what was active: from event to event of the timeline, or else by epochs, as it was at their ends."""
+    names = {"P": "pruned", "Q": "quantized", "PQ": "pruned and quantized"}
+    if timeline is None:
+        phases = list(zip(curve["epoch"] - 1, curve["epoch"], curve["phase"], strict=True))
+    else:
+        marks = (0, *timeline.prune_steps, timeline.weight_step, timeline.feature_step)
+        steps = sorted({step for step in marks if step is not None})
+        ends = [*steps[1:], curve["step"].max()]
+        length = timeline.steps_per_epoch
+        phases = [(a / length, b / length, timeline.phase(a)) for a, b in zip(steps, ends, strict=True)]
     seen: set[str] = set()
-    for epoch, kind in zip(curve["epoch"], kinds, strict=True):
-        if kind:
-            label = None if kind in seen else names[kind]
-            axis.axvspan(epoch - 1, epoch, color=PHASES[kind], lw=0, zorder=0, label=label)
+    for start, end, phase in phases:
+        if kind := "".join(letter for letter in "PQ" if letter in str(phase)):
+            axis.axvspan(start, end, color=PHASES[kind], lw=0, zorder=0, label=None if kind in seen else names[kind])
             seen.add(kind)
     axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -216,12 +222,3 @@ def _shade(axis: Axes, curve: pd.DataFrame) -> None:
 
 def _dots(curve: pd.DataFrame) -> str | None:
     return "o" if len(curve) <= 30 else None
-
-
-def _drawn(figure: Figure, suffix: str, options: Mapping[str, Any]) -> bytes:
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format=suffix, **options)
-    return buffer.getvalue()

@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row = store_row(composer, words, runs, score=score, density_actual=9.0 - i, marks=marks)
                 [place] = runs.glob(f"espcn/*{row.signature[:10]}")
                 (place / "metrics.csv").write_text(CURVE.format(score=score), encoding="utf-8")
-    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)"]) == 0
+    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)", "--runs", "4"]) == 0
     return folder / "report.html"
 
 
@@ -53,6 +53,37 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> No
     assert len(list((report.parent / "figures").glob("*.svg"))) == len(list((report.parent / "figures").glob("*.png")))
     for path in (report.parent / "figures").glob("*.svg"):
         assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
+
+
+def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert text.count("<summary>config.yaml</summary>") == 6
+    curves = sorted(path.name for path in (report.parent / "figures").glob("*-curve.svg"))
+    assert [sum(f"seed{seed}" in name for name in curves) for seed in range(2)] == [3, 1]
+    assert "The figures of 2 further runs are left out" in text
+
+
+@pytest.mark.parametrize("number", ["-1", "few"])
+def test_a_number_of_runs_is_checked(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", f"results_dir={tmp_path}", f"--runs={number}"]) == 2
+    assert f"argument --runs: invalid whole number >= 0 value: '{number}'" in capsys.readouterr().err
+
+
+def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["run", *keys, "order=quantize_only"]) == 0
+    [path] = tmp_path.rglob("histograms.json")
+    content = path.read_bytes()
+    path.unlink()
+    with Composer() as composer:  # a row without a network
+        store_row(composer, ["task=espcn", "data=synthetic", "budget=smoke", "seed=1"], tmp_path / "runs")
+    capsys.readouterr()
+    assert cli.main(["report", "--histograms", *keys[:3], keys[-1]]) == 1
+    assert path.read_bytes() == content
+    printed = capsys.readouterr()
+    assert f"counted features: {path.parent}" in printed.out
+    assert printed.err.count("left out: no histograms of") == 1
+    assert len(list((tmp_path / "figures").glob("*-features.png"))) == 1
 
 
 def test_pareto_front_by_hand() -> None:

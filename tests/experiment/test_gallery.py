@@ -1,0 +1,189 @@
+"""Figures are true to their data: what is drawn is read back from axes and compared with rows and schedules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from qprune.command_line.overrides import Composer
+from qprune.compression.schedule import Timeline
+from qprune.experiment import figures, gallery, pictures
+from qprune.experiment.drawing import drawn, with_unit
+from qprune.experiment.gallery import Names
+from qprune.experiment.results import Row
+from qprune.experiment.store import Store
+from tests.experiment.rows import store_row
+
+CURVE = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3, 4],
+        "step": [10, 20, 30, 40],
+        "phase": ["float", "P 2/2", "P 2/2 Q(w,f)", "P 2/2 Q(w,f)"],
+        "weight_sparsity": [0.0, 0.5, 0.5, 0.5],
+        "feature_sparsity": [0.0, 0.5, 0.5, 0.5],
+        "loss": [4.0, 3.0, 2.0, 1.0],
+        "psnr_db": [20.0, 21.0, 22.0, 23.0],
+    }
+)
+TIMELINE = Timeline(prune_steps=(12, 18), weight_step=22, feature_step=25, steps_per_epoch=10)
+OPERATORS = [
+    {"site": "conv1", "kind": "weight", "operator": "quantize", "decimals": [8, 10]},
+    {"site": "tanh1", "kind": "feature", "operator": "quantize", "decimals": [7]},
+    {"site": "input", "kind": "feature", "operator": "quantize", "decimals": [6]},
+]
+
+
+@pytest.fixture
+def row(tmp_path: Path) -> Row:
+    with Composer() as composer:
+        return store_row(composer, ["task=espcn", "budget=smoke", "order=prune_first"], tmp_path / "one", steps=40)
+
+
+def lines(figure: Figure, axis: int) -> list[tuple[list[float], list[float]]]:
+    return [
+        (list(map(float, x)), list(map(float, y))) for x, y in (line.get_data() for line in figure.axes[axis].lines)
+    ]
+
+
+def test_zeros_step_at_the_events_and_meet_what_was_measured(row: Row) -> None:
+    figure = figures.over_time(CURVE, OPERATORS, TIMELINE, row)
+    dots, steps = lines(figure, 0)[:2]
+    assert dots == ([1.0, 2.0, 3.0, 4.0], [0.0, 50.0, 50.0, 50.0])
+    assert steps[0] == [0.0, 1.2, 1.8, 4.0]
+    assert steps[1] == pytest.approx([0.0, 50 * (1 - 0.5**3), 50.0, 50.0])  # cubic, two events
+    decimals = [line for line in lines(figure, 1) if len(line[0]) == 2]
+    assert decimals == [([2.2, 4.0], [9.0, 9.0]), ([2.5, 4.0], [7.0, 7.0]), ([2.5, 4.0], [6.0, 6.0])]
+
+
+def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
+    figure = figures.training_curve(CURVE, TIMELINE, row)
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in figure.axes[0].patches]
+    assert np.allclose(spans, [(1.2, 1.8), (1.8, 2.2), (2.2, 2.5), (2.5, 4.0)])
+    by_epoch = figures.training_curve(CURVE, None, row).axes[0].patches
+    assert [patch.get_x() for patch in by_epoch] == [1, 2, 3]
+
+
+def test_the_timeline_of_a_run_is_that_of_its_config(row: Row, tmp_path: Path) -> None:
+    store = Store.read(tmp_path / "one")
+    timeline = gallery.timeline_of(store.config(row.signature), row)
+    assert timeline is not None
+    assert (timeline.steps_per_epoch, timeline.weight_step, timeline.feature_step) == (10, 32, 34)  # 160, 170 of 200
+    assert timeline.prune_steps == (29, 30, 31, 32)  # 140 + 5 k of 200 epochs, in 40 steps
+    assert gallery.timeline_of(None, row) is None
+    assert gallery.timeline_of({"seed": 1}, row) is None
+
+
+def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    with Composer() as composer:
+        for words in (
+            ["order=prune_first", "seed=0"],
+            ["order=prune_first", "seed=1"],
+            ["order=prune_first", "prune.window=4"],
+            ["order=quantize_first"],
+            ["order=quantize_first", "trainer.threads=1", "seed=1"],
+        ):
+            store_row(composer, ["task=espcn", *words], tmp_path, score=30.0 + len(words))
+    store = Store.read(tmp_path)
+    rows = list(store.rows.values())
+    found = sorted(gallery.recipes(store, rows).values())
+    first = "P0.5(w,f)->Q8(w,f) prune.window="
+    assert found == [f"{first}16", f"{first}16", f"{first}4", *["Q8(w,f)->P0.5(w,f)"] * 2]
+    windows = gallery._windows(store, rows)
+    assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only
+    assert set(windows["recipe"]) == {"P0.5(w,f)->Q8(w,f)"}
+
+
+def test_window_means_and_deviations(tmp_path: Path) -> None:
+    points = pd.DataFrame(
+        [(1, "a", 30.0), (1, "a", 32.0), (4, "a", 33.0), (4, "a", 35.0)], columns=["window", "recipe", "score"]
+    )
+    axis = figures.score_by_window(points, "psnr_db", "espcn").axes[0]
+    assert list(axis.lines[0].get_ydata()) == [31.0, 34.0]
+    bar = axis.collections[0].get_segments()[0]
+    assert bar[:, 1] == pytest.approx([31 - 2**0.5, 31 + 2**0.5])
+    assert axis.get_xlabel() == "window T (samples)"
+    assert axis.get_ylabel() == "psnr (dB)"
+
+
+def test_the_front_joins_means_over_seeds() -> None:
+    runs = pd.DataFrame(
+        [("a", "prune_first", 30.0, 9.0), ("a", "prune_first", 32.0, 9.0), ("b", "baseline", 35.0, 6.0)],
+        columns=["recipe", "order", "score", "density"],
+    )
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)", {"psnr_db": "PSNR (dB)"}).axes[0]
+    assert list(axis.lines[-1].get_xdata()) == [31.0, 35.0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("PSNR (dB)", "performance density (dB/ln(Mb))")
+    axis = figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
+    assert axis.get_xlabel() == "fid, smaller is better"
+
+
+def test_the_histogram_shows_every_count_and_the_range(row: Row) -> None:
+    site = {"site": "tanh1", "bits": 8, "decimal": 7, "low": -1.0, "high": 0.9921875, "elements": 8}
+    site |= {"below": 0, "above": 2, "start": 0.0, "width": 0.5, "counts": [5, 1, 2]}
+    axis = pictures.feature_histograms([site], row).axes[0]
+    [steps] = [patch for patch in axis.patches if hasattr(patch, "get_data")]
+    values, edges, _ = steps.get_data()
+    assert (list(values), list(edges)) == ([5, 1, 2], [0.0, 0.5, 1.0, 1.5])
+    assert "8 bits, d* = 7, 25.00% outside" in axis.get_title()
+    [span] = [patch for patch in axis.patches if not hasattr(patch, "get_data")]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (-1.0, 0.9921875)
+    assert len(pictures.feature_histograms([site] * 20, row).axes) == pictures.SITES
+
+
+def test_what_all_pictures_share_is_shown_once() -> None:
+    source, target = np.zeros((20, 10, 3), np.uint8), np.full((20, 10, 3), 255, np.uint8)
+    made = [np.full((20, 12, 3), value, np.uint8) for value in (50, 100)]
+    whole = {name: np.concatenate([source, made[i], target], 1) for i, name in enumerate("ab")}
+    shown = pictures._shared_once(whole)
+    assert list(shown) == ["input", "a", "b", "target"]
+    assert np.array_equal(shown["input"], source)
+    assert np.array_equal(shown["b"], made[1])
+    assert np.array_equal(shown["target"], target)
+    assert list(pictures._shared_once({"a": source, "b": target})) == ["a", "b"]
+    assert list(pictures._shared_once({"a": source})) == ["a"]
+
+
+def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
+    store = Store.read(tmp_path / "one")
+    place = store.paths[row.signature].parent
+    assert list(gallery.of_run(store, row, Names())) == []
+    CURVE.to_csv(place / "metrics.csv", index=False)
+    (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")
+    (place / "histograms.json").write_text("[{", encoding="utf-8")  # not whole: no figure, no failure
+    found = list(gallery.of_run(store, row, Names()))
+    assert [figure.name.removeprefix(place.name) for figure in found] == ["-curve", "-time", "-decimals"]
+    again = list(gallery.of_run(store, row, Names()))
+    assert [figure.svg for figure in found] == [figure.svg for figure in again]
+    for figure in found:
+        assert b"<text" in figure.svg  # text stays text
+        assert figure.png.startswith(b"\x89PNG")
+
+
+def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> None:
+    with Composer() as composer:
+        for i, order in enumerate(("baseline", "prune_first")):
+            row = store_row(composer, ["task=espcn", f"order={order}"], tmp_path, density_actual=9.0 - i)
+            [place] = tmp_path.glob(f"espcn/*{row.signature[:10]}")
+            (place / "pictures").mkdir()
+            Image.new("RGB", (30, 20), (i * 80, 0, 0)).save(place / "pictures" / "test.png")
+            (place / "pictures" / "broken.png").write_bytes(b"\x89PNG")
+    store = Store.read(tmp_path)
+    found = list(gallery.over_runs(store, list(store.rows.values()), Names()))
+    assert [figure.name for figure in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
+    assert b"seed 0" in found[1].svg
+
+
+def test_a_name_with_unit() -> None:
+    assert with_unit("psnr_db") == "psnr (dB)"
+    assert with_unit("fid_proxy") == "fid proxy"
+    assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
+    assert drawn(Figure(), "x", "").png == drawn(Figure(), "x", "").png

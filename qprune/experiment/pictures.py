@@ -83,12 +83,8 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
     tall = panels[0][1].shape[0] / max(widths) * width
     figure = Figure(figsize=(width, (tall + 0.4) * len(lines) + 0.4), layout="constrained")
-    for part, line, filled in zip(
-        np.atleast_1d(figure.subfigures(len(lines), 1)),
-        lines,
-        widths,
-        strict=True,  # type: ignore[call-overload]
-    ):
+    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    for part, line, filled in zip(parts, lines, widths, strict=True):
         empty = max(widths) - filled
         ratios = [picture.shape[1] for _, picture in line] + ([empty] if empty > 0 else [])
         grid = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]

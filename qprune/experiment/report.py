@@ -87,7 +87,7 @@ def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
     """`most` of the rows: the first seed of every recipe, then the second ones, and so on."""
     labels = gallery.recipes(store, rows)
     taken: dict[tuple[str, ...], int] = {}
-    ranked = []
+    ranked: list[tuple[int, int, Row]] = []
     for row in rows:
         key = (row.task, row.budget, row.data_source, labels[row.signature])
         ranked.append((taken.setdefault(key, 0), len(ranked), row))

@@ -134,6 +134,13 @@ def _sweep(verb: str, arguments: Sequence[str], composed: Sequence[Composed]) ->
     try:
         with notes_lock(folder):
             hand_over([*arguments, f"hydra.sweep.dir='{place}'"], verb)
+    except Exception as error:
+        launcher = [text for text in options.overrides if text.startswith("hydra/launcher=")]
+        if isinstance(error, UserError) or not launcher or _outcomes(folder):
+            raise
+        raise UserError(
+            f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
+        ) from error
     finally:
         outcomes = _outcomes(folder)
         failed = [outcome for outcome in outcomes if outcome.exit_code]

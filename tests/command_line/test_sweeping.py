@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,10 +77,11 @@ def test_the_summary_is_written_when_runs_fail(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("plugin", "options"),
     [
-        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=processes"]),
         ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2"]),
+        ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray_here"]),
     ],
-    ids=["joblib", "submitit_local"],
+    ids=["processes", "submitit_local", "ray_here"],
 )
 def test_launchers_make_the_rows_of_the_basic_one(plugin: str, options: list[str], tmp_path: Path) -> None:
     pytest.importorskip(plugin)
@@ -91,6 +93,16 @@ def test_launchers_make_the_rows_of_the_basic_one(plugin: str, options: list[str
         assert done.returncode == 0, done.stderr
         tables.append(table_of(tmp_path / name))
     assert tables[0] == tables[1]
+
+
+def test_a_launcher_that_cannot_start_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if shutil.which("srun"):
+        pytest.skip("this machine is part of a SLURM cluster")
+    assert cli.main(["sweep", *TOY, "seed=0,1", "hydra/launcher=slurm", f"results_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert 'error: hydra/launcher=slurm started no run: Could not detect "srun"' in error
+    assert "bug of qprune" not in error
 
 
 def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Choices for Hydra itself."""

@@ -1,0 +1,1 @@
+"""Choices of the config group `hydra/launcher`."""

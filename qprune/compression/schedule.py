@@ -176,11 +176,6 @@ class Timeline:
         return None if self.feature_step is None else self._window(step, 0, self.feature_step)
 
     @property
-    def idle(self) -> bool:
-        """Whether no operator ever acts."""
-        return self.first_action is None
-
-    @property
     def first_action(self) -> int | None:
         """The first step at which an operator acts or observes: before it, training is that of the float network."""
         starts = [] if self.weight_step is None else [self.weight_step]

@@ -13,6 +13,7 @@ import torch
 
 import qprune
 
+ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "torchmetrics")
 
 

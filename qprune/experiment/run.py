@@ -27,7 +27,7 @@ from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
 from qprune.experiment import results
 from qprune.experiment.decimals import finished_run, fix_decimals
-from qprune.experiment.environment import describe_environment
+from qprune.experiment.environment import ENVIRONMENT_FILE, describe_environment
 from qprune.experiment.files import explained, png_bytes, write_atomically, write_json
 from qprune.experiment.histograms import HISTOGRAMS_FILE
 from qprune.experiment.loggers import check_logger, log_curve
@@ -203,7 +203,7 @@ def _describe(config: dict[str, Any], folder: Path, task: Task, sites: Plan, dev
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     rows = _plan_rows(task, sites)
     write_atomically(folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False).encode())
-    write_json(folder / "environment.json", describe_environment(config["seed"], device, task.dataset))
+    write_json(folder / ENVIRONMENT_FILE, describe_environment(config["seed"], device, task.dataset))
     _print_plan(Console(soft_wrap=True, highlight=False), rows)
 
 

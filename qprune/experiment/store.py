@@ -17,6 +17,7 @@ from qprune.experiment import results
 from qprune.experiment.results import Row
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
+PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
 
 
 @dataclass
@@ -31,15 +32,19 @@ class Store:
 
     @classmethod
     def read(cls, folder: Path) -> Store:
-        """Read all rows. Raises UserError when there is no such folder."""
-        if not folder.is_dir():
+        """Read all rows, and those that only the folder `published` beside it has. UserError if there is neither."""
+        published = folder.parent / PUBLISHED
+        if not folder.is_dir() and not published.is_dir():
             raise UserError(
                 f"there is no folder {folder}; name the one that holds the runs with results_dir=..., or make some: "
                 "qprune run"
             )
         stored, problems = results.read_stored(folder)
+        there = {row.signature for row in stored.values()}
+        theirs, more = results.read_stored(published)
+        stored |= {path: row for path, row in theirs.items() if row.signature not in there}
         paths = {row.signature: path for path, row in stored.items()}
-        return cls(folder, paths, {row.signature: row for row in stored.values()}, problems)
+        return cls(folder, paths, {row.signature: row for row in stored.values()}, problems + more)
 
     def check(self, signatures: Iterable[str]) -> None:
         """Compare these rows with their run's other files; one that does not fit them is left out and named."""

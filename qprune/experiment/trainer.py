@@ -75,8 +75,11 @@ class Trainer:
         self.steps_per_epoch = len(task.train_batches)
         self.steps = loop.epochs * self.steps_per_epoch
         first = compressor.timeline.first_action
-        # the last end of an epoch up to which this is float training, and steps that were taken over, not trained
-        self.float_steps = (self.steps - 1 if first is None else first) // self.steps_per_epoch * self.steps_per_epoch
+        # ends of epochs: the last up to which this is float training, and that at which it is left for others (a run
+        # that is float throughout cannot know when they will begin: half-way serves most)
+        last = self.steps - 1 if first is None else first
+        self.float_steps = last // self.steps_per_epoch * self.steps_per_epoch
+        self.steps_left = self.float_steps if first is not None else loop.epochs // 2 * self.steps_per_epoch
         self.steps_taken_over = 0
         self.optimizers = task.optimizers()
         self.share = 1.0
@@ -149,7 +152,7 @@ class Trainer:
         recent = time.monotonic() - self.saved_at < apart
         if last or not any_rank(recent, self.device):
             self._save()
-        if self.stem is not None and state.step == self.float_steps and not self.compressor.timeline.idle:
+        if self.stem is not None and state.step == self.steps_left:
             self.stem.save(self._snapshot(), self.optimizers)
         return row
 

@@ -49,6 +49,12 @@ def test_a_run_from_a_stem_equals_one_trained_in_full(
     assert not (alone / FOLDER).exists()
 
 
+def test_a_float_run_leaves_its_first_half(tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=baseline")
+    _, taken = finished(tmp_path, "task=espcn", "order=quantize_only")
+    assert taken == 2 * 10  # of 4 epochs; operators begin at 0.7 of all
+
+
 @pytest.mark.parametrize("change", ["seed=1", "task.learning_rate=2e-3", "budget.test_samples=3", "force=true"])
 def test_what_float_training_depends_on_keeps_runs_apart(change: str, tmp_path: Path) -> None:
     finished(tmp_path, "task=espcn", "order=quantize_first")

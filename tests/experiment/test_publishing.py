@@ -1,0 +1,90 @@
+"""Published rows: what is copied, what is not, and how they stand beside one's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qprune.command_line.overrides import Composer
+from qprune.errors import UserError
+from qprune.experiment import results
+from qprune.experiment.files import write_json
+from qprune.experiment.publishing import publish
+from qprune.experiment.store import Store
+from tests.experiment.rows import store_row
+
+
+def runs_of(folder: Path, *seeds: int) -> list[results.Row]:
+    with Composer() as composer:
+        rows = [
+            store_row(composer, ["task=espcn", f"seed={seed}", f"data.root={folder}/files"], folder) for seed in seeds
+        ]
+    for path in folder.rglob("config.yaml"):
+        write_json(
+            path.parent / "environment.json",
+            {"command": ["qprune run", "task=espcn", f"data.root={folder}/files", f"results_dir={folder}"]},
+        )
+        (path.parent / "network.safetensors").write_bytes(b"weights")
+        (path.parent / "pictures").mkdir()
+        (path.parent / "pictures" / "test.png").write_bytes(b"png")
+        (path.parent / "metrics.csv").write_text("epoch,psnr_db\n1,30.0\n")
+    return rows
+
+
+def test_a_published_row_is_light_and_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
+    rows = runs_of(tmp_path / "runs", 0, 1)
+    folder, new, problems = publish(tmp_path / "runs")
+    assert (folder, len(new), problems) == (tmp_path / "published", 2, [])
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert {path.name for path in files} == {
+        *("result.json", "config.yaml", "environment.json", "metrics.csv", "test.png")
+    }
+    assert [path.parts[1].split("-seed")[1][0] for path in files if path.name == "test.png"] == ["0"]
+    for path in files:
+        assert str(tmp_path) not in (folder / path).read_text(), path
+    environment = json.loads(next(folder.rglob("environment.json")).read_bytes())
+    assert environment["command"] == ["qprune run", "task=espcn"]
+    assert yaml.safe_load(next(folder.rglob("config.yaml")).read_text())["data"]["root"] == "data"
+    store = Store.read(tmp_path / "none")
+    store.check(list(store.rows))
+    assert set(store.rows) == {row.signature for row in rows}
+    assert store.problems == []
+
+
+def test_published_rows_count_where_no_own_ones_are(tmp_path: Path) -> None:
+    first, second = runs_of(tmp_path / "runs", 0, 1)
+    publish(tmp_path / "runs")
+    for path in (tmp_path / "runs").rglob("result.json"):
+        if json.loads(path.read_bytes())["seed"] == 1:
+            path.unlink()
+    store = Store.read(tmp_path / "runs")
+    assert store.problems == []
+    assert store.paths[first.signature].is_relative_to(tmp_path / "runs")
+    assert store.paths[second.signature].is_relative_to(tmp_path / "published")
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert len(Store.read(tmp_path / "runs").rows) == 2
+    assert publish(tmp_path / "gone")[1] == []
+    with pytest.raises(UserError, match="there is no folder"):
+        Store.read(tmp_path / "gone" / "runs")
+
+
+def test_a_row_that_was_edited_is_not_published(tmp_path: Path) -> None:
+    runs_of(tmp_path / "runs", 0)
+    path = next((tmp_path / "runs").rglob("metrics.csv"))
+    path.write_text("epoch,psnr_db\n1,29.0\n")
+    _, new, problems = publish(tmp_path / "runs")
+    assert new == []
+    assert len(problems) == 1
+    assert "the score is 30, and metrics.csv ends with 29" in problems[0]
+
+
+def test_the_script_says_what_is_new(tmp_path: Path) -> None:
+    runs_of(tmp_path / "runs", 0)
+    script = Path(__file__).parents[2] / "scripts" / "publish_results.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "runs"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"1 new rows in {tmp_path / 'published'}\n")

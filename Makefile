@@ -13,7 +13,7 @@ READY := .venv/ready
 RUN_DEMO := $(BIN)/qprune run data=synthetic budget=smoke order=prune_first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test results check fmt clean
+.PHONY: help demo test results check docs fmt clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -36,6 +36,9 @@ check: $(READY) ## check format, lint and types
 	ln -s $(CURDIR)/qprune/* $(CURDIR)/tasks $(CURDIR)/configs .venv/typing/qprune/
 	ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
 	cd .venv/typing && ../bin/mypy -p qprune -p tests
+
+docs: $(READY) ## build the documentation into build/docs; warnings and dead links are errors
+	MPLCONFIGDIR=$(CURDIR)/build/matplotlib $(BIN)/python -m sphinx -W -n --keep-going -q -b html docs build/docs
 
 fmt: $(READY) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

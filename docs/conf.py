@@ -1,0 +1,63 @@
+"""How the documentation is built: `make docs`. Offline, warnings are errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+DOCS = Path(__file__).parent
+TO_COME = ("export", "frontier", "performance", "reliability")
+sys.path.insert(0, str(DOCS / "extensions"))
+
+import qprune  # noqa: E402
+
+project = "qprune"
+release = version = qprune.__version__
+copyright = "the authors of qprune"  # noqa: A001  (Sphinx names it so)
+extensions = ["myst_parser", "sphinx.ext.autodoc", "config_keys", "docstrings", "links", "pictures"]
+exclude_patterns = ["extensions"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"qprune {release}"
+html_static_path = ["assets"]
+html_css_files = ["qprune.css"]
+html_copy_source = False
+html_show_copyright = False
+
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+nitpicky = True
+# Types of other projects, whose documentation would have to be fetched
+nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|omegaconf|pathlib|typing|abc|optional|numpy)\b.*")]
+nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Any|Path|Iterator|Iterable|Sequence|DictConfig|LayerT|int|float|str)")]
+nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Placed|Operator|Window|Entry|Alone|Batches|ABC)")]
+
+
+def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
+    """A reference to a class where it is defined leads to where it is documented, among the public names."""
+    name = node.get("reftarget", "").rpartition(".")[2]
+    if node.get("refdomain") == "py" and name in qprune.__all__:
+        domain = env.domains["py"]
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", f"qprune.{name}", node, content)
+    return None
+
+
+def leave_out_pages_to_come(app: Sphinx, page: str, source: list[str]) -> None:
+    """Take entries out of the index whose page is not written yet."""
+    if page == "index":
+        there = [line for line in source[0].splitlines() if line not in TO_COME or (DOCS / f"{line}.md").exists()]
+        source[0] = "\n".join(there)
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", leave_out_pages_to_come)
+    app.connect("missing-reference", resolve_public_name)

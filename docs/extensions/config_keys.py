@@ -1,0 +1,141 @@
+"""The directive `config-keys`: tables of config keys from the YAML files and their comments, made when docs are built.
+
+Each key of `configs/` is explained on its line or in the comment above it (a test holds that), so that one text serves
+the file, `qprune run --cfg job` and this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from docstrings import without_sources
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MACHINE = "[machine]"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key with its dotted path, its default as it is written, and its comment: meaning, unit and range."""
+
+    path: str
+    default: str
+    meaning: str
+    line: int
+
+
+def keys_of(file: Path) -> list[Key]:
+    """All keys of a file whose values are no sections, in order; without Hydra's."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    prefix = "schedule." if "# @package schedule" in lines[0] else ""
+    if file.parent.name in ("budget", "data", "trainer", "logger", "order"):
+        prefix = f"{file.parent.name}."
+    return [
+        Key(prefix + path, _written(value), _comment(lines, key.start_mark.line), key.start_mark.line)
+        for path, key, value in _leaves(yaml.compose(text))
+    ]
+
+
+def summary_of(file: Path) -> str:
+    """What the first line of a file says that it is."""
+    first = next(line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @"))
+    return first.removeprefix("# ")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        inner = f"{path}.{key.value}" if path else key.value
+        if isinstance(value, yaml.MappingNode) and key.value != "hydra":
+            yield from _leaves(value, inner)
+        elif key.value not in ("hydra", "defaults", "_target_"):
+            yield inner, key, value
+
+
+def _written(value: yaml.Node) -> str:
+    text: str = value.start_mark.buffer[value.start_mark.pointer : value.end_mark.pointer]
+    return text.strip() if isinstance(value, yaml.ScalarNode) else " ".join(text.split())
+
+
+def _comment(lines: list[str], number: int) -> str:
+    """The comment on the line; where there is none, the block above."""
+    _, mark, text = lines[number].partition(" # ")
+    if mark:
+        return text.strip()
+    above = []
+    while number > 0 and lines[number - 1].strip().startswith("# "):
+        number -= 1
+        above.append(lines[number].strip().removeprefix("# "))
+    return " ".join(reversed(above))
+
+
+def markdown_table(keys: list[Key]) -> str:
+    """Key, default and meaning; what a backslash or a bar would end is escaped."""
+    rows = ["| key | default | what it means: unit and range |", "| --- | --- | --- |"]
+    for key in keys:
+        meaning = escaped(without_sources(key.meaning.replace(MACHINE, "").strip()))
+        machine = " *(machine key)*" if MACHINE in key.meaning else ""
+        rows.append(f"| `{key.path}` | `{key.default}` | {meaning}{machine} |".replace("| `` |", "| |"))
+    return "\n".join(rows)
+
+
+def schedule_table(configs: Path = CONFIGS) -> str:
+    """All schedules: one row a file, one column a key."""
+    files = sorted((configs / "schedule").rglob("*.yaml"))
+    names = [key.path.removeprefix("schedule.") for key in keys_of(files[0])]
+    rows = [f"| schedule | {' | '.join(f'`{name}`' for name in names)} |", f"|{' --- |' * (len(names) + 1)}"]
+    for file in files:
+        cells = [key.default.replace("null", "-") for key in keys_of(file)]
+        rows.append(f"| `{file.relative_to(configs / 'schedule').with_suffix('')}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def choices_table(group: str, configs: Path = CONFIGS) -> str:
+    """The choices of a group, and what each is."""
+    rows = [f"| `{group}=` | |", "| --- | --- |"]
+    rows += [f"| `{file.stem}` | {escaped(summary_of(file))} |" for file in sorted((configs / group).glob("*.yaml"))]
+    return "\n".join(rows)
+
+
+def escaped(text: str) -> str:
+    """`text` for a cell of a Markdown table, its marks left without meaning but for code."""
+    inside, pieces = False, []
+    for piece in text.split("`"):
+        pieces.append(piece if inside else piece.replace("*", r"\*").replace("<", "&lt;").replace("_", r"\_"))
+        inside = not inside
+    return "`".join(pieces).replace("|", r"\|")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Called by Sphinx."""
+    from docutils import nodes
+    from sphinx.util.docutils import SphinxDirective
+
+    class ConfigKeys(SphinxDirective):
+        """`config-keys` FILE, `schedules`, or `choices GROUP`."""
+
+        required_arguments = 1
+        final_argument_whitespace = True
+        option_spec: ClassVar[dict[str, Any]] = {}
+
+        def run(self) -> list[nodes.Node]:
+            """Parse the table's Markdown."""
+            for file in CONFIGS.rglob("*.yaml"):
+                self.env.note_dependency(str(file))
+            word, _, rest = self.arguments[0].partition(" ")
+            if word == "schedules":
+                text = schedule_table()
+            elif word == "choices":
+                text = choices_table(rest)
+            else:
+                text = markdown_table(keys_of(CONFIGS / word))
+            box = nodes.container(classes=["config-keys" if self.arguments[0].endswith("yaml") else "choices"])
+            box += self.parse_text_to_nodes(text)
+            return [box]
+
+    app.add_directive("config-keys", ConfigKeys)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,116 @@
+"""What the pages show is what happens: code, outputs, commands, error texts, names."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qprune
+from qprune import cli
+from qprune.command_line.composing import compose_checked
+from tests.docs.pages import DOCS, blocks
+
+ROOT = DOCS.parent
+PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", ["own-network", "density"])
+def test_code_prints_what_is_said(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, *more = (block.text for block in blocks(page, "python"))
+    (shown,) = (block.text for block in blocks(page, "text"))
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert capsys.readouterr().out == shown
+    for snippet in more:  # goes on with the names, on a fresh network
+        exec(code.split("epochs =")[0], names)
+        exec(snippet, names)
+        assert names["compressor"].placed
+
+
+def test_the_quick_start_prints_what_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = next(b.text for b in blocks("quickstart", "") if "data=synthetic" in b.text)
+    assert cli.main(shlex.split(command)[1:]) == 0
+    printed = capsys.readouterr().out
+    plan, row, files = (block.text for block in blocks("quickstart", "text"))
+
+    def figures_aside(text: str) -> list[str]:
+        """Lines without spaces at the end, and without scores, which differ from machine to machine."""
+        lines = [re.sub(r"psnr_db [\d.]+", "psnr_db", line).rstrip() for line in text.strip().splitlines()]
+        return [
+            re.sub(r" +[\d.]+$", "", line) if line.startswith(("  paper ", "  actual ")) else line for line in lines
+        ]
+
+    assert "\n".join(figures_aside(plan)) in "\n".join(figures_aside(printed))
+    assert "\n".join(figures_aside(row)) in "\n".join(figures_aside(printed))
+    (stored,) = tmp_path.glob("results/runs/espcn/*")
+    folder, *names = (line.split()[0] for line in files.strip().splitlines())
+    assert folder == f"{stored.relative_to(tmp_path)}/"
+    assert {*names} <= {path.name for path in stored.iterdir()}
+
+
+def commands() -> list[str]:
+    """Every `qprune ...` of the pages, without what the shell does around it."""
+    found = []
+    for page in PAGES:
+        for language in ("", "sh"):
+            for block in blocks(page, language):
+                for line in block.text.replace("\\\n", " ").splitlines():
+                    line = re.sub(r"\s#.*|\s&$|^[A-Z_]+=\S+ ", "", line).strip().removeprefix(".venv/bin/")
+                    if line.startswith("qprune ") and "only-shown" not in block.options:
+                        found.append(line)
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_such_as_qprune_takes(command: str) -> None:
+    _, verb, *words = shlex.split(command)
+    assert verb in cli.VERBS
+    if verb not in ("run", "sweep", "plan") or "task=spirals" in words:  # the tutorial's are run in its own test
+        return
+    if "hydra/launcher=ray" in words:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the launcher for Ray is not installed")
+    words = [word for word in words if not word.startswith("-") and word != "job"]
+    assert compose_checked(words, multirun=verb in ("sweep", "plan"))
+
+
+def texts_of_errors() -> list[str]:
+    """All strings of the code, with `…` for what is filled in."""
+    texts = []
+    for path in [*(ROOT / "qprune").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))  # type: ignore[misc]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return [re.sub("…+", "…", text) for text in texts]
+
+
+@pytest.mark.parametrize("quoted", [block.text.strip() for block in blocks("troubleshooting", "text")])
+def test_errors_are_quoted_as_they_stand_in_the_code(quoted: str) -> None:
+    assert any(text.startswith(quoted) for text in texts_of_errors()), quoted
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = re.findall(r"auto\w+:: qprune\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(qprune.__all__)
+
+
+def test_the_examples_are_shown() -> None:
+    shown = re.findall(r"literalinclude\} \.\./examples/(\w+)\.py", (DOCS / "own-network.md").read_text("utf-8"))
+    assert sorted(shown) == sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def test_the_readme_leads_to_pages_that_exist() -> None:
+    links = re.findall(r"\]\((docs/[\w.-]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert all((ROOT / link).exists() for link in links)

@@ -36,6 +36,8 @@ VERBS = {
     "tables": Verb("print the paper's tables from the finished runs", "qprune.command_line.tables:show"),
     "report": Verb("write one HTML page about the finished runs", "qprune.command_line.report:make"),
     "data": Verb("fetch a published data set, check it and unpack it", "qprune.command_line.data:main"),
+    "export": Verb("write a finished run's network as ONNX or in sparse form", "qprune.command_line.exporting:export"),
+    "verify": Verb("run an exported network beside PyTorch and compare", "qprune.command_line.exporting:verify"),
     "completion": Verb("print the completion script of a shell", "qprune.command_line.completion:show"),
 }
 

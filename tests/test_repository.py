@@ -19,7 +19,10 @@ LAW = {
     "qprune.errors": set(),
     "qprune.compression": {"qprune.errors", "qprune.compression"},
     "qprune.experiment": {"qprune.errors", "qprune.compression", "qprune.experiment", "qprune"},
-    "qprune.command_line": {"qprune.errors", "qprune.experiment", "qprune.command_line", "qprune.cli"},
+    "qprune.export": {"qprune.errors", "qprune.compression", "qprune.experiment", "qprune.export", "qprune"},
+    "qprune.command_line": {
+        *("qprune.errors", "qprune.experiment", "qprune.export", "qprune.command_line", "qprune.cli"),
+    },
     "qprune.cli": {"qprune.errors", "qprune.command_line", "qprune"},
     "qprune.tasks": {"qprune.errors", "qprune.experiment.task", "qprune.tasks"},
 }

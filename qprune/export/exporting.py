@@ -1,0 +1,134 @@
+"""From a finished run to files: ONNX with integer weights, and the sparse form."""
+
+from __future__ import annotations
+
+import copy
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qprune import __version__
+from qprune.compression.operator import Operator
+from qprune.errors import UserError, one_of
+from qprune.experiment.files import write_atomically
+from qprune.experiment.finished import FinishedRun
+from qprune.export.calibration import missing_decimals
+from qprune.export.integer import integer_program
+from qprune.export.lowering import exact_program
+from qprune.export.program import Program
+from qprune.export.sparse import SUFFIX, sparse_bytes
+from qprune.export.tracing import Trace, trace
+
+FOLDER = "export"
+FOLDS = ("integer", "exact")
+FORMS = ("onnx", "sparse")
+WEIGHTS = ("safe", "signed")
+
+
+@dataclass
+class Export:
+    """A run's network, ready to be written. dynamic_size: whether test inputs differ in size from training ones."""
+
+    run: FinishedRun
+    baked: nn.Module
+    trace: Trace
+    dynamic_size: bool
+
+    @classmethod
+    def of(cls, run: FinishedRun, dynamic_size: bool) -> Export:
+        """Trace the network of `run`. Raises UserError for what cannot be exported."""
+        if not run.compressor.placed:
+            raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
+        run.task.network.eval()
+        return cls(run, run.compressor.bake().eval(), trace(run.task.network, run.example), dynamic_size)
+
+    def program(self, fold: str, signed: bool = False) -> Program:
+        """The network as steps: `exact`, as trained, or `integer`, in integer kernels (signed: `needs_unsigned`)."""
+        one_of("--fold", fold, FOLDS)
+        if fold == "exact":
+            return exact_program(self.trace, self.dynamic_size)
+        decimals = missing_decimals(self.baked, self.trace, [self.run.training_input()])
+        return integer_program(self.trace, self.dynamic_size, decimals, signed)
+
+    def float_program(self) -> Program:
+        """The same network without operators, in float32: what sizes and times are compared with."""
+        plain = copy.deepcopy(self.run.task.network)
+        for module in plain.modules():
+            if isinstance(module, Operator):
+                module.active = False
+        return exact_program(trace(plain, self.run.example), self.dynamic_size)
+
+    def metadata(self, fold: str, program: Program | None = None) -> dict[str, str]:
+        """What the file says of itself."""
+        row = self.run.row
+        told = {
+            "qprune.version": __version__,
+            "qprune.signature": row.signature,
+            "qprune.task": row.task,
+            "qprune.recipe": row.notation,
+            "qprune.fold": fold,
+            "qprune.score": f"{row.metric}={row.score!r}",
+            "qprune.weight_bits_actual": f"{row.weight_bits_actual:.0f}",
+            "qprune.feature_bits_actual": f"{row.feature_bits_actual:.0f}",
+            "qprune.quantize": json.dumps(self.run.config["quantize"], sort_keys=True),
+            "qprune.prune": json.dumps(self.run.config["prune"], sort_keys=True),
+        }
+        if program is not None:
+            told["qprune.equal_to_reference"] = str(program.promise).lower()
+            told["qprune.layers"] = json.dumps(program.notes)
+        return told
+
+    def onnx_bytes(self, fold: str, program: Program) -> bytes:
+        """The content of the ONNX file."""
+        content: bytes = program.model(self.dynamic_size, self.metadata(fold, program)).SerializeToString()
+        return content
+
+    def float_bytes(self) -> bytes:
+        """The ONNX file of the network without operators."""
+        content: bytes = self.float_program().model(self.dynamic_size, {}).SerializeToString()
+        return content
+
+    def sparse_bytes(self) -> bytes:
+        """The content of the sparse file."""
+        return sparse_bytes(self.run.task.network, self.baked, self.metadata("none"))
+
+
+def file_of(folder: Path, form: str, fold: str) -> Path:
+    """Where an export of the run in `folder` is kept."""
+    return folder / FOLDER / (f"{fold}.onnx" if form == "onnx" else f"network{SUFFIX}")
+
+
+class _SeenError(Exception):
+    """Stops an evaluation when its first input has been seen."""
+
+
+def is_dynamic(run: FinishedRun) -> bool:
+    """Whether the network's first test input has another size than its training ones."""
+    sizes: set[torch.Size] = set()
+
+    class Seen(Exception):
+        pass
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        sizes.add(x.shape[2:])
+        raise _SeenError
+
+    with suppress(_SeenError):
+        run.evaluate_as(look)
+    return sizes != {run.example.shape[2:]}
+
+
+def export(run: FinishedRun, form: str, fold: str, weights: str = WEIGHTS[0]) -> tuple[Path, Program | None]:
+    """Write one form of a run's network into the run's folder. Returns the file and, for ONNX, its steps."""
+    one_of("--to", form, FORMS)
+    one_of("--weights", weights, WEIGHTS)
+    made = Export.of(run, is_dynamic(run))
+    program = made.program(fold, weights == "signed") if form == "onnx" else None
+    content = made.sparse_bytes() if program is None else made.onnx_bytes(fold, program)
+    path = file_of(run.folder, form, fold)
+    write_atomically(path, content)
+    return path, program

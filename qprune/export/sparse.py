@@ -1,0 +1,111 @@
+"""The sparse form: a network's state in a safetensors file whose size is that of the bits that are counted.
+
+A weight on a grid is a bitmask of its nonzero elements and their values at N bits each; a feature mask is one bit per
+entry; the rest is kept as it is. All tensors of a kind are laid end to end, as `masks`, `values`, `feature_masks` and
+one tensor per other type, and the file's metadata says what they are (`index`, JSON).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from qprune.compression.functional import power_of_two
+from qprune.errors import UserError
+from qprune.export.weights import weights_of
+
+FORMAT = "qprune.sparse.1"
+SUFFIX = ".sparse.safetensors"
+
+
+def pack(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """Whole numbers of `bits` bits, two's complement, end to end, the lowest bit first."""
+    shifts = np.arange(bits)
+    planes = (values[:, None] >> shifts) & 1
+    return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little")
+
+
+def unpack(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]:
+    """What `pack` was given."""
+    planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits).astype(np.int64)
+    values: NDArray[np.int64] = (planes << np.arange(bits)).sum(axis=1)
+    return values - (planes[:, -1] << bits)
+
+
+def sparse_bytes(network: nn.Module, baked: nn.Module, metadata: Mapping[str, str]) -> bytes:
+    """The content of the file for `network` and what `Compressor.bake` made of it."""
+    weights = {f"{path}.weight": weight for path, weight in weights_of(network).items()}
+    index: list[dict[str, Any]] = []
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for name, tensor in baked.state_dict().items():
+        if tensor.numel() == 0 or name.endswith((".total", ".kept")):
+            continue
+        entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
+        if name in weights:
+            weight = weights[name]
+            integers = weight.integers.numpy().astype(np.int64).ravel()
+            mask = integers != 0
+            entry |= {"bits": weight.bits, "nonzero": int(mask.sum()), "decimal": weight.decimal.flatten().tolist()}
+            entry["decimal_shape"] = list(weight.decimal.shape)
+            parts.setdefault("masks", []).append(np.packbits(mask))
+            parts.setdefault("values", []).append(pack(integers[mask], weight.bits))
+        elif name.endswith(".mask") and set(tensor.unique().tolist()) <= {0.0, 1.0}:
+            entry["mask"] = str(tensor.dtype).removeprefix("torch.")
+            parts.setdefault("feature_masks", []).append(np.packbits(tensor.numpy().ravel().astype(bool)))
+        else:
+            entry["type"] = str(tensor.dtype).removeprefix("torch.")
+            parts.setdefault(entry["type"], []).append(tensor.contiguous().numpy().ravel())
+        index.append(entry)
+    tensors = {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in parts.items()}
+    text = json.dumps(index, separators=(",", ":"))
+    return save(tensors, metadata={**metadata, "format": FORMAT, "index": text})
+
+
+def load_sparse(path: Path | str) -> dict[str, Tensor]:
+    """The state dict of the baked network, dense, equal to the last bit. Raises UserError for another kind of file.
+
+    What a run observed on its way (`total`, `kept`) is not kept; load it with `strict=False`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            parts = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no file that qprune export wrote for sparse weights (format {metadata.get('format')})"
+        )
+    place = dict.fromkeys(parts, 0)
+
+    def taken(part: str, count: int) -> NDArray[Any]:
+        start = place[part]
+        place[part] += count
+        return parts[part][start : start + count]  # type: ignore[no-any-return]
+
+    state = {}
+    for entry in json.loads(metadata["index"]):
+        size = int(np.prod(entry["shape"], dtype=np.int64))
+        if "bits" in entry:
+            mask = np.unpackbits(taken("masks", -(-size // 8)), count=size).astype(bool)
+            packed = taken("values", -(-entry["nonzero"] * entry["bits"] // 8))
+            integers = np.zeros(size, np.float32)
+            integers[mask] = unpack(packed, entry["nonzero"], entry["bits"])
+            decimal = torch.tensor(entry["decimal"], dtype=torch.int32).view(entry["decimal_shape"])
+            value = torch.from_numpy(integers).view(entry["shape"]) * power_of_two(-decimal)
+        elif "mask" in entry:
+            bits = np.unpackbits(taken("feature_masks", -(-size // 8)), count=size)
+            value = torch.from_numpy(bits).to(getattr(torch, entry["mask"])).view(entry["shape"])
+        else:
+            value = torch.from_numpy(taken(entry["type"], size).copy()).view(entry["shape"])
+        state[entry["name"]] = value
+    return state

@@ -1,0 +1,220 @@
+"""Steps on features stored as uint8: what onnxruntime carries out in integers.
+
+PyTorch holds the whole numbers n as float32, ONNX n + zero as uint8: zero is 0 where nothing is negative, else 128. The
+nodes written are plain ONNX with QuantizeLinear and DequantizeLinear; the runtime fuses them into integer kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from qprune.export.floats import convolve, fitted, write_layer, written_mask
+from qprune.export.program import Grid
+from qprune.export.writer import Writer
+
+BYTE = 255
+
+
+@dataclass
+class Store:
+    """float32 to uint8: nearest, ties to even, within the grid."""
+
+    grid: Grid
+    zero: int
+
+    def run(self, x: Tensor) -> Tensor:
+        return (x * 2.0**self.grid.decimal).round_().clamp_(self.grid.low, self.grid.high)
+
+    def write(self, graph: Writer, x: str) -> str:
+        return within(graph, graph.quantized(x, self.grid.decimal, self.zero), self.grid, self.zero)
+
+
+@dataclass
+class Load:
+    """uint8 to the float32 that it stands for."""
+
+    grid: Grid
+    zero: int
+
+    def run(self, x: Tensor) -> Tensor:
+        return x * 2.0**-self.grid.decimal
+
+    def write(self, graph: Writer, x: str) -> str:
+        return graph.dequantized(x, self.grid.decimal, self.zero)
+
+
+def within(graph: Writer, x: str, grid: Grid, zero: int) -> str:
+    """Clip uint8 to the grid where the type does not already."""
+    low, high = grid.low + zero, grid.high + zero
+    if low > 0:
+        x = graph.node("Max", x, graph.constant(low, "uint8"))
+    return graph.node("Min", x, graph.constant(high, "uint8")) if high < BYTE else x
+
+
+@dataclass
+class StoredLayer:
+    """A layer from uint8 to uint8: clip(round((sums + bias) * factor)), the factor by output channel in float32.
+
+    weight: whole numbers of 8 bits, (out, ...). scale: float32 (out,), what one of them stands for, the norm's factor
+    included and perhaps negative. bias: int32 (out,), in units of the input's step times scale. unsigned: weights
+    stored with an offset of 128; see `needs_unsigned`. wide: sums may not fit float32, so PyTorch needs float64.
+    """
+
+    op: str
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    arguments: dict[str, Any]
+    source: Grid
+    source_zero: int
+    made: Grid
+    zero: int
+    bits: int
+    unsigned: bool
+    wide: bool
+    clipped_later: bool = False  # a mask of this grid follows, whose minimum keeps the upper end
+
+    def run(self, x: Tensor) -> Tensor:
+        form = torch.float64 if self.wide else torch.float32
+        sums = convolve(self.op, x.to(form), self.weight.to(form), None, self.arguments).double()
+        shape = (-1, *[1] * (sums.dim() - 2))
+        # onnxruntime's order: one float32 factor from three scales, of which two are powers of two
+        factor = (self.scale * 2.0**-self.source.decimal) / torch.tensor(2.0**-self.made.decimal)
+        real = (sums + self.bias.double().view(shape)).float() * factor.view(shape)
+        return real.round_().clamp_(self.made.low, self.made.high)
+
+    def write(self, graph: Writer, x: str) -> str:
+        weight = written_bytes(graph, self.weight, self.bits, self.unsigned)
+        zeros = graph.constant(
+            torch.full_like(self.bias, 128 if self.unsigned else 0), "uint8" if self.unsigned else "int8"
+        )
+        scale = graph.constant(self.scale, "float32")
+        step = graph.constant(2.0**-self.source.decimal, "float32")
+        inputs = [
+            graph.dequantized(x, self.source.decimal, self.source_zero),
+            graph.node("DequantizeLinear", weight, scale, zeros, axis=0),
+            graph.node("DequantizeLinear", graph.constant(self.bias, "int32"), graph.node("Mul", scale, step), axis=0),
+        ]
+        real = write_layer(graph, self.op, inputs, self.arguments)
+        whole = graph.quantized(real, self.made.decimal, self.zero)
+        return whole if self.clipped_later else within(graph, whole, self.made, self.zero)
+
+
+def written_bytes(graph: Writer, weight: Tensor, bits: int, unsigned: bool) -> str:
+    """A weight as bytes, with or without an offset of 128; 4 bits in the file where that is enough."""
+    return graph.constant(weight + 128, "uint8") if unsigned else graph.integers(weight, bits, "INT8")
+
+
+def needs_unsigned(weight: Tensor, largest_stored: int) -> bool:
+    """Whether the weight must be stored as uint8 so that every CPU adds alike.
+
+    Without its VNNI instructions a CPU adds two products of a byte (at most `largest_stored`) and a signed byte in
+    16 bits, which saturate; onnxruntime then answers wrongly, and without a word. Any two of a row's weights may meet.
+    """
+    rows = weight.flatten(1)
+    if rows.shape[1] == 1:
+        return False
+    top = rows.topk(2, dim=1).values.clamp(min=0).sum(1).max()
+    bottom = rows.topk(2, dim=1, largest=False).values.clamp(max=0).sum(1).min()
+    return bool(max(int(top) * largest_stored - 32767, -int(bottom) * largest_stored - 32768) > 0)
+
+
+@dataclass
+class IntegerSums:
+    """A layer from uint8 to its exact sums (bias included) in float32: where no grid follows."""
+
+    op: str
+    weight: Tensor
+    bias: Tensor | None
+    arguments: dict[str, Any]
+    source: Grid
+    source_zero: int
+    decimals: Tensor
+    unsigned: bool
+
+    def run(self, x: Tensor) -> Tensor:
+        sums = convolve(self.op, x, self.weight, self.bias, self.arguments)
+        return sums * self._steps().view(-1, *[1] * (sums.dim() - 2))
+
+    def _steps(self) -> Tensor:
+        """What one whole number of each output channel stands for: (out,) or (1,)."""
+        return torch.exp2(-(self.decimals + self.source.decimal).float())
+
+    def write(self, graph: Writer, x: str) -> str:
+        weight = written_bytes(graph, self.weight if self.op == "conv" else self.weight.T, 8, self.unsigned)
+        zeros = (
+            graph.constant(self.source_zero, "uint8"),
+            graph.constant(128 if self.unsigned else 0, "uint8" if self.unsigned else "int8"),
+        )
+        places = (-1, 1, 1) if self.op == "conv" else (-1,)
+        if self.op == "conv":
+            a, pads = self.arguments, list(self.arguments["padding"]) * 2
+            where = {"pads": pads, "strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
+            sums = graph.node("ConvInteger", x, weight, *zeros, **where)
+        else:
+            sums = graph.node("MatMulInteger", x, weight, *zeros)
+        if self.bias is not None:
+            sums = graph.node("Add", sums, graph.constant(self.bias.view(places), "int32"))
+        return graph.node(
+            "Mul", graph.node("Cast", sums, to=TensorProto.FLOAT), graph.constant(self._steps().view(places))
+        )
+
+
+@dataclass
+class StoredMask:
+    """Eq. 3 on uint8."""
+
+    mask: Tensor
+    border: str
+    dynamic: bool
+    grid: Grid
+    zero: int
+
+    def run(self, x: Tensor) -> Tensor:
+        return x * fitted(self.mask, tuple(x.shape[2:]), self.border)
+
+    def write(self, graph: Writer, x: str) -> str:
+        mask = written_mask(graph, self.mask, self.border, x if self.dynamic else None)
+        if self.zero == 0:  # nothing is negative: the smaller of the two, which also keeps the upper end
+            kept = graph.node("Cast", mask, to=TensorProto.BOOL)
+            most = graph.node("Where", kept, graph.constant(self.grid.high, "uint8"), graph.constant(0, "uint8"))
+            return graph.node("Min", x, most)
+        product = graph.node("Mul", graph.dequantized(x, self.grid.decimal, self.zero), graph.dequantized(mask, 0, 0))
+        return graph.quantized(product, self.grid.decimal, self.zero)
+
+
+@dataclass
+class StoredAdd:
+    """The sum of two stored features on a grid of its own: nearest, ties to even; exact until it is rounded."""
+
+    grids: tuple[Grid, Grid]
+    zeros: tuple[int, int]
+    made: Grid
+    zero: int
+
+    def run(self, x: Tensor, y: Tensor) -> Tensor:
+        total = x * 2.0 ** -self.grids[0].decimal + y * 2.0 ** -self.grids[1].decimal
+        return (total * 2.0**self.made.decimal).round_().clamp_(self.made.low, self.made.high)
+
+    def write(self, graph: Writer, x: str, y: str) -> str:
+        real = [graph.dequantized(v, g.decimal, z) for v, g, z in zip((x, y), self.grids, self.zeros, strict=True)]
+        total = graph.quantized(graph.node("Add", *real), self.made.decimal, self.zero)
+        return within(graph, total, self.made, self.zero)
+
+
+@dataclass
+class StoredRelu:
+    """ReLU of stored features."""
+
+    zero: int
+
+    def run(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def write(self, graph: Writer, x: str) -> str:
+        return graph.node("Max", x, graph.constant(self.zero, "uint8"))

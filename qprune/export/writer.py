@@ -1,0 +1,111 @@
+"""ONNX nodes and constants, one call each; whole-number constants are packed as narrowly as ONNX can hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from qprune import __version__
+
+OPSET, IR_VERSION = 21, 10  # the first opset with 4-bit integers, and the file format that came with it
+TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "uint8": TensorProto.UINT8}
+
+
+class Writer:
+    """Collects nodes and constants of one graph. Constants that are equal are kept once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self.initializers: list[onnx.TensorProto] = []
+        self.count = 0
+
+    def new(self, hint: str) -> str:
+        """A name that no other value has."""
+        self.count += 1
+        return f"{hint}_{self.count}"
+
+    def node(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add a node and return its output's name. An input of '' is an optional one that is left out."""
+        name = output or self.new(op)
+        attributes = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"n_{name}", **attributes))
+        return name
+
+    def constant(self, value: Any, kind: str | None = None) -> str:
+        """A constant of numpy type `kind` (default: the value's own)."""
+        array: NDArray[Any] = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        array = np.ascontiguousarray(array if kind is None else array.astype(kind)).reshape(np.shape(array))
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = self.new("constant")
+            self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
+        return self.constants[key]
+
+    def integers(self, value: Tensor, bits: int, kind: str) -> str:
+        """Whole numbers of `bits` bits as a value of ONNX type `kind` (FLOAT, INT8): 4 bits, 8 or 16 in the file."""
+        if bits <= 4:
+            packed = self.new("weight")
+            flat = value.flatten().tolist()
+            self.initializers.append(helper.make_tensor(packed, TensorProto.INT4, list(value.shape), flat))
+            return self.node("Cast", packed, to=getattr(TensorProto, kind))
+        held = self.constant(value, "int8" if bits <= 8 else "int16")
+        return held if kind == "INT8" and bits <= 8 else self.node("Cast", held, to=getattr(TensorProto, kind))
+
+    def mask(self, mask: Tensor) -> str:
+        """A mask of 0 and 1 as uint8, kept as one bit per entry; the runtime unpacks it once, when it loads."""
+        bits = np.packbits(mask.cpu().numpy().astype(np.uint8).ravel())
+        count = mask.numel()
+        columns = self.node("Unsqueeze", self.constant(bits), self.constant([1], "int64"))
+        shifted = self.node("BitShift", columns, self.constant(np.arange(7, -1, -1), "uint8"), direction="RIGHT")
+        flat = self.node("Reshape", self.node("BitwiseAnd", shifted, self.constant(1, "uint8")), self.shape([-1]))
+        if count % 8:
+            flat = self.node("Slice", flat, self.constant([0], "int64"), self.constant([count], "int64"))
+        return self.node("Reshape", flat, self.shape(mask.shape))
+
+    def shape(self, shape: Any) -> str:
+        """A shape, or a list of axes, as a constant."""
+        return self.constant(list(shape), "int64")
+
+    def dequantized(self, stored: str, decimal: int, zero: int) -> str:
+        """uint8 on the grid 2^-decimal as float32."""
+        return self.node(
+            "DequantizeLinear", stored, self.constant(2.0**-decimal, "float32"), self.constant(zero, "uint8")
+        )
+
+    def quantized(self, real: str, decimal: int, zero: int) -> str:
+        """float32 as uint8 on the grid 2^-decimal: nearest, ties to even, saturating."""
+        return self.node("QuantizeLinear", real, self.constant(2.0**-decimal, "float32"), self.constant(zero, "uint8"))
+
+    def model(
+        self,
+        source: tuple[str, list[int | str]],
+        result: tuple[str, list[int | str]],
+        metadata: Mapping[str, str],
+    ) -> onnx.ModelProto:
+        """The checked model from its input (name, shape) to its output, both float32."""
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (source, result)]
+        graph = helper.make_graph(self.nodes, "qprune", values[:1], values[1:], self.initializers)
+        model = helper.make_model(
+            graph,
+            producer_name="qprune",
+            producer_version=__version__,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        helper.set_model_props(model, dict(metadata))
+        onnx.checker.check_model(model)
+        return model
+
+
+def numpy_of(value: Tensor) -> NDArray[Any]:
+    """A tensor's content."""
+    array: NDArray[Any] = value.detach().to(torch.device("cpu")).numpy()
+    return array

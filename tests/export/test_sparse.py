@@ -1,0 +1,66 @@
+"""The sparse form: back to the last bit, and as small as what is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from qprune.errors import UserError
+from qprune.export.sparse import load_sparse, pack, sparse_bytes, unpack
+from tests.export.networks import RESIDUAL_PLAN, Residual, compressed
+
+
+@given(st.integers(2, 16), st.data())
+def test_packing_is_undone(bits: int, data: st.DataObject) -> None:
+    whole = st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    values = np.array(data.draw(st.lists(whole, min_size=1, max_size=40)), dtype=np.int64)
+    packed = pack(values, bits)
+    assert len(packed) == -(-len(values) * bits // 8)
+    assert (unpack(packed, len(values), bits) == values).all()
+
+
+@pytest.mark.parametrize("bits", [3, 8, 12])
+@pytest.mark.parametrize("axis", ["authors", "output", "tensor"])
+def test_a_network_comes_back_to_the_last_bit(tmp_path: Path, bits: int, axis: str) -> None:
+    compressor = compressed(Residual(), RESIDUAL_PLAN, (1, 3, 8, 8), bits=bits, weight_axis=axis)
+    baked = compressor.bake().eval()
+    path = tmp_path / "network.sparse.safetensors"
+    path.write_bytes(sparse_bytes(compressor.network, baked, {}))
+    state = load_sparse(path)
+    for name, tensor in baked.state_dict().items():
+        if not name.endswith((".total", ".kept")):
+            assert torch.equal(state[name], tensor), name
+            assert state[name].dtype == tensor.dtype, name
+    fresh = compressor.bake().eval()
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    fresh.load_state_dict(state, strict=False)
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), compressor.network(x))
+
+
+def test_a_large_weight_takes_the_bits_that_are_counted() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(256, 256, bias=False))
+    from qprune.compression.plan import Plan, Site
+
+    compressor = compressed(network, Plan((Site("0", "weight", prune=True, quantize=True),)), (1, 256), targets="w")
+    size = len(sparse_bytes(network, compressor.bake(), {}))
+    counted = 256 * 256 * (1 + 0.5 * 8) / 8  # a bit of the mask, and 8 for every second element
+    assert 0 <= size - counted + 8 * 256 < 3000  # a trained zero needs no value; the rest is the file's index
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="is no file that qprune export wrote for sparse weights"):
+        load_sparse(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_sparse(path)

@@ -1,7 +1,9 @@
-"""Curves in viewers: TensorBoard read back with its own reader, the two services through stand-ins."""
+"""Curves in viewers: TensorBoard read back with its own reader, services by stand-ins and, if there, themselves."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,3 +85,39 @@ def test_a_logger_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
         check_logger("wandb")
     with pytest.raises(UserError, match="logger.name='tensorbord' is not one of .* did you mean 'tensorboard'"):
         check_logger("tensorbord")
+
+
+def logged_elsewhere(name: str, folder: Path, then: str, **variables: str) -> str:
+    """What `then` prints in a process of its own that has logged CURVE; services write on when a process ends."""
+    log = f"from pathlib import Path; from qprune.experiment.loggers import log_curve; nan = float('nan')\n{then}"
+    log = log.replace("LOG", f"log_curve({name!r}, Path({str(folder)!r}), {{'seed': 3}}, {CURVE!r})")
+    command, there = [sys.executable, "-c", log], os.environ | variables
+    done = subprocess.run(command, capture_output=True, text=True, env=there, cwd=folder.parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wandb_itself_offline(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    logged_elsewhere("wandb", folder, "LOG", WANDB_MODE="offline", WANDB_SILENT="true")
+    [path] = folder.glob("wandb/offline-run-*/*.wandb")
+    content = path.read_bytes()
+    for text in (b"run-1", b"qprune", b"loss", b"0.25", b"psnr_db", b"20", b"seed"):
+        assert text in content
+
+
+def test_mlflow_itself(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    read = """LOG
+import mlflow
+client = mlflow.MlflowClient()
+[run] = client.search_runs([client.get_experiment_by_name("qprune").experiment_id])
+print(run.info.run_name, [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")])
+print([file.path for file in client.list_artifacts(run.info.run_id)])
+"""
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = tmp_path / "run-1"
+    printed = logged_elsewhere("mlflow", folder, read, MLFLOW_TRACKING_URI=address)
+    assert printed.splitlines()[-2:] == ["run-1 [(16, 0.5), (32, 0.25)]", "['config.json']"]

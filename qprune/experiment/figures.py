@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ def training_curve(
         _shade(axis, curve, timeline)
     axes[0].plot(curve["epoch"], curve["loss"], color=COLOURS[0], marker=_dots(curve))
     axes[0].set_ylabel("loss (mean of an epoch)")
-    if (curve["loss"] > 0).all() and curve["loss"].max() > 20 * curve["loss"].min():
+    if (curve["loss"] > 0).all() and curve["loss"].max() > 10 * curve["loss"].min():
         axes[0].set_yscale("log")
     if row.metric in curve:
         scores = curve[["epoch", row.metric]].dropna()
@@ -55,7 +56,7 @@ def over_time(
     for axis in axes:
         _shade(axis, curve, timeline)
     for i, kind in enumerate(KINDS):
-        size = 6 - 3 * i  # the two often coincide
+        size = (6 - 3 * i) * (1 if _dots(curve) else 0.4)  # the two often coincide
         axes[0].plot(
             curve["epoch"], 100 * curve[f"{kind}_sparsity"], MARKERS[i], color=COLOURS[i], ms=size, label=f"{kind}s"
         )
@@ -109,6 +110,7 @@ def decimal_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
     axis.set_xticks(range(0, len(shown), step), [o["site"] for o in shown[::step]], rotation=60, ha="right", fontsize=7)
     axis.set(ylabel="decimal bits d*", title=title_of(row))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ymargin(0.2)  # room for the legend
     if shown:
         axis.legend(fontsize=7)
     return figure
@@ -211,10 +213,13 @@ def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
         ends = [*steps[1:], curve["step"].max()]
         length = timeline.steps_per_epoch
         phases = [(a / length, b / length, timeline.phase(a)) for a, b in zip(steps, ends, strict=True)]
+    kinds = ["".join(letter for letter in "PQ" if letter in str(phase)) for _, _, phase in phases]
     seen: set[str] = set()
-    for start, end, phase in phases:
-        if kind := "".join(letter for letter in "PQ" if letter in str(phase)):
-            axis.axvspan(start, end, color=PHASES[kind], lw=0, zorder=0, label=None if kind in seen else names[kind])
+    for kind, group in itertools.groupby(zip(kinds, phases, strict=True), key=lambda pair: pair[0]):
+        spans = [phase for _, phase in group]
+        if kind:  # neighbours of one colour as one span: a seam would show
+            label = None if kind in seen else names[kind]
+            axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=label)
             seen.add(kind)
     axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

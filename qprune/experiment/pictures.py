@@ -81,7 +81,7 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     lines = [panels[i : i + PANELS_IN_A_LINE] for i in range(0, len(panels), PANELS_IN_A_LINE)]
     widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
-    tall = panels[0][1].shape[0] / max(widths) * width
+    tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
     figure = Figure(figsize=(width, (tall + 0.4) * len(lines) + 0.4), layout="constrained")
     parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
     for part, line, filled in zip(parts, lines, widths, strict=True):

@@ -99,7 +99,7 @@ def join_all(
     for key in keys:
         if key.partition("=")[0].lstrip("+") in ("order", "schedule"):
             raise UserError(f"{key}: a table's rows have their own {key.partition('=')[0]}; leave it out")
-    if keys:
+    if keys or task:
         compose_checked([*([f"task={task}"] if task else []), *keys], config_dir=config_dir)  # errors with advice
     place = str(Path(config_dir).resolve()) if config_dir else None
     joined = []

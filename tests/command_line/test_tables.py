@@ -194,3 +194,8 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsy
     assert decimals[0] == decimals[1]
     assert cli.main(["tables", "mine", *keys, *options]) == 0
     assert "missing run" not in capsys.readouterr().out.split("## Table mine")[-1]
+
+
+def test_an_unknown_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tables", "4", "task=espcm", f"results_dir={tmp_path}"]) == 2
+    assert "task='espcm' is not one of " in capsys.readouterr().err

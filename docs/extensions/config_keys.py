@@ -35,6 +35,8 @@ def keys_of(file: Path) -> list[Key]:
     prefix = "schedule." if "# @package schedule" in lines[0] else ""
     if file.parent.name in ("budget", "data", "trainer", "logger", "order"):
         prefix = f"{file.parent.name}."
+    elif file.parent.name == "launcher":
+        prefix = "hydra.launcher."
     return [
         Key(prefix + path, _written(value), _comment(lines, key.start_mark.line), key.start_mark.line)
         for path, key, value in _leaves(yaml.compose(text))

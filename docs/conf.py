@@ -23,6 +23,8 @@ exclude_patterns = ["extensions"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+smartquotes = False  # `...` is what is typed
+
 html_theme = "furo"
 html_title = f"qprune {release}"
 html_static_path = ["assets"]

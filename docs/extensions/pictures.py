@@ -44,8 +44,8 @@ def order(file: Path) -> None:
             place = start + (0.7 if side == "left" else -0.7)
             axis.text(
                 place,
-                35 if side == "right" else 8,
-                f"{what}: quantized,\nd is frozen",
+                4,
+                f"{what}\nquantized,\nd frozen",
                 color=ORANGE,
                 fontsize=7.5,
                 ha=side,

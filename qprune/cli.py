@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from qprune.command_line import failures
-from qprune.errors import DEBUG_VARIABLE, UserError, closest
+from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ VERBS = {
 }
 
 _HELP = """\
-usage: qprune VERB [ARGUMENTS] [--debug]
+usage: qprune VERB [ARGUMENTS] [--debug] [--trust PACKAGE]
 
 Train networks whose weights and features are pruned and quantized, in either order, and measure what it gains.
 
@@ -53,6 +54,7 @@ options:
   --help     this text; behind a verb, the verb's own
   --version  the version of qprune
   --debug    anywhere: show the traceback of an error
+  --trust PACKAGE  anywhere: let configs name tasks of this package, as QPRUNE_TRUST=PACKAGE in the environment does
 
 examples:
   qprune run task=espcn order=prune_first data=synthetic budget=smoke
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [word for word in words if word != "--debug"]
         os.environ[DEBUG_VARIABLE] = "1"
     try:
+        words = _without_trust(words)
         code = _dispatch(words)
         sys.stdout.flush()
         return code
@@ -81,6 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         return failures.report(error)[0]
+
+
+def _without_trust(words: list[str]) -> list[str]:
+    """Take `--trust PACKAGE` out of what was typed, and heed it."""
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word != "--trust" and not word.startswith("--trust="):
+            left.append(word)
+            continue
+        packages = word.removeprefix("--trust=") if "=" in word else next(rest, "")
+        if not re.fullmatch(r"[\w.]+(,[\w.]+)*", packages):
+            raise UserError(f"--trust {packages!r} is not a package; type for example --trust my_tasks")
+        os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), packages)))
+    return left
 
 
 def _dispatch(words: list[str]) -> int:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 DEBUG_VARIABLE = "QPRUNE_DEBUG"  # set to 1 in the environment, so that other processes see it too: show tracebacks
 
+# packages, separated by commas, of which a config may name classes; likewise for other processes to see
+TRUST_VARIABLE = "QPRUNE_TRUST"
+
 
 class UserError(ValueError):
     """The input is wrong (exit code 2): the message says what was given, what is legal and what to type instead."""

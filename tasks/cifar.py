@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.ranges import Momentum, Rate, Samples, Weight
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
@@ -47,11 +48,11 @@ class Cifar(Task):
         data: DataOptions,
         limits: Limits,
         seed: int,
-        batch_size: int = 128,
-        eval_batch_size: int = 100,
-        learning_rate: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        batch_size: Samples = 128,
+        eval_batch_size: Samples = 100,
+        learning_rate: Rate = 0.1,
+        momentum: Momentum = 0.9,
+        weight_decay: Weight = 5e-4,
     ) -> None:
         super().__init__()
         self.epochs = limits.epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torchvision.utils import make_grid
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.ranges import Channels, Momentum, Pixels, Range, Rate, Samples, Weight
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.image_pool import ImagePool
@@ -59,16 +60,16 @@ class CycleGAN(Task):
         data: DataOptions,
         limits: Limits,
         seed: int,
-        image_size: int | None = None,
-        blocks: int = 9,
-        width: int | None = None,
-        norm: str = "instance",
-        batch_size: int = 1,
-        cycle_weight: float = 10.0,
-        identity_weight: float = 0.5,
-        pool_size: int = 50,
-        learning_rate: float = 2e-4,
-        beta1: float = 0.5,
+        image_size: Pixels | None = None,
+        blocks: Annotated[int, Range(1, 100, "residual blocks")] = 9,
+        width: Channels | None = None,
+        norm: Literal["instance", "batch"] = "instance",
+        batch_size: Samples = 1,
+        cycle_weight: Weight = 10.0,
+        identity_weight: Weight = 0.5,
+        pool_size: Annotated[int, Range(0, 10**6, "pictures")] = 50,
+        learning_rate: Rate = 2e-4,
+        beta1: Momentum = 0.5,
         fid: str = "auto",
         inception_weights: str | None = None,
         folder: str = "horse2zebra",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.ranges import Fraction, Pixels, Range, Rate, Samples
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
@@ -54,12 +56,12 @@ class Espcn(Task):
         data: DataOptions,
         limits: Limits,
         seed: int,
-        scale: int = 3,
-        patch: int = 17,
-        stride: int = 13,
-        batch_size: int = 16,
-        learning_rate: float = 1e-3,
-        lr_drop: float = 0.8,
+        scale: Annotated[int, Range(1, 16)] = 3,
+        patch: Pixels = 17,
+        stride: Pixels = 13,
+        batch_size: Samples = 16,
+        learning_rate: Rate = 1e-3,
+        lr_drop: Fraction = 0.8,
         train_folder: str = "t91",
         test_folder: str = "set5",
         further_test_folders: Sequence[str] = (),

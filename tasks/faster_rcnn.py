@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 from urllib.error import URLError
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from qprune.errors import UserError, closest, one_of
+from qprune.experiment.ranges import Fraction, Momentum, Pixels, Range, Rate, Samples, Weight, check
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.detection import DetectionBatches, DetectionSet, Sample
 from qprune.tasks.data.parts import part, training_part
@@ -34,6 +35,7 @@ from qprune.tasks.metrics.voc_map import Found, Truth, voc07_average_precisions
 from qprune.tasks.models.faster_rcnn import FasterRCNN, spread_regions
 
 SIZE_COUNTED_AT = (480, 720)  # height and width in pixels of the input whose features the density charges
+Regions = Annotated[int, Range(1, 10**4, "regions")]
 PICTURES = {"train": 160, "test": 32}  # of the synthetic set
 
 
@@ -48,13 +50,13 @@ class DetectorOptions:
 
     backbone: str = "resnet101"
     pretrained: bool = True
-    short_side: int = 600
-    anchor_sizes: Sequence[int] = (128, 256, 512)
-    rois: int = 128
-    proposals: int = 300
+    short_side: Pixels = 600
+    anchor_sizes: Sequence[Pixels] = (128, 256, 512)
+    rois: Regions = 128
+    proposals: Regions = 300
     stride_in: str = "3x3"
-    batch_size: int = 1
-    learning_rate: float = 1e-3
+    batch_size: Samples = 1
+    learning_rate: Rate = 1e-3
 
 
 class FasterRcnn(Task):
@@ -80,16 +82,16 @@ class FasterRcnn(Task):
         seed: int,
         backbone: str = "resnet101",
         pretrained: bool = True,
-        short_side: int = 600,
-        anchor_sizes: Sequence[int] = (128, 256, 512),
-        rois: int = 128,
-        proposals: int = 300,
+        short_side: Pixels = 600,
+        anchor_sizes: Sequence[Pixels] = (128, 256, 512),
+        rois: Regions = 128,
+        proposals: Regions = 300,
         stride_in: str = "3x3",
-        batch_size: int = 1,
-        learning_rate: float = 1e-3,
-        lr_drop: float = 5 / 9,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
+        batch_size: Samples = 1,
+        learning_rate: Rate = 1e-3,
+        lr_drop: Fraction = 5 / 9,
+        momentum: Momentum = 0.9,
+        weight_decay: Weight = 1e-4,
         train_split: str = "trainval",
         test_split: str = "test",
         on_synthetic: Mapping[str, Any] | None = None,
@@ -221,6 +223,7 @@ def _replaced(options: DetectorOptions, changes: Mapping[str, Any]) -> DetectorO
             raise UserError(
                 f"task.on_synthetic.{key} is not a key of it{closest(key, values)}; legal: {', '.join(values)}"
             )
+        check(f"task.on_synthetic.{key}", changes[key], get_type_hints(DetectorOptions, include_extras=True)[key])
     return DetectorOptions(**(values | dict(changes)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.ranges import Channels, Fraction, Momentum, Pixels, Range, Rate, Samples, Weight
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
@@ -56,15 +58,15 @@ class Pix2Pix(Task):
         data: DataOptions,
         limits: Limits,
         seed: int,
-        image_size: int | None = None,
-        depth: int | None = None,
-        width: int | None = None,
-        dropout: float = 0.5,
+        image_size: Pixels | None = None,
+        depth: Annotated[int, Range(3, 14, "halvings")] | None = None,
+        width: Channels | None = None,
+        dropout: Fraction = 0.5,
         extra_norm: bool = False,
-        batch_size: int = 1,
-        l1_weight: float = 100.0,
-        learning_rate: float = 2e-4,
-        beta1: float = 0.5,
+        batch_size: Samples = 1,
+        l1_weight: Weight = 100.0,
+        learning_rate: Rate = 2e-4,
+        beta1: Momentum = 0.5,
         direction: str = "BtoA",
         test_like_training: bool = True,
         fid: str = "auto",

@@ -16,6 +16,7 @@ from hypothesis import settings
 # for everyone, and not by chance for someone later.
 settings.register_profile("qprune", deadline=None, derandomize=True)
 settings.load_profile("qprune")
+os.environ["QPRUNE_TRUST"] = "tests"  # tasks that tests define
 torch.set_num_threads(1)  # test processes run side by side, one per core
 
 

@@ -82,7 +82,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 GROUPS = (
     "the groups are budget, data, logger, order, schedule, task, trainer, "
-    "and the keys seed, epochs, results_dir, force, prune, quantize"
+    "and the keys seed, epochs, results_dir, force, wait, prune, quantize"
 )
 
 

@@ -24,7 +24,7 @@ LAW = {
         *("qprune.errors", "qprune.experiment", "qprune.export", "qprune.command_line", "qprune.cli"),
     },
     "qprune.cli": {"qprune.errors", "qprune.command_line", "qprune"},
-    "qprune.tasks": {"qprune.errors", "qprune.experiment.task", "qprune.tasks"},
+    "qprune.tasks": {"qprune.errors", "qprune.experiment.task", "qprune.experiment.ranges", "qprune.tasks"},
 }
 
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.trust import refuse_code_of_hydra
 
 CONFIG_MODULE, CONFIG_NAME = "qprune.configs", "run"
 # Hydra 1.3 takes its old defaults when this is left out; from 1.4 on it warns when it is given.
@@ -230,6 +231,7 @@ def _compose(overrides: list[str], catalogue: Catalogue) -> DictConfig:
 def _resolvable(full: DictConfig) -> DictConfig:
     """The run's part of a composed config, once it is seen that its interpolations resolve."""
     config = _own_part(full)
+    refuse_code_of_hydra(OmegaConf.to_container(full.hydra))
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:

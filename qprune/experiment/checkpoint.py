@@ -42,14 +42,23 @@ def load_newest(folder: Path, device: torch.device | str = "cpu", latest: int | 
     for path in _newest_first(folder):
         if latest is not None and _step(path) > latest:
             continue
-        content = path.read_bytes()
-        digest = _NAME.fullmatch(path.name)
-        if digest is None or hashlib.sha256(content).hexdigest()[:16] != digest[2]:
-            warnings.warn(f"{path} is damaged (its checksum differs); the checkpoint before it is used", stacklevel=2)
-            continue
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        return state
+        try:
+            return _load(path, device)
+        except Exception as error:  # what is made up can fail in any way while it is unpickled
+            why = " ".join(str(error).split())[:120]
+            warnings.warn(f"{path} is damaged ({why}); the checkpoint before it is used", stacklevel=2)
     return None
+
+
+def _load(path: Path, device: torch.device | str) -> dict[str, Any]:
+    content = path.read_bytes()
+    digest = _NAME.fullmatch(path.name)
+    if digest is None or hashlib.sha256(content).hexdigest()[:16] != digest[2]:
+        raise ValueError("its checksum differs")
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    return state
 
 
 def steps(folder: Path) -> list[int]:

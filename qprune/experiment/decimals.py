@@ -13,6 +13,7 @@ from torch import nn
 from qprune.compression.placement import find_operators
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
+from qprune.experiment.digests import check_sum
 from qprune.experiment.results import ROW_FILE
 
 NETWORK_FILE = "network.safetensors"
@@ -40,6 +41,7 @@ def fix_decimals(network: nn.Module, folder: Path) -> None:
     Raises UserError for a quantizer that the run lacks, or has with another number of decimal bits.
     """
     path = folder / NETWORK_FILE
+    check_sum(path)
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:

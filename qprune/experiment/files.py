@@ -14,6 +14,8 @@ from PIL import Image
 
 from qprune.errors import RunFailure, UserError
 
+_TEMPORARY = ".tmp"
+
 if TYPE_CHECKING:  # the command line writes files too, and must not wait for torch
     from torch import Tensor
 
@@ -21,22 +23,41 @@ if TYPE_CHECKING:  # the command line writes files too, and must not wait for to
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk and rename it into place.
 
-    Raises RunFailure for a full disk, UserError for a folder that cannot be written; the temporary file is removed.
+    The folder is flushed too, so that the new name survives a machine that loses power. Raises RunFailure for a full
+    disk, UserError for a folder that cannot be written; the temporary file is removed.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise explained(error, path) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_left_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder` and below; nobody may be writing there now."""
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def explained(error: OSError, path: Path) -> Exception:
@@ -56,7 +77,11 @@ def png_bytes(picture: Tensor) -> bytes:
     return content.getvalue()
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as the content of a JSON file with sorted keys; NaN and infinity are refused (ValueError)."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON with sorted keys; NaN and infinity are refused (ValueError)."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
+    """Write `value` as JSON (`json_bytes`)."""
+    write_atomically(path, json_bytes(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.utils import get_class
 
@@ -14,9 +14,10 @@ from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule, Timeline
 from qprune.errors import UserError, closest
+from qprune.experiment.fields import check_fields
+from qprune.experiment.ranges import check
 from qprune.experiment.task import DataOptions, Limits, Task
-
-OPERATORS = ("prune", "quantize")
+from qprune.experiment.trust import require_trusted
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,16 @@ class Recipe:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Recipe:
         """Read a resolved config (plain dicts and lists)."""
+        check_fields(config)
         order = tuple(config["order"]["steps"])
-        if len(set(order)) != len(order) or not set(order) <= set(OPERATORS):
-            raise UserError(f"order.steps={list(order)} is not a list of {' and '.join(OPERATORS)}, each at most once")
+        if len(set(order)) != len(order):
+            raise UserError(f"order.steps={list(order)} names an operator twice; type each at most once")
         pruning = _built(Pruning, config["prune"], "prune") if "prune" in order else None
         quantize = {key: value for key, value in config["quantize"].items() if key != "decimal_from"}
         if config["quantize"].get("decimal_from"):
             quantize["decimal"] = 0  # fixed from the start, hence no search; the runner fills in the other run's values
         quantization = _built(Quantization, quantize, "quantize") if "quantize" in order else None
         epochs, budget = config["epochs"], config["budget"]
-        _whole("epochs", epochs)
-        for key in ("epochs", "steps_per_epoch", "batch_size", "test_samples"):
-            if budget[key] is not None:
-                _whole(f"budget.{key}", budget[key])
-        _whole("seed", config["seed"], least=0)
         schedule = _schedule(config, pruning, quantization)
         schedule.check(order, epochs)
         trained = min(epochs, budget["epochs"] or epochs)
@@ -55,11 +52,12 @@ class Recipe:
         return cls(config, order, pruning, quantization, schedule.scaled(trained / epochs), limits, epochs)
 
     def task(self) -> Task:
-        """Build the task named by `task._target_` with the config's arguments; its data is loaded here."""
+        """Build the task named by `task._target_` with the config's arguments, checked; its data is loaded here."""
         arguments = {
             k: v for k, v in self.config["task"].items() if k not in ("_target_", "name", "sites", "paper_size")
         }
         target = self.config["task"]["_target_"]
+        require_trusted("task._target_", target)
         try:
             task_class = get_class(target)
         except Exception as error:
@@ -69,10 +67,7 @@ class Recipe:
             ) from error
         if not issubclass(task_class, Task):
             raise UserError(f"task._target_={target} is not a subclass of qprune.experiment.task.Task")
-        legal = [*inspect.signature(task_class.__init__).parameters]
-        for key in arguments:
-            if key not in legal:
-                raise UserError(f"task.{key} is not an argument of {target}{closest(key, legal)}")
+        _check_arguments(task_class, arguments, target)
         data = DataOptions(**self.config["data"])
         task: Task = task_class(data=data, limits=self.limits, seed=self.config["seed"], **arguments)
         return task
@@ -121,6 +116,18 @@ def _built(kind: type, values: Mapping[str, Any], section: str) -> Any:
         raise UserError(f"{section}: a value has the wrong type ({error}); given were {dict(values)}") from error
 
 
-def _whole(key: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{key}={value!r} is not a whole number >= {least}")
+def _check_arguments(task_class: type[Task], arguments: Mapping[str, Any], target: str) -> None:
+    """Raise UserError unless a task's constructor takes these arguments, as its annotations say."""
+    legal = {k: v for k, v in inspect.signature(task_class.__init__).parameters.items() if k != "self"}
+    for name, parameter in legal.items():
+        given_anyway = name in ("data", "limits", "seed", *arguments)
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and not given_anyway:
+            raise UserError(f"task.{name} is missing, and {target} needs it")
+    try:
+        kinds = get_type_hints(task_class.__init__, include_extras=True)
+    except (NameError, TypeError):  # annotations that are only there for a type checker
+        kinds = {}
+    for key, value in arguments.items():
+        if key not in legal or key in ("data", "limits", "seed"):
+            raise UserError(f"task.{key} is not an argument of {target}{closest(key, legal)}")
+        check(f"task.{key}", value, kinds.get(key, Any))

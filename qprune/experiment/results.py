@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from qprune.errors import RunFailure, UserError
+from qprune.experiment.digests import check_sum
 from qprune.experiment.files import write_json
 
 SCHEMA_VERSION = 1
@@ -37,6 +38,7 @@ MACHINE_KEYS = (
     "trainer.keep_memory",
     "trainer.share_stem",
     "trainer.threads",
+    "wait",
 )
 # Keys that came after rows had been stored, with values at which they change nothing: such rows stay what they are.
 LATER_KEYS: dict[str, Any] = {
@@ -126,8 +128,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     unused += tuple(
         key for key, default in LATER_KEYS.items() if OmegaConf.select(cfg, key, default=default) == default
     )
-    kept: dict[str, Any] = without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused)))
-    return kept
+    return dict(without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused))))
 
 
 def digest(kept: dict[str, Any]) -> str:
@@ -163,7 +164,7 @@ def notation(order: Iterable[str], prune: Mapping[str, Any], quantize: Mapping[s
 
 
 def save_row(path: Path, row: Row) -> None:
-    """Write a row atomically: a reader sees the whole file or none. RunFailure for a full disk (`write_json`)."""
+    """Write a row atomically: a reader sees the whole file or none. RunFailure for a full disk."""
     write_json(path, dataclasses.asdict(row))
 
 
@@ -176,14 +177,15 @@ def make_row(**fields: Any) -> Row:
 
 
 def load_row(path: Path) -> Row:
-    """Read a row. Raises UserError, naming the file and the field, for anything but a whole and valid one."""
+    """Read a row. Raises UserError, naming file and field, for all but a whole and valid one as its run left it."""
     advice = "delete the file, or run its command again with force=true"
     try:
-        fields = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        fields = json.loads(content := path.read_bytes(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, NaN
         raise UserError(f"{path} is not readable JSON ({error}); {advice}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    check_sum(path, content)
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not hold a result row but a {type(fields).__name__}; {advice}")
     expected = {field.name for field in dataclasses.fields(Row)}

@@ -27,8 +27,16 @@ from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
 from qprune.experiment import results
 from qprune.experiment.decimals import finished_run, fix_decimals
+from qprune.experiment.digests import write_sums
 from qprune.experiment.environment import ENVIRONMENT_FILE, describe_environment
-from qprune.experiment.files import explained, png_bytes, write_atomically, write_json
+from qprune.experiment.files import (
+    explained,
+    json_bytes,
+    png_bytes,
+    remove_left_temporaries,
+    write_atomically,
+    write_json,
+)
 from qprune.experiment.histograms import HISTOGRAMS_FILE
 from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
@@ -38,14 +46,17 @@ from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
 from qprune.experiment.trainer import Loop, Trainer, Watch
 
+# Files of a run whose checksums are kept: what a row is checked against, and what is read on for export and figures
+SUMMED = ("config.yaml", "metrics.csv", "network.safetensors", "operators.json")
+
 
 def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> results.Row:
     """Carry out the run that `cfg` describes and return its row, printed.
 
     A finished run is found by its signature and only printed; an interrupted one is resumed; `force=true` starts
-    afresh. wait: whether to wait for another process that carries out the same run, and take its row. watch: what may
-    stop the run early, which raises StoppedEarly (sent to other ranks: it must pickle). Raises UserError before
-    anything is written when the config cannot be right.
+    afresh. wait: whether to wait for another process that carries out the same run, and take its row, as the key
+    `wait` asks for. watch: what may stop the run early, which raises StoppedEarly (sent to other ranks: it must
+    pickle). Raises UserError before anything is written when the config cannot be right.
     """
     config = _plain(cfg)
     Recipe.from_config(config)  # refuses what cannot be right, before anything is written
@@ -53,29 +64,34 @@ def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> 
     folder = results.run_folder(cfg)
     console = Console(soft_wrap=True, highlight=False)
     if not config["force"] and (folder / results.ROW_FILE).exists():
-        return _finished(folder, console)
+        return _finished(folder, cfg, console)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=-1 if wait or config["wait"] else 0)
     except Timeout:
-        raise UserError(f"{folder} is being run by another process; wait for it, or change seed or config") from None
+        raise UserError(
+            f"{folder} is being run by another process; type wait=true to wait for it and take its row, or change "
+            "seed or config"
+        ) from None
     except OSError as error:
         raise explained(error, folder) from error
     try:
         if not config["force"] and (folder / results.ROW_FILE).exists():  # another process was faster
-            return _finished(folder, console)
+            return _finished(folder, cfg, console)
         if config["force"]:
             _empty(folder)
+        remove_left_temporaries(folder)
         console.print(f"run folder: {folder}")
-        fresh = not any((folder / "checkpoints").glob("*.pt"))
         try:
             row = results.make_row(**launch(config["trainer"]["ranks"], _train, config, str(folder), watch))
         except UserError:
-            if fresh:  # refused before the first checkpoint: leave nothing half-written
+            # Refused before the first checkpoint: leave nothing half-written. Asked now and not before training: a
+            # file that vanished in its course must not take the checkpoints with it.
+            if not any((folder / "checkpoints").glob("*.pt")):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        results.save_row(folder / results.ROW_FILE, row)
+        _store(folder, row)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         console.print(results.format_row(row))
         return row
@@ -83,9 +99,20 @@ def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> 
         lock.release()
 
 
-def _finished(folder: Path, console: Console) -> results.Row:
+def _store(folder: Path, row: results.Row) -> None:
+    """Write the row last, after the checksums of all that belongs to it: where a row is, its run is whole."""
+    write_sums(folder, SUMMED, **{results.ROW_FILE: json_bytes(asdict(row))})
+    results.save_row(folder / results.ROW_FILE, row)
+
+
+def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
     """The row of a finished run, printed."""
     row = results.load_row(folder / results.ROW_FILE)
+    if row.signature != results.signature(cfg):
+        raise UserError(
+            f"{folder / results.ROW_FILE} is the row of another run, whose signature begins with {row.signature[:10]}; "
+            "delete the folder, or type force=true"
+        )
     console.print(f"finished before: {folder} (force=true runs it again)")
     console.print(results.format_row(row))
     return row
@@ -134,6 +161,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         evaluate_every=trainer_config["evaluate_every"],
         checkpoint_minutes=trainer_config["checkpoint_minutes"],
         watch=watch,
+        run=results.signature(OmegaConf.create(config)),
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
@@ -245,6 +273,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _empty(folder: Path) -> None:
+    (folder / results.ROW_FILE).unlink(missing_ok=True)  # first: where a row is, its run is whole
     for path in folder.iterdir():
         if path.name != ".lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from qprune.errors import UserError
 from qprune.experiment import results
+from qprune.experiment.digests import check_sum
 from qprune.experiment.results import Row
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
@@ -86,6 +87,8 @@ def read_metrics(folder: Path) -> pd.DataFrame | None:
 def _compare(path: Path, row: Row) -> None:
     """Raise UserError when a row is not that of its run. What is not there cannot contradict it."""
     advice = "it was edited or copied; run its command again with force=true"
+    for name in (CONFIG_FILE, METRICS_FILE):
+        check_sum(path.parent / name)
     if (config := read_config(path.parent)) is not None:
         try:
             expected = results.signature(OmegaConf.create(config))

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from torch import Tensor
 from qprune.compression.compressor import Compressor
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import Interrupted, RunFailure, StoppedEarly
-from qprune.experiment import checkpoint
+from qprune.experiment import checkpoint, finiteness
 from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
 from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
 from qprune.experiment.progress import Reporter, Status
 from qprune.experiment.signals import catching
+from qprune.experiment.state import State, everything, on_cpu, restore
 from qprune.experiment.stem import Stem
 from qprune.experiment.task import Task
 
@@ -41,7 +42,8 @@ class Loop:
     evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
     which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
     `checkpoint_seconds_apart` have passed since the last. watch: is shown the epochs so far (as in metrics.csv) after
-    each but the last, by rank 0; a reason that it returns stops the run early.
+    each but the last, by rank 0; a reason that it returns stops the run early. run: the run's signature, so that a
+    checkpoint that strayed into the folder of another run is refused.
     """
 
     epochs: int
@@ -52,14 +54,7 @@ class Loop:
     checkpoint_minutes: float = 5.0
     checkpoint_seconds_apart: float = 20.0
     watch: Watch | None = None
-
-
-@dataclass
-class _State:
-    step: int = 0
-    loss_count: int = 0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
+    run: str = ""
 
 
 class Trainer:
@@ -85,15 +80,22 @@ class Trainer:
         self.share = 1.0
         average_gradients(self.optimizers.values(), lambda: self.share)
         self.main = rank_and_world()[0] == 0
-        self.state = _State()
+        self.state = State()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.stop_signal: int | None = None
+        self.first: dict[str, Any] | None = None  # the state that training began with, until there is a checkpoint
+        self.finite_names: set[str] = set()
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch and return its evaluation. Raises Interrupted, StoppedEarly (saved), RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
-        self._restore()
+        if restore(self):
+            self._write_metrics()
+        else:
+            self.first = on_cpu(everything(self))
+        usual = finiteness.numbers_of(self.task)
+        self.finite_names = usual.keys() - finiteness.not_finite(usual.items())
         state, metric = self.state, self.task.metric
         with catching(self), Reporter(state.step, self.steps, silent=not self.main) as reporter:
             while state.step < self.steps:
@@ -111,19 +113,33 @@ class Trainer:
     def _metric_names(self, row: dict[str, Any]) -> list[str]:
         return [name for name in row if name not in _EPOCH_COLUMNS and not name.startswith("loss")]
 
-    def _train_epoch(self, epoch: int, offset: int, reporter: Reporter) -> None:
+    def _steps(self, epoch: int, offset: int) -> Iterator[dict[str, Tensor]]:
+        """Train the steps of an epoch from `offset` on; yields each step's losses, the state being that after it."""
         task, state = self.task, self.state
         task.begin_epoch(epoch)
         task.train()
-        started = time.monotonic()
         for batch in task.train_batches.epoch(epoch, start=offset):
             self.compressor.at(state.step)
             part, self.share = share_of(batch)
             with autocast(self.device, self.loop.precision):
                 losses = task.train_step(part)
+            state.step += 1
+            yield losses
+
+    def steps_until(self, last: int) -> Iterator[dict[str, Tensor]]:
+        """Train up to step `last`, without evaluations and checkpoints; yields each step's losses."""
+        while self.state.step < last:
+            for losses in self._steps(*divmod(self.state.step, self.steps_per_epoch)):
+                yield losses
+                if self.state.step == last:
+                    return
+
+    def _train_epoch(self, epoch: int, offset: int, reporter: Reporter) -> None:
+        state = self.state
+        started = time.monotonic()
+        for losses in self._steps(epoch, offset):
             for name, loss in losses.items():
                 self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
-            state.step += 1
             state.loss_count += 1
             state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
             if reporter.due():
@@ -145,27 +161,36 @@ class Trainer:
             row |= self._evaluate()
         self.sums, state.loss_count = {}, 0
         state.metrics.append(row)
-        if self.main:
-            table = pd.DataFrame(state.metrics).to_csv(index=False)
-            write_atomically(self.loop.folder / "metrics.csv", table.encode())
+        self._write_metrics()
         apart = min(self.loop.checkpoint_seconds_apart, 60 * self.loop.checkpoint_minutes)
         recent = time.monotonic() - self.saved_at < apart
         if last or not any_rank(recent, self.device):
             self._save()
         if self.stem is not None and state.step == self.steps_left:
-            self.stem.save(self._snapshot(), self.optimizers)
+            self._require_finite()
+            self.stem.save(everything(self), self.optimizers)
         return row
+
+    def _write_metrics(self) -> None:
+        if self.main:
+            table = pd.DataFrame(self.state.metrics).to_csv(index=False)
+            write_atomically(self.loop.folder / "metrics.csv", table.encode())
 
     def _evaluate(self) -> dict[str, float]:
         """The task's metrics on rank 0's norms, with random state of its own so that evaluation changes nothing."""
         if rank_and_world()[1] > 1:
             for tensor in self.task.state_dict().values():
                 dist.broadcast(tensor, 0)
-        with self._observing_nothing():
+        self._require_finite()
+        with self._observing_nothing(), finiteness.watched_evaluation(self.task.network) as good:
             metrics = self.task.evaluate()
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise RunFailure(f"{name} is {value} after step {self.state.step} ({self._phase()}); no row is written")
+        bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        # A picture or a class that is made of NaN may score all the same.
+        layers = [finiteness.readable(name) or "the network" for name, is_good in good.items() if not is_good]
+        bad += [f"the output of {layer} is not finite" for layer in layers]
+        if bad:
+            step = f"in the evaluation after step {self.state.step} ({self.phase()})"
+            raise RunFailure(f"{bad[0]} {step}; no row is written")
         return metrics
 
     def pictures(self) -> dict[str, Tensor]:
@@ -187,7 +212,8 @@ class Trainer:
             with autocast(self.device, self.loop.precision):
                 yield
 
-    def _phase(self) -> str:
+    def phase(self) -> str:
+        """The phase of the last step that was trained, for people."""
         return f"phase {self.compressor.timeline.phase(max(0, self.state.step - 1))}"
 
     def _last_score(self) -> float | None:
@@ -214,11 +240,14 @@ class Trainer:
         count = max(1, self.state.loss_count)
         for name, total in self.sums.items():
             if not math.isfinite(float(total)):
-                raise RunFailure(
-                    f"the loss {name!r} is {float(total)} by step {self.state.step} ({self._phase()}); the newest "
-                    "checkpoint is from before; try a lower learning rate or trainer.precision=float32"
-                )
+                raise finiteness.failure(self, f"the loss {name!r} is {float(total)}")
         return sum(float(total) for total in self.sums.values()) / count
+
+    def _require_finite(self) -> None:
+        """Raise RunFailure for weights or statistics that became NaN or infinite, though the losses may not show it."""
+        numbers = finiteness.numbers_of(self.task).items()
+        if bad := finiteness.not_finite((name, tensor) for name, tensor in numbers if name in self.finite_names):
+            raise finiteness.failure(self, f"{bad[0]} is not finite")
 
     def _stop_or_save(self) -> None:
         agree_now = rank_and_world()[1] == 1 or self.state.step % _STEPS_BETWEEN_AGREEMENTS == 0
@@ -245,46 +274,13 @@ class Trainer:
 
     def _save(self) -> None:
         self._mean_loss()  # a state that is not finite is never kept
+        self._require_finite()
         self.compressor.collect_on_first_rank()
         self.saved_at = time.monotonic()
         if not self.main:
             return
-        checkpoint.save(self.loop.folder / "checkpoints", self.state.step, self._snapshot())
-
-    def _snapshot(self) -> dict[str, Any]:
-        state = self.state
-        return {
-            "step": state.step,
-            "seconds": state.seconds,
-            "metrics": state.metrics,
-            "loss_count": state.loss_count,
-            "sums": self.sums,
-            "task": self.task.state_dict(),
-            "memory": self.task.memory(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
-
-    def _restore(self) -> None:
-        saved = checkpoint.load_newest(self.loop.folder / "checkpoints")
-        if saved is None and self.stem is not None:
-            saved = self.stem.load(self.float_steps, self.optimizers)
-            self.steps_taken_over = saved["step"] if saved else 0
-        if saved is None:
-            return
-        self.task.load_state_dict(saved["task"])
-        self.task.restore_memory(saved["memory"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][name])
-        self.sums = {name: total.to(self.device) for name, total in saved["sums"].items()}
-        self.state = _State(saved["step"], saved["loss_count"], saved["metrics"], saved["seconds"])
-        if self.main:
-            torch.set_rng_state(saved["random"])
-            if saved["random_cuda"] and self.device.type == "cuda":
-                torch.cuda.set_rng_state_all(saved["random_cuda"])
-        else:
-            self.compressor.forget_windows()  # rank 0 carries what all ranks had observed
+        checkpoint.save(self.loop.folder / "checkpoints", self.state.step, everything(self))
+        self.first = None
 
 
 _EPOCH_COLUMNS = ("epoch", "step", "phase", "weight_sparsity", "feature_sparsity", "learning_rate")

@@ -25,6 +25,7 @@ def config(folder: Path, *changes: str) -> Any:
         "epochs": 16,
         "results_dir": str(folder),
         "force": False,
+        "wait": False,
         "prune": {
             "sparsity": 0.5,
             "targets": "wf",
@@ -77,6 +78,7 @@ def test_a_run_writes_its_folder_and_is_found_again(tmp_path: Path, capsys: pyte
     row = execute(config(tmp_path))
     (folder,) = (tmp_path / "toy").iterdir()
     assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == [
+        "SHA256SUMS",
         "config.yaml",
         "environment.json",
         "histograms.json",
@@ -136,10 +138,10 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("prune.sparsity=1.0", "sparsity=1.0 is not in [0, 1)"),
-        ("quantize.bits=17", "bits=17 is not a whole number from 2 to 16"),
+        ("prune.sparsity=1.0", "prune.sparsity=1.0 is not a number in [0, 1)"),
+        ("quantize.bits=17", "quantize.bits=17 is not a whole number of bits in [2, 16]"),
         ("quantize.saturate=[0.9,0.1]", "saturate=[0.9, 0.1] is not a pair of rising quantiles"),
-        ("schedule.n=0", "schedule.n=0 is not a number of pruning events"),
+        ("schedule.n=0", "schedule.n=0 is not a whole number of pruning events in [1, 10000]"),
         ("schedule.t_qf=16", "the last quantize event (schedule.t_qw and schedule.t_qf) is at epoch 16"),
         ("schedule.t_qw=3", "the order is prune then quantize, but the last prune event"),
         ("schedule.t_qw=null", "schedule.t_qw is missing, and quantize.targets=wf needs it"),
@@ -148,10 +150,24 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
             "task.sites.prune_features=['bn*']",
             "sites.prune_features: the glob 'bn*' matches none of the network's 6 path",
         ),
-        ("task._target_=nowhere.Task", "task._target_=nowhere.Task cannot be imported"),
-        ("task._target_=pathlib.Path", "task._target_=pathlib.Path is not a subclass of qprune.experiment.task.Task"),
+        ("task._target_=tests.nowhere.Task", "task._target_=tests.nowhere.Task cannot be imported"),
+        (
+            "task._target_=tests.experiment.toy.ToyBatches",
+            "task._target_=tests.experiment.toy.ToyBatches is not a subclass of qprune.experiment.task.Task",
+        ),
+        (
+            "task._target_=pathlib.Path",
+            (
+                "task._target_=pathlib.Path is code outside qprune, and a run would execute it; if you trust the "
+                "package pathlib, add --trust pathlib to the command, or for good: export QPRUNE_TRUST=pathlib"
+            ),
+        ),
+        ("task.factor=much", "task.factor='much' is not a number"),
+        ("task.name=../toy", "task.name='../toy' is not a name of at most 64 letters, digits, '_', '-' and '.'"),
+        ("trainer.thread=1", "trainer.thread is not a key of trainer; did you mean 'threads'?"),
+        ("wiat=true", "wiat is not a key of a run's config; did you mean 'wait'?"),
         ("task.factr=2", "task.factr is not an argument of tests.experiment.toy.Toy; did you mean 'factor'?"),
-        ("epochs=0", "epochs=0 is not a whole number >= 1"),
+        ("epochs=0", "epochs=0 is not a whole number of epochs in [1, 1000000]"),
         ("trainer.device=gpu", "trainer.device='gpu' is not one of cpu, cuda"),
         ("trainer.precision=int8", "trainer.precision='int8' is not one of float32, bfloat16, float16"),
     ],

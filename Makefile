@@ -13,7 +13,7 @@ READY := .venv/ready
 RUN_DEMO := $(BIN)/qprune run data=synthetic budget=smoke order=prune_first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test results check docs fmt clean
+.PHONY: help demo test faults results check docs fmt clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -24,6 +24,9 @@ demo: $(READY) ## train both networks through every phase, offline on synthetic 
 
 test: $(READY) ## run the tests; tests on real data need QPRUNE_DATA; ARGS="-k plan" picks
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+faults: $(READY) ## kill, fuzz and starve runs for some twenty minutes, and print the figures; ARGS="-k kill" picks
+	QPRUNE_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults $(ARGS)
 
 results: $(READY) ## train what results/ lacks of ESPCN on real data (hours; resumes), then tables, figures and report
 	scripts/reproduce.sh $(ARGS)

@@ -99,9 +99,11 @@ def test_a_feature_that_is_not_finite_makes_no_score(value: float, tmp_path: Pat
             late = trainer.state.step >= 21 and not module.training
             return output.masked_fill(torch.ones_like(output, dtype=torch.bool), value) if late else output
 
-        trainer.task.evaluate = lambda: (
-            trainer.task.network.eval()(torch.ones(1, 2, 5, 5)).isnan().float() and {"negative_mse": 1.0}
-        )
+        def evaluate() -> dict[str, float]:
+            trainer.task.network.eval()(torch.ones(1, 2, 5, 5))
+            return {"negative_mse": 1.0}
+
+        trainer.task.evaluate = evaluate
         handle = trainer.task.network[1].register_forward_hook(spoil)
         trainer.task.network[1]._forward_hooks.move_to_end(handle.id, last=False)
 

@@ -76,14 +76,19 @@ FIELDS: dict[str, Any] = {
     "task.paper_size.left_float": Sequence[str],
     "task.paper_size.feature_bits": _Bits | None,
 }
-# Keys that a config may lack: later ones, and those whose absence says that there is nothing to say
+# Keys whose absence says that there is nothing to say
 _OPTIONAL = ("quantize.decimal_from", "task.sites.", "task.paper_size.")
+# Keys that stored configs of finished runs may lack, since they came later, with what held before
+_LATER: dict[str, Any] = {"wait": False, "trainer.share_stem": True}
 # They become parts of paths
 _NAMES = ("order.name", "budget.name", "task.name")
 
 
-def check_fields(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a key that is missing, unknown or has an illegal value; a task's own arguments pass."""
+def complete_fields(config: dict[str, Any]) -> None:
+    """Raise UserError for a key that is missing, unknown or has an illegal value; a task's own arguments pass.
+
+    Keys that came after a config was stored are added to it.
+    """
     sections = {key.rpartition(".")[0] for key in FIELDS} - {"task"}
     for section in sorted(sections):
         values = _at(config, section) if section else config
@@ -106,6 +111,8 @@ def check_fields(config: Mapping[str, Any]) -> None:
         values = _at(config, section) if section else config
         if isinstance(values, Mapping) and name in values:
             check(key, values[name], kind)
+        elif isinstance(values, dict) and key in _LATER:
+            values[name] = _LATER[key]
         elif not key.startswith(_OPTIONAL):
             raise UserError(f"{key} is missing; give it a value, as configs/run.yaml and its groups do")
     for key in _NAMES:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qprune.compression.compressor import Compressor, attach
 from qprune.errors import UserError
 from qprune.experiment.decimals import NETWORK_FILE
+from qprune.experiment.digests import check_sum
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.results import ROW_FILE, Row, load_row
 from qprune.experiment.store import CONFIG_FILE, read_config
@@ -47,6 +48,8 @@ class FinishedRun:
             raise UserError(
                 f"{folder / CONFIG_FILE} is missing or cannot be read; run the run's command with force=true"
             )
+        for name in (CONFIG_FILE, NETWORK_FILE):
+            check_sum(folder / name)
         for key, value in (changes or {}).items():
             section, _, name = key.partition(".")
             config[section][name] = value

@@ -14,7 +14,7 @@ from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule, Timeline
 from qprune.errors import UserError, closest
-from qprune.experiment.fields import check_fields
+from qprune.experiment.fields import complete_fields
 from qprune.experiment.ranges import check
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.experiment.trust import require_trusted
@@ -35,7 +35,7 @@ class Recipe:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Recipe:
         """Read a resolved config (plain dicts and lists)."""
-        check_fields(config)
+        complete_fields(config)
         order = tuple(config["order"]["steps"])
         if len(set(order)) != len(order):
             raise UserError(f"order.steps={list(order)} names an operator twice; type each at most once")

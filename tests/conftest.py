@@ -23,6 +23,7 @@ torch.set_num_threads(1)  # test processes run side by side, one per core
 @pytest.fixture(autouse=True)
 def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start without the variables that the command line sets, and put back what it and Hydra change."""
+    torch.manual_seed(0)  # whatever a test draws without a generator, it draws alone and in any order
     before = dict(os.environ)
     for name in ("QPRUNE_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
         os.environ.pop(name, None)

@@ -26,8 +26,6 @@ from qprune.experiment.state import rewind
 if TYPE_CHECKING:
     from qprune.experiment.trainer import Trainer
 
-_ADVICE = "the newest checkpoint is from before; try a lower learning rate or trainer.precision=float32"
-
 
 def numbers_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of floating type that are saved, by name."""
@@ -87,7 +85,10 @@ def failure(trainer: Trainer, what: str) -> RunFailure:
         found = f"; {readable(names[0])} is not finite" if names else ""
     else:
         found = _traced(trainer, noticed, last=trainer.state.step)
-    return RunFailure(f"{noticed}{found}; {_ADVICE}")
+    return RunFailure(
+        f"{noticed}{found}; the newest checkpoint is from before; try a lower learning rate or "
+        "trainer.precision=float32"
+    )
 
 
 def _traced(trainer: Trainer, noticed: str, last: int) -> str:

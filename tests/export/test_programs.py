@@ -34,6 +34,7 @@ def residual() -> Callable[..., Compressor]:
     def of(**quantization: object) -> Compressor:
         key = repr(sorted(quantization.items()))
         if key not in made:
+            torch.manual_seed(0)
             made[key] = compressed(Residual(), RESIDUAL_PLAN, EXAMPLE, **quantization)
         return made[key]
 
@@ -122,8 +123,12 @@ def test_folding_moves_features_by_one_step_at_most_where_no_grid_is_added() -> 
 def test_layers_with_one_decimal_by_channel_keep_their_whole_numbers(residual: Callable[..., Compressor]) -> None:
     program = integer(residual(rounding="nearest", weight_axis="output"))
     assert not [note for note in program.notes if "rounded" in note["why"]]
-    program = integer(residual(rounding="nearest", weight_axis="authors"))
-    assert [note["path"] for note in program.notes if "rounded" in note["why"]] != []
+
+    network = Residual()
+    with torch.no_grad():  # grids of the inputs' channels that lie far apart: no whole numbers on one grid
+        network.conv3.weight[:, 0] *= 64
+    program = integer(compressed(network, RESIDUAL_PLAN, EXAMPLE, rounding="nearest", weight_axis="authors"))
+    assert "conv3" in {note["path"] for note in program.notes if "rounded" in note["why"]}
 
 
 def test_a_channel_whose_norm_has_factor_zero_is_its_constant(residual: Callable[..., Compressor]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qprune.compression.functional import quantize
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -17,16 +16,16 @@ class FeatureOperators(nn.Module):
         self.site = site  # the path in the plan, which for an input does not follow from where this stands
         self.pruner, self.quantizer = pruner, quantizer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """The operators that are active, on x (B, ...); `in_place`: the result may take the place of x."""
         pruner, quantizer = self.pruner, self.quantizer
         if pruner is not None and quantizer is not None and pruner.active and quantizer.active:
             # Both change x: one pass over it fewer forward, one fewer backward, and no masked copy is kept.
             if pruner.collecting:
                 pruner.observe(x)
-            q = quantizer
-            return quantize(x, q.bits, q.decimal, q.rounding, q.gradient, mask=pruner.fitted(x))
+            return quantizer.quantized(x, pruner.fitted(x), in_place)
         if pruner is not None:
-            x = pruner(x)
+            x = pruner(x, in_place)
         if quantizer is not None:
-            x = quantizer(x)
+            x = quantizer(x, in_place)
         return x

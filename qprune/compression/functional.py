@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qprune.compression import kernels
 from qprune.errors import UserError, one_of
 
 ROUNDINGS = ("trunc", "floor", "nearest")
@@ -58,48 +59,66 @@ def _round(x: Tensor, rounding: str) -> Tensor:
 class _Quantize(torch.autograd.Function):
     """Eq. 1 forward, Eq. 2 backward, of x or of x * mask (Eq. 3) in the same passes over memory.
 
-    `scale` = 2^d and `step` = 2^-d are floats or tensors that broadcast with x. Scaling the mask, which is small,
-    saves a pass over x; powers of two and a mask of 0 and 1 make the result equal to the last bit.
+    Scaling the mask, which is small, saves a pass over x; powers of two and a mask of 0 and 1 make the result equal to
+    the last bit. `in_place`: the result takes the place of x, whose maker must not need it for its own gradient.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        scale: Tensor | float,
-        step: Tensor | float,
+        decimal: Tensor | int,
+        axis: int | None,
         bounds: tuple[int, int],
         rounding: str,
         gradient: str,
         mask: Tensor | None,
+        in_place: bool,
     ) -> Tensor:
         low, high = bounds
+        fixed = None if isinstance(decimal, Tensor) else decimal
+        ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, fixed
+        if in_place:
+            ctx.mark_dirty(x)
+        out = None
+        if gradient != "in_range":
+            ctx.save_for_backward(None if fixed is not None else decimal, mask, None)
+            if not torch.compiler.is_compiling():
+                out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place)
+        if out is not None:
+            return out
+        scale, step = powers(decimal, x, axis)
         factor = scale if mask is None else mask * scale
-        out = x.float().mul_(factor) if x.dtype in (torch.float16, torch.bfloat16) else x * factor
-        inside = None
+        if x.dtype in (torch.float16, torch.bfloat16):
+            out = x.float().mul_(factor)
+        else:
+            out = x.mul_(factor) if in_place else x * factor
         if gradient == "in_range":
             rounded = _round(out.clone(), rounding)
-            inside = (rounded >= low) & (rounded <= high)
-        ctx.gradient, ctx.bounds, ctx.dtype = gradient, bounds, x.dtype
-        ctx.step = step if isinstance(step, float) else None
-        ctx.save_for_backward(None if isinstance(step, float) else step, mask, inside)
+            ctx.save_for_backward(None if fixed is not None else decimal, mask, (rounded >= low) & (rounded <= high))
         # The bounds are whole numbers, so clamping first gives the same, and infinities never reach the rounding.
         return _round(out.clamp_(low, high), rounding).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, high = ctx.bounds
-        step, mask, inside = ctx.saved_tensors
-        step = ctx.step if step is None else step
+        decimal, mask, inside = ctx.saved_tensors
+        decimal = ctx.decimal if decimal is None else decimal
         if ctx.gradient == "clip_value":
-            grad = torch.clamp(grad, low * step, high * step)
-            grad = grad if mask is None else grad.mul_(mask)  # in place: the clamped gradient is ours
+            clipped = None
+            if not torch.compiler.is_compiling():
+                clipped = kernels.clip_gradient(grad, decimal, ctx.axis, ctx.bounds, mask)
+            if clipped is None:
+                step = powers(decimal, grad, ctx.axis)[1]
+                clipped = torch.clamp(grad, low * step, high * step)
+                clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
+            grad = clipped
         elif ctx.gradient == "in_range":
             grad = grad * inside
             grad = grad if mask is None else grad.mul_(mask)
         elif mask is not None:
             grad = grad * mask
-        return grad.to(ctx.dtype), None, None, None, None, None, None
+        return grad.to(ctx.dtype), *[None] * 7
 
 
 def quantize(
@@ -110,6 +129,7 @@ def quantize(
     gradient: str = "clip_value",
     axis: int | None = None,
     mask: Tensor | None = None,
+    in_place: bool = False,
 ) -> Tensor:
     """Uniform quantization (Eq. 1): clamp(round(x * 2^d), -2^(N-1), 2^(N-1) - 1) * 2^-d.
 
@@ -119,6 +139,7 @@ def quantize(
     authors coded it, spec 1.2), `ste` passes it on, `in_range` passes it where x did not saturate.
 
     mask: float32 of 0 and 1 that broadcasts with x; with it the result is quantize(prune(x, mask)), cheaper.
+    in_place: the result takes the place of x, if x's type holds it; autograd raises if x is needed elsewhere.
 
     Returns x's shape; its type unless that type cannot hold the grid (see `working_dtype`). Infinities saturate.
     Raises UserError for bits outside 2..16, an unknown word, or decimals that do not fit `axis`.
@@ -126,16 +147,20 @@ def quantize(
     bounds = integer_range(bits)
     one_of("rounding", rounding, ROUNDINGS)
     one_of("gradient", gradient, GRADIENTS)
-    scale: Tensor | float
-    step: Tensor | float
     if isinstance(decimal, Tensor):
-        work = torch.float64 if x.dtype == torch.float64 else torch.float32
-        decimal = _along(decimal, x, axis)
-        scale, step = power_of_two(decimal, work), power_of_two(-decimal, work)
-    else:
-        scale, step = 2.0**decimal, 2.0**-decimal
-    out: Tensor = _Quantize.apply(x, scale, step, bounds, rounding, gradient, mask)
+        _along(decimal, x, axis)
+    in_place = in_place and x.dtype in (torch.float32, torch.float64)
+    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place)
     return out if out.dtype == working_dtype(x.dtype, bits) else out.to(working_dtype(x.dtype, bits))
+
+
+def powers(decimal: Tensor | int, x: Tensor, axis: int | None) -> tuple[Tensor | float, Tensor | float]:
+    """2^d and 2^-d, as tensors that broadcast with x where d is one."""
+    if not isinstance(decimal, Tensor):
+        return 2.0**decimal, 2.0**-decimal
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    decimal = _along(decimal, x, axis)
+    return power_of_two(decimal, work), power_of_two(-decimal, work)
 
 
 def _along(decimal: Tensor, x: Tensor, axis: int | None) -> Tensor:
@@ -263,6 +288,9 @@ def magnitude_mask(score: Tensor, sparsity: float, rule: str = "exact") -> Tenso
     return ~pruned.view(score.shape)
 
 
-def prune(x: Tensor, mask: Tensor) -> Tensor:
-    """P_u (Eq. 3): x * mask, the mask (of x's type, or float32) broadcast over leading dimensions."""
-    return x * mask.to(x.dtype)
+def prune(x: Tensor, mask: Tensor, in_place: bool = False) -> Tensor:
+    """P_u (Eq. 3): x * mask, the mask (of x's type, or float32) broadcast over leading dimensions.
+
+    in_place: the result takes the place of x; autograd raises if x is needed elsewhere.
+    """
+    return x.mul_(mask.to(x.dtype)) if in_place else x * mask.to(x.dtype)

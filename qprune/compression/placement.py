@@ -115,7 +115,25 @@ def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) ->
             f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
             "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
         )
-    return getattr(module, OUTPUT_CHILD)(output)
+    return getattr(module, OUTPUT_CHILD)(output, in_place=_may_overwrite(module, output))
+
+
+# Layers that make a new tensor which their own gradient does not need.
+_MAKERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+)
+
+
+def _may_overwrite(module: nn.Module, output: Tensor) -> bool:
+    """Whether operators may work in the memory of the output: nobody else has got it, and no gradient needs it."""
+    return (
+        not torch.compiler.is_compiling()  # a compiler decides itself
+        and parametrize.type_before_parametrizations(module) in _MAKERS
+        and len(module._forward_hooks) == 1  # ours: another one may have kept the output
+        and not nn.modules.module._global_forward_hooks
+        and not output._is_view()
+    )
 
 
 def find_operators(network: nn.Module) -> Iterator[Placed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qprune.compression import kernels
 from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_mask, prune
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
@@ -64,7 +65,14 @@ class Pruner(Operator):
 
     def observe(self, x: Tensor) -> None:
         """Add |x| of this call's samples (B, C, ...) to `total` (the running form of the sliding window of Eq. 8)."""
-        magnitude = self.in_window(x).abs()
+        x = self.in_window(x)
+        if (
+            self.granularity == "element"
+            and not torch.compiler.is_compiling()
+            and kernels.add_magnitudes(x, self.total)
+        ):
+            return
+        magnitude = x.abs()
         if self.granularity != "element" and magnitude.dim() > 2:
             rest = range(2, magnitude.dim()) if self.granularity == "channel" else range(1, magnitude.dim() - 1)
             magnitude = magnitude.mean(dim=tuple(rest), keepdim=True, dtype=torch.float64)
@@ -82,10 +90,10 @@ class Pruner(Operator):
         self.mask.copy_(magnitude_mask(score, self.sparsity * fraction, self.rule))
         self.updates += 1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         if self.collecting:
             self.observe(x)
-        return prune(x, self.fitted(x)) if self.active else x
+        return prune(x, self.fitted(x), in_place) if self.active else x
 
     def fitted(self, x: Tensor) -> Tensor:
         """The mask, tiled to x's size when x is a feature of another size than those of training."""

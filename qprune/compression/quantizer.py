@@ -85,12 +85,14 @@ class Quantizer(Operator):
         self.kept = self.kept.new_empty(0)
         self.updates += 1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         if self.collecting:
             self.observe(x)
-        if not self.active:
-            return x
-        return quantize(x, self.bits, self.decimal, self.rounding, self.gradient, self.axis)
+        return self.quantized(x, None, in_place) if self.active else x
+
+    def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False) -> Tensor:
+        """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x."""
+        return quantize(x, self.bits, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

@@ -1,0 +1,153 @@
+/* The operators of a feature map or weight, each one pass over memory: what functional.py computes, the same bits.
+ *
+ * Compiled by kernels.py when a process asks for it. Tensors are float32 and dense, `rows` of `width` elements in the
+ * order of memory; a mask, if any, has `width` elements. Decimal bits come from memory, so nothing waits for a value:
+ * one for all, or `channels` of them (a weight: `rows` is 1), of which element i has number (i / inner) % channels.
+ *
+ * Products with a mask and with powers of two are exact, so their order is free. Compiled without contraction into
+ * fused multiply-adds and without -ffast-math: NaN, infinities and signed zeros come out as they do from torch.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Below so many elements starting threads costs more than they save. */
+#define PARALLEL (1 << 15)
+/* Columns that are summed at a time: their partial sums stay in the first-level cache. */
+#define BLOCK 512
+
+static inline float power_of_two(int32_t exponent) {
+    int32_t bits = (int32_t)((uint32_t)(exponent + 127) << 23);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* As torch clamps: NaN passes. */
+static inline float clamp(float v, float low, float high) {
+    v = v < low ? low : v;
+    return v > high ? high : v;
+}
+
+/* `trunc` as functional.py writes it: v minus its fraction, which makes -0.3 a positive zero. */
+static inline float trunc_(float v) { return v - (v - truncf(v)); }
+static inline float floor_(float v) { return floorf(v); }
+static inline float nearest_(float v) { return rintf(v); } /* ties to even */
+
+/* Element i depends on element i alone, also where `out` is the input: no check for overlap is needed. */
+#define SIMD _Pragma("omp simd")
+
+static inline float masked(const float *mask, int64_t i) { return mask ? mask[i] : 1.0f; }
+
+#define QUANTIZE(NAME, ROUND)                                                                                        \
+    static void NAME(const float *x, const float *mask, float *out, int64_t rows, int64_t width,                     \
+                     const int32_t *decimals, int64_t channels, int64_t inner, float low, float high) {              \
+        if (channels > 1) {                                                                                          \
+            _Pragma("omp parallel for if (rows * width > PARALLEL)")                                                 \
+            for (int64_t at = 0; at < rows * width; at += channels * inner)                                          \
+                if (inner == 1) {                                                                                    \
+                    SIMD                                                                                             \
+                    for (int64_t c = 0; c < channels; c++) {                                                         \
+                        float v = x[at + c] * (masked(mask, at + c) * power_of_two(decimals[c]));                    \
+                        out[at + c] = ROUND(clamp(v, low, high)) * power_of_two(-decimals[c]);                       \
+                    }                                                                                                \
+                } else                                                                                               \
+                    for (int64_t c = 0; c < channels; c++) {                                                         \
+                        const float scale = power_of_two(decimals[c]), step = power_of_two(-decimals[c]);            \
+                        SIMD for (int64_t i = at + c * inner; i < at + (c + 1) * inner; i++)                         \
+                            out[i] = ROUND(clamp(x[i] * (masked(mask, i) * scale), low, high)) * step;               \
+                    }                                                                                                \
+            return;                                                                                                  \
+        }                                                                                                            \
+        const float scale = power_of_two(*decimals), step = power_of_two(-*decimals);                                \
+        if (mask) {                                                                                                  \
+            _Pragma("omp parallel for if (rows * width > PARALLEL)") for (int64_t r = 0; r < rows; r++) {            \
+                const float *in = x + r * width;                                                                     \
+                float *to = out + r * width;                                                                         \
+                SIMD for (int64_t i = 0; i < width; i++)                                                             \
+                    to[i] = ROUND(clamp(in[i] * (mask[i] * scale), low, high)) * step;                               \
+            }                                                                                                        \
+        } else {                                                                                                     \
+            _Pragma("omp parallel for simd if (parallel : rows * width > PARALLEL)")                                 \
+            for (int64_t i = 0; i < rows * width; i++)                                                               \
+                out[i] = ROUND(clamp(x[i] * scale, low, high)) * step;                                               \
+        }                                                                                                            \
+    }
+
+QUANTIZE(quantize_trunc, trunc_)
+QUANTIZE(quantize_floor, floor_)
+QUANTIZE(quantize_nearest, nearest_)
+
+/* Eq. 1, or Eq. 3 and 1. `out` may be x. rounding: 0 trunc, 1 floor, 2 nearest. */
+void quantize(const float *x, const float *mask, float *out, int64_t rows, int64_t width, const int32_t *decimals,
+              int64_t channels, int64_t inner, float low, float high, int32_t rounding) {
+    (rounding == 0 ? quantize_trunc : rounding == 1 ? quantize_floor : quantize_nearest)(
+        x, mask, out, rows, width, decimals, channels, inner, low, high);
+}
+
+/* Eq. 2 as the authors coded it: the gradient clamped to the grid's range, then masked. */
+void clip_gradient(const float *grad, const float *mask, float *out, int64_t rows, int64_t width,
+                   const int32_t *decimals, int64_t channels, int64_t inner, float low, float high) {
+    if (channels > 1) {
+#pragma omp parallel for if (rows * width > PARALLEL)
+        for (int64_t at = 0; at < rows * width; at += channels * inner)
+            if (inner == 1) {
+                SIMD for (int64_t c = 0; c < channels; c++) {
+                    const float step = power_of_two(-decimals[c]);
+                    out[at + c] = clamp(grad[at + c], low * step, high * step) * masked(mask, at + c);
+                }
+            } else
+                for (int64_t c = 0; c < channels; c++) {
+                    const float step = power_of_two(-decimals[c]), least = low * step, most = high * step;
+                    SIMD for (int64_t i = at + c * inner; i < at + (c + 1) * inner; i++)
+                        out[i] = clamp(grad[i], least, most) * masked(mask, i);
+                }
+        return;
+    }
+    const float step = power_of_two(-*decimals), least = low * step, most = high * step;
+    if (mask) {
+#pragma omp parallel for if (rows * width > PARALLEL)
+        for (int64_t r = 0; r < rows; r++) {
+            const float *in = grad + r * width;
+            float *to = out + r * width;
+            SIMD for (int64_t i = 0; i < width; i++)
+                to[i] = clamp(in[i], least, most) * mask[i];
+        }
+    } else {
+#pragma omp parallel for simd if (parallel : rows * width > PARALLEL)
+        for (int64_t i = 0; i < rows * width; i++)
+            out[i] = clamp(grad[i], least, most);
+    }
+}
+
+/* Sum of |x| over the rows, added to `total` (width): in the order in which torch sums the outer dimension of float64
+ * tensors on a CPU, a cascade of four levels (ATen's SumKernel.cpp, multi_row_sum), so that the bits are the same. */
+void add_magnitudes(const float *x, double *total, int64_t rows, int64_t width) {
+    int power = 0;
+    while ((int64_t)1 << power < rows)
+        power++;
+    power = power / 4 > 4 ? power / 4 : 4;
+    const int64_t step = (int64_t)1 << power;
+#pragma omp parallel for if (rows * width > PARALLEL)
+    for (int64_t at = 0; at < width; at += BLOCK) {
+        const int64_t size = width - at < BLOCK ? width - at : BLOCK;
+        double level[4][BLOCK] = {{0}};
+        for (int64_t r = 0; r < rows;) {
+            const float *in = x + r * width + at;
+            SIMD for (int64_t i = 0; i < size; i++)
+                level[0][i] += (double)fabsf(in[i]);
+            if (++r % step)
+                continue;
+            for (int l = 1; l < 4; l++) {
+                SIMD for (int64_t i = 0; i < size; i++) {
+                    level[l][i] += level[l - 1][i];
+                    level[l - 1][i] = 0;
+                }
+                if (r & ((step - 1) << (l * power)))
+                    break;
+            }
+        }
+        SIMD for (int64_t i = 0; i < size; i++)
+            total[at + i] += level[0][i] + level[1][i] + level[2][i] + level[3][i];
+    }
+}

@@ -1,0 +1,211 @@
+"""The operators as one pass over memory each: kernels.c, compiled for this machine when a process asks for it.
+
+Without them (no C compiler, a GPU, another type or layout) `functional` computes the same bits with torch's functions,
+five passes for one. Nothing is kept on disk: compiling takes half a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SOURCE = Path(__file__).with_suffix(".c")
+# No contraction and no -ffast-math: the bits are those of torch. Linked without OpenMP's library, so that its functions
+# are those of the one that torch has loaded: one pool of threads, and torch.set_num_threads holds here too.
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+_ROUNDINGS = {"trunc": 0, "floor": 1, "nearest": 2}
+
+_pointer, _count, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_ON_TENSORS = (*(_pointer,) * 3, _count, _count, _pointer, _count, _count, _real, _real)
+
+_library: Any = None
+
+
+def load() -> bool:
+    """Compile the kernels, if that was not done, and use them in this process; whether they are in use.
+
+    They are not where there is no compiler for them. A warning says so if they compile but do not compute what torch
+    computes here.
+    """
+    global _library
+    if _library is None:
+        _library = _compiled()
+        if _library is not None and not _agrees():
+            _library = None
+            warnings.warn("the compiled kernels do not compute what torch does here; they are not used", stacklevel=2)
+    return _library is not None
+
+
+@contextmanager
+def unused() -> Iterator[None]:
+    """Inside, all is computed by torch's functions."""
+    global _library
+    library, _library = _library, None
+    try:
+        yield
+    finally:
+        _library = library
+
+
+def quantize(
+    x: Tensor,
+    decimal: Tensor | int,
+    axis: int | None,
+    bounds: tuple[int, int],
+    rounding: str,
+    mask: Tensor | None,
+    in_place: bool,
+) -> Tensor | None:
+    """Eq. 1 of x * mask, into x itself if `in_place`; None where no kernel fits."""
+    shape = _shape(x, decimal, axis, mask)
+    if shape is None:
+        return None
+    out = x if in_place else torch.empty_like(x)
+    _library.quantize(x.data_ptr(), _address(mask), out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding])
+    return out
+
+
+def clip_gradient(
+    grad: Tensor, decimal: Tensor | int, axis: int | None, bounds: tuple[int, int], mask: Tensor | None
+) -> Tensor | None:
+    """Eq. 2: grad clamped to bounds * 2^-d, times mask; None where no kernel fits."""
+    shape = _shape(grad, decimal, axis, mask)
+    if shape is None:
+        return None
+    out = torch.empty_like(grad)
+    _library.clip_gradient(grad.data_ptr(), _address(mask), out.data_ptr(), *shape, *bounds)
+    return out
+
+
+def add_magnitudes(x: Tensor, total: Tensor) -> bool:
+    """total += sum over samples of |x|, x (B, ...) in float32 and total (...) in float64; False where it does not fit.
+
+    torch sums columns in blocks (of four vectors where they lie side by side, else of four), and those that do not
+    fill a block in another order.
+    """
+    if _library is None or total.dtype != torch.float64 or x.dim() < 2 or x.shape[0] == 0 or not _usable(x):
+        return False
+    if total.shape != x.shape[1:] or total.stride() != x.stride()[1:] or x.stride(0) != total.numel():
+        return False
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()  # threads' shares are multiples of 16 columns
+    side_by_side = 32 * torch.get_num_threads() if wide else 16
+    whole = total.numel() % side_by_side == 0 if x.is_contiguous() else math.prod(x.shape[2:]) % 4 == 0
+    if not whole:
+        return False
+    _library.add_magnitudes(x.data_ptr(), total.data_ptr(), x.shape[0], total.numel())
+    return True
+
+
+def _usable(x: Tensor) -> bool:
+    """Whether x is an ordinary float32 tensor in this machine's memory, without gaps."""
+    return (
+        type(x) in (Tensor, nn.Parameter, nn.Buffer)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
+    )
+
+
+def _shape(
+    x: Tensor, decimal: Tensor | int, axis: int | None, mask: Tensor | None
+) -> tuple[int, int, Any, int, int] | None:
+    """(rows, width, address of d, channels, inner) as in kernels.c, or None where the kernels do not fit."""
+    if _library is None or not _usable(x):
+        return None
+    rows, width = 1, x.numel()
+    if mask is not None:
+        batched = mask.dim() == x.dim() - 1
+        if mask.dtype != torch.float32 or mask.stride() != (x.stride()[1:] if batched else x.stride()):
+            return None
+        if mask.shape != (x.shape[1:] if batched else x.shape):
+            return None
+        if batched:
+            rows, width = x.shape[0], mask.numel()
+            if rows > 1 and x.stride(0) != width:
+                return None
+    if isinstance(decimal, int):
+        return rows, width, ctypes.byref(ctypes.c_int32(decimal)), 1, 1
+    channels = decimal.numel()
+    if decimal.dtype != torch.int32 or decimal.device.type != "cpu" or not decimal.is_contiguous():
+        return None
+    if channels == 1:
+        return rows, width, decimal.data_ptr(), 1, 1
+    if axis is None or rows > 1:
+        return None
+    return rows, width, decimal.data_ptr(), channels, x.stride(axis)
+
+
+def _address(mask: Tensor | None) -> int | None:
+    return None if mask is None else mask.data_ptr()
+
+
+def _compiled() -> Any:
+    """kernels.c as a loaded library, or None where it cannot be made."""
+    compiler = shlex.split(os.environ.get("CC", "")) or [
+        found for name in ("cc", "gcc") if (found := shutil.which(name))
+    ]
+    if not sys.platform.startswith("linux") or not compiler:
+        return None
+    with tempfile.TemporaryDirectory(prefix="qprune-") as folder:
+        part, whole = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        try:
+            for command in (
+                [*compiler[:1], *_FLAGS, "-c", str(_SOURCE), "-o", str(part)],
+                [*compiler[:1], "-shared", str(part), "-o", str(whole)],
+            ):
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+            library = ctypes.CDLL(str(whole))  # stays mapped when the folder is gone
+        except (OSError, subprocess.SubprocessError):
+            return None
+    library.quantize.argtypes = [*_ON_TENSORS, ctypes.c_int32]
+    library.clip_gradient.argtypes = list(_ON_TENSORS)
+    library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
+    for function in (library.quantize, library.clip_gradient, library.add_magnitudes):
+        function.restype = None
+    return library
+
+
+def _agrees() -> bool:
+    """Whether the kernels give torch's bits on this machine, on a sample with every kind of number."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 16, 8, 8, generator=generator) * torch.logspace(-3, 6, 16)[:, None, None]
+    x.view(-1)[:6] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, -0.3, 1e-42])
+    mask = (torch.rand(16, 8, 8, generator=generator) > 0.5).float()
+    scaled = (x * (mask * 8.0)).clamp(-128, 127)
+    expected = {
+        "trunc": scaled - scaled.frac(),
+        "floor": scaled.floor(),
+        "nearest": scaled.round(),
+    }
+    for rounding, rounded in expected.items():
+        found = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False)
+        if found is None or not _same_bits(found, rounded * 0.125):
+            return False
+    clipped = clip_gradient(x, 3, None, (-128, 127), mask)
+    if clipped is None or not _same_bits(clipped, x.clamp(-16.0, 15.875) * mask):
+        return False
+    total = torch.zeros(16, 8, 8, dtype=torch.float64)
+    finite = torch.nan_to_num(x, 1.0, 2.0, 3.0).pow(5)  # of so many magnitudes that the order of a sum shows
+    if not add_magnitudes(finite, total):
+        return False
+    return torch.equal(total, finite.abs().sum(0, dtype=torch.float64))
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal, signs of zeros included; NaN equals NaN."""
+    numbers = ~b.isnan()
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a[numbers].view(torch.int32), b[numbers].view(torch.int32))

@@ -148,10 +148,28 @@ def quantize(
     one_of("rounding", rounding, ROUNDINGS)
     one_of("gradient", gradient, GRADIENTS)
     if isinstance(decimal, Tensor):
+        decimal = decimal.to(torch.int32)
         _along(decimal, x, axis)
-    in_place = in_place and x.dtype in (torch.float32, torch.float64)
+    return quantize_checked(x, bounds, decimal, rounding, gradient, axis, mask, in_place)
+
+
+def quantize_checked(
+    x: Tensor,
+    bounds: tuple[int, int],
+    decimal: int | Tensor,
+    rounding: str,
+    gradient: str,
+    axis: int | None,
+    mask: Tensor | None,
+    in_place: bool,
+) -> Tensor:
+    """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32."""
+    kind = x.dtype
+    in_place = in_place and (kind is torch.float32 or kind is torch.float64)
     out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place)
-    return out if out.dtype == working_dtype(x.dtype, bits) else out.to(working_dtype(x.dtype, bits))
+    if kind is torch.float32 or kind is torch.float64:
+        return out
+    return out.to(working_dtype(kind, bounds[1].bit_length() + 1))
 
 
 def powers(decimal: Tensor | int, x: Tensor, axis: int | None) -> tuple[Tensor | float, Tensor | float]:

@@ -15,6 +15,8 @@
 #define PARALLEL (1 << 15)
 /* Columns that are summed at a time: their partial sums stay in the first-level cache. */
 #define BLOCK 512
+/* Elements that are looked at before it is asked whether to go on. */
+#define SCAN 8192
 
 static inline float power_of_two(int32_t exponent) {
     int32_t bits = (int32_t)((uint32_t)(exponent + 127) << 23);
@@ -118,6 +120,34 @@ void clip_gradient(const float *grad, const float *mask, float *out, int64_t row
         for (int64_t i = 0; i < rows * width; i++)
             out[i] = clamp(grad[i], least, most);
     }
+}
+
+/* Whether `clip_gradient` would change a bit of grad, for one d. A gradient that comes through a ReLU is zero already
+ * where the mask is, and gradients seldom reach the range's end: then nothing need be written. */
+int32_t changes_gradient(const float *grad, const float *mask, int64_t rows, int64_t width, const int32_t *decimal,
+                         float low, float high) {
+    const float step = power_of_two(-*decimal), least = low * step, most = high * step;
+    int32_t found = 0;
+#pragma omp parallel for collapse(2) if (rows * width > PARALLEL)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t at = 0; at < width; at += SCAN) {
+            int32_t here, changed = 0;
+            __atomic_load(&found, &here, __ATOMIC_RELAXED);
+            if (here)
+                continue;
+            const float *in = grad + r * width;
+            const int64_t end = width - at < SCAN ? width : at + SCAN;
+            for (int64_t i = at; i < end; i++) {
+                float v = clamp(in[i], least, most) * masked(mask, i);
+                int32_t before, after;
+                memcpy(&before, in + i, sizeof before);
+                memcpy(&after, &v, sizeof after);
+                changed |= before ^ after;
+            }
+            if (changed)
+                __atomic_store_n(&found, 1, __ATOMIC_RELAXED);
+        }
+    return found;
 }
 
 /* Sum of |x| over the rows, added to `total` (width): in the order in which torch sums the outer dimension of float64

@@ -32,6 +32,8 @@ _ROUNDINGS = {"trunc": 0, "floor": 1, "nearest": 2}
 _pointer, _count, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ON_TENSORS = (*(_pointer,) * 3, _count, _count, _pointer, _count, _count, _real, _real)
 
+_ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
+
 _library: Any = None
 
 
@@ -75,19 +77,23 @@ def quantize(
     if shape is None:
         return None
     out = x if in_place else torch.empty_like(x)
-    _library.quantize(x.data_ptr(), _address(mask), out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding])
+    at_mask = None if mask is None else mask.data_ptr()
+    _library.quantize(x.data_ptr(), at_mask, out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding])
     return out
 
 
 def clip_gradient(
     grad: Tensor, decimal: Tensor | int, axis: int | None, bounds: tuple[int, int], mask: Tensor | None
 ) -> Tensor | None:
-    """Eq. 2: grad clamped to bounds * 2^-d, times mask; None where no kernel fits."""
+    """Eq. 2: grad clamped to bounds * 2^-d, times mask, or grad itself if that is the same; None where none fits."""
     shape = _shape(grad, decimal, axis, mask)
     if shape is None:
         return None
+    at, at_mask = grad.data_ptr(), None if mask is None else mask.data_ptr()
+    if shape[3] == 1 and not _library.changes_gradient(at, at_mask, *shape[:3], *bounds):
+        return grad
     out = torch.empty_like(grad)
-    _library.clip_gradient(grad.data_ptr(), _address(mask), out.data_ptr(), *shape, *bounds)
+    _library.clip_gradient(at, at_mask, out.data_ptr(), *shape, *bounds)
     return out
 
 
@@ -113,9 +119,9 @@ def add_magnitudes(x: Tensor, total: Tensor) -> bool:
 def _usable(x: Tensor) -> bool:
     """Whether x is an ordinary float32 tensor in this machine's memory, without gaps."""
     return (
-        type(x) in (Tensor, nn.Parameter, nn.Buffer)
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
+        x.dtype is torch.float32
+        and x.is_cpu
+        and type(x) in _ORDINARY
         and (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
     )
 
@@ -123,34 +129,34 @@ def _usable(x: Tensor) -> bool:
 def _shape(
     x: Tensor, decimal: Tensor | int, axis: int | None, mask: Tensor | None
 ) -> tuple[int, int, Any, int, int] | None:
-    """(rows, width, address of d, channels, inner) as in kernels.c, or None where the kernels do not fit."""
+    """(rows, width, address of d, channels, inner) as in kernels.c, or None where the kernels do not fit.
+
+    decimal: int32. This runs at every call of an operator, so it asks for as little as it can.
+    """
     if _library is None or not _usable(x):
         return None
     rows, width = 1, x.numel()
     if mask is not None:
-        batched = mask.dim() == x.dim() - 1
-        if mask.dtype != torch.float32 or mask.stride() != (x.stride()[1:] if batched else x.stride()):
+        if mask.dtype is not torch.float32 or not mask.is_cpu:
             return None
-        if mask.shape != (x.shape[1:] if batched else x.shape):
-            return None
-        if batched:
-            rows, width = x.shape[0], mask.numel()
+        if mask.dim() == x.dim() - 1:
+            if mask.shape != x.shape[1:] or mask.stride() != x.stride()[1:]:
+                return None
+            width = mask.numel()
+            rows = x.shape[0]
             if rows > 1 and x.stride(0) != width:
                 return None
+        elif mask.shape != x.shape or mask.stride() != x.stride():
+            return None
     if isinstance(decimal, int):
         return rows, width, ctypes.byref(ctypes.c_int32(decimal)), 1, 1
-    channels = decimal.numel()
-    if decimal.dtype != torch.int32 or decimal.device.type != "cpu" or not decimal.is_contiguous():
+    if not decimal.is_cpu:
         return None
-    if channels == 1:
+    if decimal.dim() == 0 or decimal.numel() == 1:
         return rows, width, decimal.data_ptr(), 1, 1
-    if axis is None or rows > 1:
+    if axis is None or rows > 1 or not decimal.is_contiguous():
         return None
-    return rows, width, decimal.data_ptr(), channels, x.stride(axis)
-
-
-def _address(mask: Tensor | None) -> int | None:
-    return None if mask is None else mask.data_ptr()
+    return rows, width, decimal.data_ptr(), decimal.numel(), x.stride(axis)
 
 
 def _compiled() -> Any:
@@ -173,9 +179,11 @@ def _compiled() -> Any:
             return None
     library.quantize.argtypes = [*_ON_TENSORS, ctypes.c_int32]
     library.clip_gradient.argtypes = list(_ON_TENSORS)
+    library.changes_gradient.argtypes = [_pointer, _pointer, _count, _count, _pointer, _real, _real]
     library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
     for function in (library.quantize, library.clip_gradient, library.add_magnitudes):
         function.restype = None
+    library.changes_gradient.restype = ctypes.c_int32
     return library
 
 

@@ -13,7 +13,7 @@ from qprune.compression.functional import (
     check_saturate,
     integer_range,
     optimal_decimal,
-    quantize,
+    quantize_checked,
 )
 from qprune.compression.operator import Operator
 from qprune.errors import one_of
@@ -46,7 +46,7 @@ class Quantizer(Operator):
         decimals: Sequence[int] = tuple(range(20)),
     ) -> None:
         super().__init__()
-        integer_range(bits)
+        self.bounds = integer_range(bits)
         one_of("rounding", rounding, ROUNDINGS)
         one_of("gradient", gradient, GRADIENTS)
         self.bits, self.rounding, self.gradient, self.axis = bits, rounding, gradient, axis
@@ -92,7 +92,7 @@ class Quantizer(Operator):
 
     def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False) -> Tensor:
         """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x."""
-        return quantize(x, self.bits, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
+        return quantize_checked(x, self.bounds, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

@@ -36,6 +36,7 @@ MACHINE_KEYS = (
     "trainer.device",
     "trainer.evaluate_every",
     "trainer.keep_memory",
+    "trainer.kernels",
     "trainer.share_stem",
     "trainer.threads",
     "wait",

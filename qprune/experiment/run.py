@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save as safetensors_bytes
 
+from qprune.compression import kernels
 from qprune.compression.compressor import Compressor, attach
 from qprune.compression.dataflow import features_left_alone
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
@@ -144,6 +145,8 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         torch.set_num_threads(trainer_config["threads"])
     if trainer_config["keep_memory"] and device.type == "cpu":
         keep_freed_memory()
+    if trainer_config["kernels"] and device.type == "cpu":
+        kernels.load()
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])

@@ -174,14 +174,26 @@ def test_windows_add_up_to_the_same_bits(batch: int, threads: int, layout: torch
 
 def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_library", object())  # calling it would fail
-    x, d = torch.randn(4, 3, 5, 5), torch.tensor(4)  # int64 decimals
-    functional.quantize(x, 8, d)
-    int_d = d.to(torch.int32)
+    x, d = torch.randn(4, 3, 5, 5), torch.tensor(4)
     for unfit in (x.double(), x.to(torch.bfloat16), x[:, :, ::2], x.transpose(0, 1), x.to("meta")):
-        functional.quantize(unfit, 8, int_d)
+        functional.quantize(unfit, 8, d)
     channels_last = x.to(memory_format=torch.channels_last)
-    functional.quantize(channels_last, 8, int_d, mask=torch.ones(3, 5, 5))
-    functional.quantize(x, 8, int_d, mask=torch.ones(3, 1, 1))
+    functional.quantize(channels_last, 8, d, mask=torch.ones(3, 5, 5))
+    functional.quantize(x, 8, d, mask=torch.ones(3, 1, 1))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("compiled")
+def test_a_gradient_that_nothing_changes_is_handed_on() -> None:
+    mask = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1).repeat(1, 40, 40)
+    grad = torch.randn(4, 3, 40, 40) * mask  # as it comes through a ReLU
+    d = torch.tensor(4, dtype=torch.int32)
+    assert kernels.clip_gradient(grad, d, None, (-128, 127), mask) is grad
+    grad[3, 2, 39, 39] = 9.0
+    clipped = kernels.clip_gradient(grad, d, None, (-128, 127), mask)
+    assert clipped is not None
+    assert float(clipped[3, 2, 39, 39]) == 127 / 16
+    assert float(grad[3, 2, 39, 39]) == 9.0
 
 
 @needs_compiler

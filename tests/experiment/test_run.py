@@ -54,6 +54,7 @@ def config(folder: Path, *changes: str) -> Any:
             "ranks": 1,
             "threads": None,
             "keep_memory": False,
+            "kernels": True,
             "evaluate_every": 1,
             "checkpoint_minutes": 5,
             "share_stem": False,

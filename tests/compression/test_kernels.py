@@ -143,7 +143,8 @@ def test_any_number_has_the_same_bits(values: list[float], bits: int, decimal: i
     x = torch.tensor(values)
     for d in (decimal, torch.tensor(decimal, dtype=torch.int32)):
         with_them = functional.quantize(x, bits, d, rounding)
-        assert same_bits(with_them, without_kernels(lambda d=d: functional.quantize(x, bits, d, rounding)))
+        with kernels.unused():
+            assert same_bits(with_them, functional.quantize(x, bits, d, rounding))
 
 
 @needs_compiler

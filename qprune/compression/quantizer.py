@@ -13,9 +13,9 @@ from qprune.compression.functional import (
     check_saturate,
     integer_range,
     optimal_decimal,
-    quantize_checked,
 )
 from qprune.compression.operator import Operator
+from qprune.compression.straight_through import quantize_checked
 from qprune.errors import one_of
 
 # Elements of a feature window that are kept for the choice of d: 4 MiB a site. A window that holds more is sampled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,15 @@ from qprune.compression.functional import (
     integer_range,
     magnitude_mask,
     optimal_decimal,
-    power_of_two,
     prune,
     quantile,
     quantize,
     saturate,
+    smallest,
+    smallest_error,
     squared_errors,
 )
+from qprune.compression.straight_through import power_of_two
 from qprune.errors import UserError
 
 REFERENCE_ROUNDING = {"trunc": math.trunc, "floor": math.floor, "nearest": round}
@@ -168,6 +171,46 @@ def test_optimal_decimal_equals_the_reference(values: list[float], bits: int, ro
     chosen = optimal_decimal(torch.tensor(values), bits, rounding=rounding)
     assert chosen.shape == ()
     assert int(chosen) == reference_decimal(values, bits, rounding)
+
+
+@given(
+    st.lists(st.floats(-300, 300, width=32), min_size=4, max_size=40),
+    st.integers(2, 16),
+    st.sampled_from(["trunc", "floor", "nearest"]),
+    st.lists(st.integers(-6, 19), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_the_search_over_few_candidates_finds_what_the_search_over_all_finds(
+    values: list[float], bits: int, rounding: str, decimals: list[int], per_row: bool
+) -> None:
+    x = torch.tensor(values[: len(values) // 4 * 4]).view(4, -1)
+    axis = 0 if per_row else None
+    candidates = sorted(set(decimals))
+    over_all = smallest_error(squared_errors(x, bits, candidates, rounding, axis), candidates)
+    assert torch.equal(optimal_decimal(x, bits, decimals=decimals, rounding=rounding, axis=axis), over_all)
+
+
+def test_the_search_tries_few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    whole = squared_errors
+
+    def counting(x: Tensor, bits: int, decimals: list[int], *rest: Any) -> Tensor:
+        tried.extend(decimals)
+        return whole(x, bits, decimals, *rest)
+
+    monkeypatch.setattr("qprune.compression.functional.squared_errors", counting)
+    optimal_decimal(torch.randn(100_000, generator=torch.Generator().manual_seed(0)))
+    assert len(tried) == len(set(tried)) <= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_selection_is_that_of_a_sort(dtype: torch.dtype) -> None:
+    x = torch.randn(1001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ordered = x.sort().values
+    for ranks in ((0,), (500, 501), (1000, 3)):
+        found = smallest(x, *ranks)
+        assert [value.dtype for value in found] == [dtype] * len(ranks)
+        assert [float(value) for value in found] == [float(ordered[rank]) for rank in ranks]
 
 
 def test_optimal_decimal_of_normal_weights() -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from qprune.compression import functional, kernels, placement
 from qprune.compression.compressor import attach
-from qprune.compression.functional import power_of_two
 from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Timeline
+from qprune.compression.straight_through import power_of_two
 
 needs_compiler = pytest.mark.skipif(not kernels.load(), reason="no C compiler here makes the kernels")
 kernels._library, LIBRARY = None, kernels._library  # each test says what it uses

@@ -13,7 +13,7 @@ READY := .venv/ready
 RUN_DEMO := $(BIN)/qprune run data=synthetic budget=smoke order=prune_first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults results check docs fmt clean
+.PHONY: help demo test faults results check bench bench-gpu docs fmt clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -37,8 +37,15 @@ check: $(READY) ## check format, lint and types
 	@# mypy knows no map of packages: show it the tree as it is installed
 	rm -rf .venv/typing && mkdir -p .venv/typing/qprune
 	ln -s $(CURDIR)/qprune/* $(CURDIR)/tasks $(CURDIR)/configs .venv/typing/qprune/
-	ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
-	cd .venv/typing && ../bin/mypy -p qprune -p tests
+	ln -s $(CURDIR)/bench $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
+	cd .venv/typing && ../bin/mypy -p qprune -p bench -p tests
+
+bench: $(READY) ## measure what training costs (12 minutes) into results/bench.md; ARGS="cifar espcn" picks sections
+	@$(BIN)/python -c 'import qsparse' 2>/dev/null || $(BIN)/python -m pip install --quiet '.[bench]'
+	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: $(READY) ## the same of MobileNetV2 on a GPU
+	$(BIN)/python -m bench gpu $(ARGS)
 
 docs: $(READY) ## build the documentation into build/docs; warnings and dead links are errors
 	MPLCONFIGDIR=$(CURDIR)/build/matplotlib $(BIN)/python -m sphinx -W -n --keep-going -q -b html docs build/docs

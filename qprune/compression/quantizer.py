@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qprune.compression import packing
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
@@ -53,11 +54,13 @@ class Quantizer(Operator):
         self.saturate, self.decimals = check_saturate(saturate), tuple(sorted(decimals))
         self.searches = decimal is None
         self.budget = WINDOW_CAPACITY
+        self.of_feature = True  # unless it is placed on a weight
         self.register_buffer("decimal", torch.tensor(0 if decimal is None else decimal, dtype=torch.int32))
         self.register_buffer("kept", torch.empty(0))
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Give `decimal` one entry per index of `axis`."""
+        self.of_feature = False
         if self.axis is not None and self.decimal.dim() == 0:
             self.decimal = self.decimal.repeat(weight.shape[self.axis])
 
@@ -92,7 +95,10 @@ class Quantizer(Operator):
 
     def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False) -> Tensor:
         """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x."""
-        return quantize_checked(x, self.bounds, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
+        out = quantize_checked(x, self.bounds, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
+        if self.of_feature:
+            packing.remember(self.decimal, self.bounds)
+        return out
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

@@ -56,17 +56,16 @@ class _Quantize(torch.autograd.Function):
         in_place: bool,
     ) -> Tensor:
         low, high = bounds
-        fixed = None if isinstance(decimal, Tensor) else decimal
-        ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, fixed
+        ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, decimal
+        ctx.mask = (
+            mask  # as the decimals, no result and no input that has a gradient: it need not be saved for autograd
+        )
         if in_place:
             ctx.mark_dirty(x)
-        out = None
-        if gradient != "in_range":
-            ctx.save_for_backward(None if fixed is not None else decimal, mask, None)
-            if not torch.compiler.is_compiling():
-                out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place)
-        if out is not None:
-            return out
+        if gradient != "in_range" and not torch.compiler.is_compiling():
+            out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place)
+            if out is not None:
+                return out
         scale, step = powers(decimal, x, axis)
         factor = scale if mask is None else mask * scale
         if x.dtype in (torch.float16, torch.bfloat16):
@@ -75,15 +74,14 @@ class _Quantize(torch.autograd.Function):
             out = x.mul_(factor) if in_place else x * factor
         if gradient == "in_range":
             rounded = _round(out.clone(), rounding)
-            ctx.save_for_backward(None if fixed is not None else decimal, mask, (rounded >= low) & (rounded <= high))
+            ctx.save_for_backward((rounded >= low) & (rounded <= high))
         # The bounds are whole numbers, so clamping first gives the same, and infinities never reach the rounding.
         return _round(out.clamp_(low, high), rounding).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, high = ctx.bounds
-        decimal, mask, inside = ctx.saved_tensors
-        decimal = ctx.decimal if decimal is None else decimal
+        decimal, mask = ctx.decimal, ctx.mask
         if ctx.gradient == "clip_value":
             clipped = None
             if not torch.compiler.is_compiling():
@@ -94,7 +92,7 @@ class _Quantize(torch.autograd.Function):
                 clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
             grad = clipped
         elif ctx.gradient == "in_range":
-            grad = grad * inside
+            grad = grad * ctx.saved_tensors[0]
             grad = grad if mask is None else grad.mul_(mask)
         elif mask is not None:
             grad = grad * mask

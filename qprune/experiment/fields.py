@@ -58,6 +58,9 @@ FIELDS: dict[str, Any] = {
     "trainer.ranks": Annotated[int, Range(1, 1024, "processes")],
     "trainer.threads": Annotated[int, Range(1, 4096, "threads")] | None,
     "trainer.keep_memory": bool,
+    "trainer.kernels": bool,
+    "trainer.compile": bool,
+    "trainer.pack_features": bool,
     "trainer.share_stem": bool,
     "trainer.evaluate_every": _Epochs,
     "trainer.checkpoint_minutes": Annotated[float, Range(0, 1e6, "minutes")],
@@ -79,7 +82,13 @@ FIELDS: dict[str, Any] = {
 # Keys whose absence says that there is nothing to say
 _OPTIONAL = ("quantize.decimal_from", "task.sites.", "task.paper_size.")
 # Keys that stored configs of finished runs may lack, since they came later, with what held before
-_LATER: dict[str, Any] = {"wait": False, "trainer.share_stem": True}
+_LATER: dict[str, Any] = {
+    "wait": False,
+    "trainer.share_stem": True,
+    "trainer.kernels": True,
+    "trainer.compile": False,
+    "trainer.pack_features": False,
+}
 # They become parts of paths
 _NAMES = ("order.name", "budget.name", "task.name")
 

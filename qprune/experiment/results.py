@@ -37,6 +37,7 @@ MACHINE_KEYS = (
     "trainer.evaluate_every",
     "trainer.keep_memory",
     "trainer.kernels",
+    "trainer.pack_features",
     "trainer.share_stem",
     "trainer.threads",
     "wait",
@@ -45,6 +46,7 @@ MACHINE_KEYS = (
 LATER_KEYS: dict[str, Any] = {
     "quantize.decimal_from": None,
     "task.further_test_folders": [],
+    "trainer.compile": False,
 }
 
 

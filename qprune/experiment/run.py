@@ -163,12 +163,15 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         precision=trainer_config["precision"],
         evaluate_every=trainer_config["evaluate_every"],
         checkpoint_minutes=trainer_config["checkpoint_minutes"],
+        compile=trainer_config["compile"],
+        pack_features=trainer_config["pack_features"],
         watch=watch,
         run=results.signature(OmegaConf.create(config)),
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
-    shared = trainer_config["share_stem"] and trainer_config["ranks"] == 1
+    # Compiled, the float part too depends on the schedule: steps that collect for it are not.
+    shared = trainer_config["share_stem"] and trainer_config["ranks"] == 1 and not trainer_config["compile"]
     trainer = Trainer(task, compressor, loop, device, Stem.of(config, task, device) if shared else None)
     metrics = trainer.fit()
     row = _row(config, recipe, task, compressor, metrics, trainer)
@@ -180,7 +183,8 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         write_json(folder / "operators.json", compressor.describe())
         log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
         timing = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
-        write_json(folder / "timing.json", timing | {"training_seconds": trainer.state.seconds})
+        timing |= {"training_seconds": trainer.state.seconds, "compile_seconds": trainer.ways.compile_seconds}
+        write_json(folder / "timing.json", timing)
         write_json(folder / HISTOGRAMS_FILE, trainer.histograms())  # last: row and network are what they are by now
     return row
 

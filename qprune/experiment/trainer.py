@@ -20,6 +20,7 @@ from qprune.compression.compressor import Compressor
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import Interrupted, RunFailure, StoppedEarly
 from qprune.experiment import checkpoint, finiteness
+from qprune.experiment.compiling import Ways
 from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
 from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
@@ -41,9 +42,9 @@ class Loop:
 
     evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
     which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
-    `checkpoint_seconds_apart` have passed since the last. watch: is shown the epochs so far (as in metrics.csv) after
-    each but the last, by rank 0; a reason that it returns stops the run early. run: the run's signature, so that a
-    checkpoint that strayed into the folder of another run is refused.
+    `checkpoint_seconds_apart` have passed since the last. compile, pack_features: see `Ways`. watch: is shown the
+    epochs so far (as in metrics.csv) after each but the last, by rank 0; a reason that it returns stops the run early.
+    run: the run's signature, so that a checkpoint that strayed into the folder of another run is refused.
     """
 
     epochs: int
@@ -53,6 +54,8 @@ class Loop:
     evaluate_every: int = 1
     checkpoint_minutes: float = 5.0
     checkpoint_seconds_apart: float = 20.0
+    compile: bool = False
+    pack_features: bool = False
     watch: Watch | None = None
     run: str = ""
 
@@ -78,6 +81,7 @@ class Trainer:
         self.steps_taken_over = 0
         self.optimizers = task.optimizers()
         self.share = 1.0
+        self.ways = Ways(task, self.optimizers, compressor.timeline, device, loop.compile, loop.pack_features)
         average_gradients(self.optimizers.values(), lambda: self.share)
         self.main = rank_and_world()[0] == 0
         self.state = State()
@@ -121,7 +125,7 @@ class Trainer:
         for batch in task.train_batches.epoch(epoch, start=offset):
             self.compressor.at(state.step)
             part, self.share = share_of(batch)
-            with autocast(self.device, self.loop.precision):
+            with self.ways.of_step(state.step), autocast(self.device, self.loop.precision):
                 losses = task.train_step(part)
             state.step += 1
             yield losses
@@ -141,7 +145,8 @@ class Trainer:
             for name, loss in losses.items():
                 self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
             state.loss_count += 1
-            state.seconds, started = state.seconds + time.monotonic() - started, time.monotonic()
+            taken, started = time.monotonic() - started, time.monotonic()
+            state.seconds += self.ways.of_training(taken)
             if reporter.due():
                 reporter.show(self._status(self._mean_loss(), self._last_score()))
             if state.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
@@ -207,7 +212,7 @@ class Trainer:
     def _observing_nothing(self) -> Iterator[None]:
         """Random state of its own, from the seed, and operators that collect nothing."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
+        with self.ways.of_evaluation(), self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.loop.seed)
             with autocast(self.device, self.loop.precision):
                 yield

@@ -55,6 +55,8 @@ def config(folder: Path, *changes: str) -> Any:
             "threads": None,
             "keep_memory": False,
             "kernels": True,
+            "pack_features": False,
+            "compile": False,
             "evaluate_every": 1,
             "checkpoint_minutes": 5,
             "share_stem": False,

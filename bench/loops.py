@@ -1,0 +1,102 @@
+"""Section `loops`: a whole run of ESPCN, our loop against the plain loop in the authors' manner, on the same epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+from bench.contenders import qsparse_on, task_of
+from bench.report import table
+
+EPOCHS, PAPER = 8, 200  # phases keep their shares of the run
+
+
+def loops(threads: int, rounds: int) -> str:
+    """The recipe `prune_first` on T91, or on synthetic patches where QPRUNE_DATA names none, cut to a few epochs."""
+    real = Path(os.environ.get("QPRUNE_DATA", "none"), "t91").is_dir()
+    seconds: dict[str, list[float]] = {"ours": [], "ours, compiled": [], "authors": []}
+    steps = 0
+    for _ in range(max(1, rounds // 4)):
+        for name, function in (("ours", _ours), ("ours, compiled", _compiled), ("authors", _authors)):
+            with get_context("spawn").Pool(1) as pool:
+                taken, steps = pool.apply(function, (threads, real))
+            seconds[name].append(taken)
+    best = {name: min(taken) for name, taken in seconds.items()}
+    rows = [
+        [name, f"{taken:.1f}", f"{taken / best['authors']:.3f}", f"{taken * PAPER / EPOCHS / 60:.1f}"]
+        for name, taken in best.items()
+    ]
+    return (
+        f"{'T91' if real else 'Synthetic patches'}: {EPOCHS} epochs of {steps} steps with every phase at its share of "
+        f"the recipe, evaluation after each epoch; the best of {len(seconds['ours'])}. Ours: `qprune run`'s trainer, "
+        f"checkpoints included; authors': DataLoader, eager, default allocator, qsparse 2.0.1 on the same network. "
+        f"The last column extrapolates to {PAPER} epochs. Compiled: time to compile is in the second column, which the "
+        f"last one multiplies too.\n\n"
+        + table(["loop", "seconds", "against authors'", f"minutes for {PAPER} epochs"], rows)
+    )
+
+
+def _overrides(real: bool) -> list[str]:
+    return [f"budget.epochs={EPOCHS}", *(["data=real"] if real else [])]
+
+
+def _ours(threads: int, real: bool, compiled: bool = False) -> tuple[float, int]:
+    import torch
+
+    from qprune.compression import kernels
+    from qprune.compression.compressor import attach
+    from qprune.experiment.memory import keep_freed_memory
+    from qprune.experiment.trainer import Loop, Trainer
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    kernels.load()
+    recipe, task = task_of("espcn", *_overrides(real))
+    compressor = attach(
+        task.network, recipe.plan(task), recipe.timeline(task), task.example, recipe.pruning, recipe.quantization
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(epochs=EPOCHS, folder=Path(folder), seed=0, compile=compiled)
+        trainer = Trainer(task, compressor, loop, torch.device("cpu"))
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+            start = time.perf_counter()
+            trainer.fit()
+        return time.perf_counter() - start, trainer.steps_per_epoch
+
+
+def _compiled(threads: int, real: bool) -> tuple[float, int]:
+    return _ours(threads, real, compiled=True)
+
+
+def _authors(threads: int, real: bool) -> tuple[float, int]:
+    import torch
+    import torch.nn.functional as F
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.set_num_threads(threads)
+    recipe, task = task_of("espcn", *_overrides(real))
+    times = recipe.timeline(task)
+    assert times.weight_step is not None
+    assert times.feature_step is not None
+    # One pruning step where the recipe has its last: the events themselves are not what is compared.
+    qsparse_on(task, "espcn", times.prune_steps[-1], times.feature_step, times.weight_step)
+    data = TensorDataset(task.train_batches.inputs, task.train_batches.targets)  # type: ignore[attr-defined]
+    loader = DataLoader(data, batch_size=task.train_batches.batch_size, shuffle=True)
+    network = task.network
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    start = time.perf_counter()
+    for _ in range(EPOCHS):
+        network.train()
+        total = 0.0
+        for low, high in loader:
+            optimizer.zero_grad()
+            loss = F.mse_loss(network(low), high)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        task.evaluate()
+    return time.perf_counter() - start, len(loader)

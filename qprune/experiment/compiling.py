@@ -1,0 +1,110 @@
+"""The training step through torch.compile (`trainer.compile=true`): which steps are compiled, and how.
+
+Operators are part of the graph: their modes are guards, their masks and decimal bits are read from buffers that change
+in place. So a graph holds from one schedule event to the next, and the first event of each kind makes a new one.
+Steps that collect, a smaller last batch and evaluation run uncompiled: they are few, and would each need a graph.
+
+A compiler orders the sums of convolutions and norms as it likes, so results differ in their last bits from those of an
+uncompiled run: the key is part of a run's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from qprune.compression.packing import packed_features
+from qprune.compression.schedule import Timeline
+from qprune.errors import UserError
+from qprune.experiment.task import Task
+
+BACKEND = "inductor"
+# One graph per combination of operators that are active; torch's default is 8, and then it silently stops compiling.
+_GRAPHS = 64
+
+
+def compile_training(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device) -> None:
+    """Have calls of the task's network compiled, and its optimizers take their step in one pass where they can."""
+    torch._dynamo.config.recompile_limit = _GRAPHS
+    # On a GPU small steps are bound by launches: replay them as CUDA graphs.
+    mode = "reduce-overhead" if device.type == "cuda" and BACKEND == "inductor" else None
+    task.network.compile(backend=BACKEND, dynamic=False, mode=mode)
+    fuse(optimizers)
+
+
+def fuse(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Have optimizers that can take their step in one pass over all parameters do so."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            if "fused" in group:
+                group["fused"], group["foreach"] = True, False
+
+
+def is_compiled(timeline: Timeline, step: int) -> bool:
+    """Whether `step` is run compiled: a whole batch, and nothing is collected."""
+    return (
+        timeline.samples_at(step) == timeline.batch_size
+        and timeline.prune_window(step) is None
+        and timeline.quantize_window(step) is None
+    )
+
+
+def state_of(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
+    """What a graph stands for: whether masks, quantized weights and quantized features are active at `step`."""
+    return (
+        timeline.prune_events(step) > 0,
+        timeline.weight_step is not None and step >= timeline.weight_step,
+        timeline.feature_step is not None and step >= timeline.feature_step,
+    )
+
+
+class Ways:
+    """How steps are carried out: as written, compiled (`compile`), or with packed features (`pack_features`).
+
+    compile_seconds: what the steps took in which something was compiled; it is no part of the time of training.
+    Raises UserError for both at once: a compiled step decides itself what it keeps.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        timeline: Timeline,
+        device: torch.device,
+        compile: bool,  # noqa: A002  (the name of the key)
+        pack_features: bool,
+    ) -> None:
+        if compile and pack_features:
+            raise UserError("trainer.compile=true and trainer.pack_features=true exclude each other; choose one")
+        self.timeline, self.device, self.compile, self.pack_features = timeline, device, compile, pack_features
+        self.compile_seconds = 0.0
+        self._met: set[tuple[bool, bool, bool]] = set()
+        self._compiling = False
+        if compile:
+            compile_training(task, optimizers, device)
+
+    def of_step(self, step: int) -> AbstractContextManager[object]:
+        """The context of a training step."""
+        if not self.compile:
+            return packed_features() if self.pack_features else nullcontext()
+        if not is_compiled(self.timeline, step):
+            return self.of_evaluation()
+        state = state_of(self.timeline, step)
+        self._compiling = state not in self._met
+        self._met.add(state)
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
+        return nullcontext()
+
+    def of_evaluation(self) -> AbstractContextManager[object]:
+        """A context in which networks run as they are written."""
+        return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
+
+    def of_training(self, seconds: float) -> float:
+        """What of the last step's time was training: nothing when it compiled."""
+        if not self._compiling:
+            return seconds
+        self.compile_seconds, self._compiling = self.compile_seconds + seconds, False
+        return 0.0

@@ -83,7 +83,8 @@ _VARIANTS = (
 
 def memory(threads: int, rounds: int) -> str:
     """Peak memory of MobileNetV2's training, each variant in processes of its own, above what imports take."""
-    rows, floats = [], {}
+    rows: list[list[str]] = []
+    floats: dict[bool, float] = {}
     for keep in (True, False):
         for name, arguments in _VARIANTS:
             with get_context("spawn").Pool(1) as pool:

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from qprune.command_line.composing import compose_checked
 from qprune.command_line.listing import choices
+from qprune.experiment.identity import notation
 from qprune.experiment.recipe import Recipe
-from qprune.experiment.results import notation
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qprune.command_line.composing import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE
 from qprune.errors import UserError, one_of
-from qprune.experiment import results
+from qprune.experiment import identity
 
 
 class Composer:
@@ -78,12 +78,12 @@ class Composer:
         if key not in self.signature_cache:
             config = self.config(overrides)
             follows_seed = "${seed}" in str(OmegaConf.to_container(config))
-            self.signature_cache[key] = (config, None if follows_seed else results.identity(config))
+            self.signature_cache[key] = (config, None if follows_seed else identity.identity(config))
         config, kept = self.signature_cache[key]
         if kept is None:
             config.seed = seed
-            return results.signature(config)
-        return results.digest(kept | {"seed": seed})
+            return identity.signature(config)
+        return identity.digest(kept | {"seed": seed})
 
     def _choices(self, group: str) -> list[str]:
         if group in ("seed", "epochs", "results_dir", "force"):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from qprune.command_line.composing import compose_checked
 from qprune.command_line.overrides import Composer, short_hash, yaml_value
 from qprune.errors import UserError, one_of
-from qprune.experiment import results
+from qprune.experiment import identity
 from qprune.experiment.files import write_atomically
 from qprune.experiment.results import ROW_FILE, Row, load_row
 from qprune.experiment.store import read_metrics
@@ -80,7 +80,7 @@ def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
         for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
             for words in batch:
                 config = composer.config(words)
-                folder = results.run_folder(config)
+                folder = identity.run_folder(config)
                 found.setdefault(folder, Job(tuple(words), config, folder, *state_of(folder)))
     return list(found.values())
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qprune.experiment import results
+from qprune.experiment import identity
 from qprune.experiment.store import Store
 
 RESAMPLES = 10_000
@@ -129,7 +129,7 @@ def _setting(store: Store, signature: str) -> str:
     shared: Any = [sorted(row.notation.split("->")), row.epochs, row.steps]
     if config is not None:
         shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
-        shared = results.without(shared, frozenset(results.MACHINE_KEYS))
+        shared = identity.without(shared, frozenset(identity.MACHINE_KEYS))
     return json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
 
 

@@ -21,7 +21,8 @@ from qprune.errors import UserError
 from qprune.experiment import figures, pictures
 from qprune.experiment.drawing import Drawn, drawn
 from qprune.experiment.histograms import HISTOGRAMS_FILE
-from qprune.experiment.results import MACHINE_KEYS, Row, without
+from qprune.experiment.identity import MACHINE_KEYS, without
+from qprune.experiment.results import Row
 from qprune.experiment.store import Store
 
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}

@@ -14,7 +14,8 @@ import yaml
 
 from qprune.experiment.environment import ENVIRONMENT_FILE
 from qprune.experiment.files import write_atomically, write_json
-from qprune.experiment.results import MACHINE_KEYS, ROW_FILE
+from qprune.experiment.identity import MACHINE_KEYS
+from qprune.experiment.results import ROW_FILE
 from qprune.experiment.store import CONFIG_FILE, METRICS_FILE, PUBLISHED, Store, read_config
 
 COPIED = (METRICS_FILE, "operators.json", "histograms.json", "timing.json", ROW_FILE)  # the row last: it says 'whole'

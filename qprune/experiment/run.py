@@ -26,7 +26,7 @@ from qprune.compression.footprint import Footprint, actual_footprint, paper_foot
 from qprune.compression.plan import Plan, weight_place
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import UserError
-from qprune.experiment import results
+from qprune.experiment import identity, results
 from qprune.experiment.decimals import finished_run, fix_decimals
 from qprune.experiment.digests import write_sums
 from qprune.experiment.environment import ENVIRONMENT_FILE, describe_environment
@@ -62,7 +62,7 @@ def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> 
     config = _plain(cfg)
     Recipe.from_config(config)  # refuses what cannot be right, before anything is written
     check_logger(config["logger"]["name"])
-    folder = results.run_folder(cfg)
+    folder = identity.run_folder(cfg)
     console = Console(soft_wrap=True, highlight=False)
     if not config["force"] and (folder / results.ROW_FILE).exists():
         return _finished(folder, cfg, console)
@@ -109,7 +109,7 @@ def _store(folder: Path, row: results.Row) -> None:
 def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
     """The row of a finished run, printed."""
     row = results.load_row(folder / results.ROW_FILE)
-    if row.signature != results.signature(cfg):
+    if row.signature != identity.signature(cfg):
         raise UserError(
             f"{folder / results.ROW_FILE} is the row of another run, whose signature begins with {row.signature[:10]}; "
             "delete the folder, or type force=true"
@@ -128,7 +128,7 @@ def plan(cfg: DictConfig) -> str:
     text = io.StringIO()
     console = Console(file=text, width=120, highlight=False)
     times = ", ".join(f"{name} {value:g}" for name, value in asdict(recipe.schedule).items() if value is not None)
-    console.print(results.notation(recipe.order, config["prune"], config["quantize"]))
+    console.print(identity.notation(recipe.order, config["prune"], config["quantize"]))
     console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
     sites = recipe.plan(task)
     attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
@@ -166,7 +166,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         compile=trainer_config["compile"],
         pack_features=trainer_config["pack_features"],
         watch=watch,
-        run=results.signature(OmegaConf.create(config)),
+        run=identity.signature(OmegaConf.create(config)),
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
@@ -182,7 +182,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
             write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
         write_json(folder / "operators.json", compressor.describe())
         log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
-        timing = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
+        timing: dict[str, float] = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
         timing |= {"training_seconds": trainer.state.seconds, "compile_seconds": trainer.ways.compile_seconds}
         write_json(folder / "timing.json", timing)
         write_json(folder / HISTOGRAMS_FILE, trainer.histograms())  # last: row and network are what they are by now
@@ -209,10 +209,10 @@ def _row(
         marks.append(f"{recipe.limits.epochs} of {recipe.paper_epochs} epochs (budget={config['budget']['name']})")
     row: dict[str, Any] = {
         "schema_version": results.SCHEMA_VERSION,
-        "signature": results.signature(OmegaConf.create(config)),
+        "signature": identity.signature(OmegaConf.create(config)),
         "task": config["task"]["name"],
         "order": config["order"]["name"],
-        "notation": results.notation(recipe.order, config["prune"], config["quantize"]),
+        "notation": identity.notation(recipe.order, config["prune"], config["quantize"]),
         "seed": config["seed"],
         "metric": task.metric,
         "score": score,

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import qprune
 from qprune.compression.operator import Operator
-from qprune.experiment import checkpoint, results
+from qprune.experiment import checkpoint, identity
 from qprune.experiment.task import Task
 
 FOLDER = "stems"
@@ -39,10 +39,10 @@ class Stem:
     @classmethod
     def of(cls, config: dict[str, Any], task: Task, device: torch.device) -> Stem:
         """The stems of runs that agree in all that float training depends on, this machine's arithmetic included."""
-        kept = results.without(results.identity(OmegaConf.create(config)), _OPERATOR_KEYS)
+        kept = identity.without(identity.identity(OmegaConf.create(config)), _OPERATOR_KEYS)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
-        key = results.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
+        key = identity.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
         folder = Path(config["results_dir"], FOLDER, f"{config['task']['name']}-seed{config['seed']}-{key[:10]}")
         return cls(folder, task, reading=not config["force"])
 

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from qprune.errors import UserError
-from qprune.experiment import results
+from qprune.experiment import identity, results
 from qprune.experiment.digests import check_sum
 from qprune.experiment.results import Row
 
@@ -91,7 +91,7 @@ def _compare(path: Path, row: Row) -> None:
         check_sum(path.parent / name)
     if (config := read_config(path.parent)) is not None:
         try:
-            expected = results.signature(OmegaConf.create(config))
+            expected = identity.signature(OmegaConf.create(config))
             told = {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
             told |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
         except Exception as error:

@@ -139,7 +139,7 @@ class _Marks(nn.Module):
             if isinstance(operator, Pruner):
                 self.register_buffer(f"mask{i}", operator.mask.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         for i, operator in enumerate(self.operators):
             if isinstance(operator, Pruner):
                 x = torch.ops.qprune.mask(x, getattr(self, f"mask{i}"), operator.border)

@@ -61,11 +61,14 @@ def test_what_lies_on_the_grid_is_kept_as_integers(monkeypatch: pytest.MonkeyPat
     kept: list[Any] = []
     hooks = torch.autograd.graph.saved_tensors_hooks
 
-    class Spy(hooks):
-        def __init__(self, pack: Any, unpack: Any) -> None:
-            super().__init__(lambda x: kept.append(pack(x)) or kept[-1], unpack)
+    def spy(pack: Any, unpack: Any) -> Any:
+        def keep(x: Any) -> Any:
+            kept.append(pack(x))
+            return kept[-1]
 
-    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", Spy)
+        return hooks(keep, unpack)
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", spy)
     with packed_features():
         Net(8)(torch.randn(4, 3, 16, 16)).sum().backward()
     packed = [item for item in kept if not isinstance(item, Tensor)]

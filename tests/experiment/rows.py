@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from qprune.command_line.overrides import Composer
-from qprune.experiment import results
+from qprune.experiment import identity, results
 from qprune.experiment.results import Row
 
 
@@ -19,10 +19,10 @@ def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **chan
     config = composer.config([*overrides, f"results_dir={folder}"])
     fields: dict[str, Any] = {
         "schema_version": 1,
-        "signature": results.signature(config),
+        "signature": identity.signature(config),
         "task": config.task.name,
         "order": config.order.name,
-        "notation": results.notation(config.order.steps, config.prune, config.quantize),
+        "notation": identity.notation(config.order.steps, config.prune, config.quantize),
         "seed": config.seed,
         "metric": "psnr_db",
         "score": 30.0,
@@ -40,7 +40,7 @@ def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **chan
         "density_actual": 9.0,
     }
     row = Row(**(fields | changes))
-    place = results.run_folder(config)
+    place = identity.run_folder(config)
     results.save_row(place / results.ROW_FILE, row)
     text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
     (place / "config.yaml").write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from qprune.command_line.composing import compose_checked
 from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 from qprune.experiment import compiling
-from qprune.experiment.results import signature
+from qprune.experiment.identity import signature
 from tests.experiment.toy import prepared
 
 

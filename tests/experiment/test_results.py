@@ -14,18 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from qprune.errors import RunFailure, UserError
-from qprune.experiment.results import (
-    ROW_FILE,
-    Row,
-    format_row,
-    load_row,
-    make_row,
-    notation,
-    read_rows,
-    run_folder,
-    save_row,
-    signature,
-)
+from qprune.experiment.identity import notation, run_folder, signature
+from qprune.experiment.results import ROW_FILE, Row, format_row, load_row, make_row, read_rows, save_row
 
 FIELDS: dict[str, Any] = {
     "schema_version": 1,

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune.errors import RunFailure, UserError
-from qprune.experiment import checkpoint, files, results
+from qprune.experiment import checkpoint, files, identity
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.run import execute, plan
 
@@ -132,7 +132,7 @@ def test_a_baseline_has_no_operators(tmp_path: Path) -> None:
 
 def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
     cfg = config(tmp_path)
-    folder = results.run_folder(cfg)
+    folder = identity.run_folder(cfg)
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="is being run by another process"):
         execute(cfg)

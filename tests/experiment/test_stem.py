@@ -9,7 +9,7 @@ import pytest
 
 from qprune.command_line.overrides import Composer
 from qprune.compression.schedule import Schedule
-from qprune.experiment import results, run
+from qprune.experiment import identity, run
 from qprune.experiment.stem import FOLDER
 
 EQUAL = ("result.json", "network.safetensors", "metrics.csv", "operators.json")
@@ -21,7 +21,7 @@ def finished(folder: Path, *overrides: str) -> tuple[dict[str, bytes], int]:
     with Composer() as composer:
         cfg = composer.config([*SMALL, *overrides, f"results_dir={folder}"])
     run.execute(cfg)
-    place = results.run_folder(cfg)
+    place = identity.run_folder(cfg)
     timing = json.loads((place / "timing.json").read_bytes())
     return {name: (place / name).read_bytes() for name in EQUAL}, timing["steps_taken_over"]
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from qprune.errors import RunFailure, UserError
-from qprune.experiment import checkpoint, results, state
+from qprune.experiment import checkpoint, identity, state
 from qprune.experiment.run import execute
 from tests.experiment.test_run import config as toy_config
 from tests.faults.recipes import config_of, small
@@ -57,7 +57,7 @@ def test_a_disk_that_is_full_in_the_middle_keeps_the_last_good_checkpoint(tmp_pa
         pytest.skip("file systems can only be mounted by root; the injected error of test_run covers the rest")
     expected = execute(toy_config(tmp_path / "whole"))
     cfg = toy_config(mount_point / "runs", "trainer.checkpoint_minutes=0")
-    folder, filler = results.run_folder(cfg), mount_point / "filler"
+    folder, filler = identity.run_folder(cfg), mount_point / "filler"
     step = torch.optim.Adam.step
 
     def filling(optimizer: Any, *args: Any) -> Any:
@@ -103,7 +103,7 @@ def test_a_folder_that_becomes_read_only_keeps_the_checkpoints(tmp_path: Path, m
         pytest.skip("file systems can only be mounted by root")
     expected = execute(toy_config(tmp_path / "whole"))
     cfg = toy_config(mount_point / "runs", "trainer.checkpoint_minutes=0")
-    folder, step = results.run_folder(cfg), torch.optim.Adam.step
+    folder, step = identity.run_folder(cfg), torch.optim.Adam.step
 
     def closing(optimizer: Any, *args: Any) -> Any:
         if len(checkpoint.steps(folder / "checkpoints")) == checkpoint.KEPT:
@@ -154,7 +154,7 @@ def test_a_picture_that_is_lost_in_mid_run_is_named_and_the_checkpoint_stays(dam
             *("trainer.threads=1", "budget.epochs=null", "trainer.keep_memory=false"),
         )
     )
-    folder, step = results.run_folder(cfg), torch.optim.SGD.step
+    folder, step = identity.run_folder(cfg), torch.optim.SGD.step
 
     def damaging(optimizer: Any, *args: Any) -> Any:
         if checkpoint.steps(folder / "checkpoints"):
@@ -181,7 +181,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(jumps) * 1e8)
     monkeypatch.setattr(time, "monotonic", lambda: steady() + 7200 * next(jumps))
     assert execute(toy_config(tmp_path / "jumping", "trainer.checkpoint_minutes=1")) == expected
-    files = [results.run_folder(toy_config(tmp_path / name)) / "network.safetensors" for name in ("whole", "jumping")]
+    files = [identity.run_folder(toy_config(tmp_path / name)) / "network.safetensors" for name in ("whole", "jumping")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path, figure: Callable[[str], None]) -> None:
     cfg = toy_config(tmp_path)
-    left = results.run_folder(cfg) / "checkpoints" / ".step-000000003-0.pt.abc.tmp"
+    left = identity.run_folder(cfg) / "checkpoints" / ".step-000000003-0.pt.abc.tmp"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     execute(cfg)

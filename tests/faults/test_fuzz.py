@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from qprune.experiment import results
+from qprune.experiment import identity
 from qprune.experiment.run import execute
 from tests.experiment import toy
 from tests.experiment.test_run import config as toy_config
@@ -75,7 +75,7 @@ def finished(tmp_path: Path) -> Path:
     """The folder of a finished toy run."""
     cfg = toy_config(tmp_path / "runs")
     execute(cfg)
-    folder = results.run_folder(cfg)
+    folder = identity.run_folder(cfg)
     assert fuzzing.check_all(folder) == []
     return folder
 
@@ -121,7 +121,7 @@ def test_a_row_that_was_edited_by_hand_is_not_printed(finished: Path, tmp_path: 
 
 def test_the_row_of_another_run_is_not_taken_for_this_one_s(finished: Path, tmp_path: Path) -> None:
     other = toy_config(tmp_path / "runs", "seed=1")
-    shutil.copytree(finished, results.run_folder(other))
+    shutil.copytree(finished, identity.run_folder(other))
     with pytest.raises(ValueError, match="is the row of another run, whose signature begins with"):
         execute(other)
     assert OmegaConf.to_container(other)

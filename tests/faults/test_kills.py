@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from qprune.experiment import results
+from qprune.experiment import identity, results
 from tests.faults.attempts import Death, attempt
 from tests.faults.conftest import LONG
 from tests.faults.fuzzing import check_all
@@ -61,7 +61,7 @@ class Tally:
 
 def files_of(config: dict[str, Any]) -> dict[str, bytes]:
     """The files of a run that must not differ, once their checksums are found right."""
-    folder = results.run_folder(OmegaConf.create(config))
+    folder = identity.run_folder(OmegaConf.create(config))
     assert check_all(folder) == []
     return {name: (folder / name).read_bytes() for name in EQUAL}
 

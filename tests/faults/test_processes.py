@@ -17,7 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from qprune.experiment import results
+from qprune.experiment import identity, results
 from tests.faults.attempts import attempt
 from tests.faults.conftest import LONG
 from tests.faults.recipes import config_of, small
@@ -87,7 +87,7 @@ def test_a_scheduler_s_signal_and_a_second_process(start: Any, number: signal.Si
     """The first is told to stop; one beside it is refused; another waits, goes on from where it stopped, and ends."""
     recipe = small("espcn", *SLOW)
     config = config_of(*recipe, f"results_dir={tmp_path}/runs")
-    folder = results.run_folder(OmegaConf.create(config))
+    folder = identity.run_folder(OmegaConf.create(config))
     first = start(tmp_path, "first", *recipe, f"results_dir={tmp_path}/runs")
     until(lambda: saved(folder))
     refused = start(tmp_path, "refused", *recipe, f"results_dir={tmp_path}/runs")
@@ -132,7 +132,7 @@ def test_a_job_whose_process_dies_ends_within_a_minute_and_resumes(
     whole = Typed(tmp_path, "whole", *recipe, f"results_dir={tmp_path}/whole")
     assert whole.wait() == 0, whole.output
     config = config_of(*recipe, f"results_dir={tmp_path}/runs")
-    folder = results.run_folder(OmegaConf.create(config))
+    folder = identity.run_folder(OmegaConf.create(config))
     job = Typed(tmp_path, "job", *recipe, f"results_dir={tmp_path}/runs")
     until(lambda: saved(folder))
     ranks = until(lambda: len(found := children(job.pid)) == 2 and found)
@@ -173,7 +173,7 @@ def test_two_ranks_equal_one(tmp_path: Path, figure: Callable[[str], None]) -> N
                 assert run(config, place, order=int(order)) == 0, (place / "output.txt").read_text()
             [row], _ = results.read_rows(place)
             scores[order] = row.score
-            network = load_file(results.run_folder(OmegaConf.create(config)) / "network.safetensors")
+            network = load_file(identity.run_folder(OmegaConf.create(config)) / "network.safetensors")
             states[order] = {k: v for k, v in network.items() if k.endswith((".mask", ".decimal"))}
         assert len(states["ranks"]) == 9
         for name, value in states["ranks"].items():

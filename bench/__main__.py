@@ -14,10 +14,12 @@ from bench.parts import events, growth, operators, pipeline, startup
 from bench.report import machine, replace_section
 from bench.rounds import Foreign
 from bench.side_by_side import together
-from bench.steps import cifar, espcn, memory
+from bench.steps import cifar, compiled, espcn, memory, phases
 
 SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", cifar),
+    "phases": ("The same in the phases of a run", phases),
+    "compiled": ("The same, compiled", compiled),
     "espcn": ("A training step of ESPCN, batch 16", espcn),
     "memory": ("Peak memory", memory),
     "events": ("Events", events),

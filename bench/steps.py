@@ -1,4 +1,4 @@
-"""Sections `cifar`, `espcn` and `memory`: whole training steps, ours against float and against peers."""
+"""Sections `cifar`, `phases`, `compiled`, `espcn` and `memory`: training steps, ours against float and peers."""
 
 from __future__ import annotations
 
@@ -8,42 +8,67 @@ from typing import Any
 
 from bench.contenders import ours, qsparse_step, torch_step
 from bench.report import table
-from bench.rounds import Arena, Contender, Timing
+from bench.rounds import Arena, Contender
+
+CIFAR_FLOAT = Contender("float, channels last", ours, ("cifar", "float"))
 
 
 def cifar(threads: int, rounds: int) -> str:
-    """MobileNetV2 at batch 128: every way to take one step."""
+    """MobileNetV2 at batch 128: ours against float, as people write it and at its best, and against peers."""
+    ordinary = Contender(
+        "float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous"), keep=False
+    )
     contenders = [
-        Contender("float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous"), keep=False),
+        ordinary,
         Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("cifar", "contiguous"), keep=False),
         Contender("torch fake quantization, ordinary", torch_step, ("cifar", "contiguous"), keep=False),
         Contender("float, NCHW", ours, ("cifar", "float", "contiguous")),
-        Contender("float, channels last", ours, ("cifar", "float")),
-        Contender("float, channels last, compiled", ours, ("cifar", "float", "own", "compiled")),
+        CIFAR_FLOAT,
         Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active")),
         Contender("ours P+Q, without a C compiler", ours, ("cifar", "active", "own", "plain")),
-        Contender("ours P+Q, compiled", ours, ("cifar", "active", "own", "compiled")),
-        Contender("ours P+Q, packed features", ours, ("cifar", "active", "own", "packed")),
-        Contender("ours, pruned only", ours, ("cifar", "prune")),
-        Contender("ours, idle", ours, ("cifar", "idle")),
-        Contender("ours, masks being collected", ours, ("cifar", "masks")),
-        Contender("ours, decimals being collected", ours, ("cifar", "decimals")),
         Contender("qsparse 2.0.1 P+Q, channels last", qsparse_step, ("cifar", "channels_last")),
         Contender("torch fake quantization, channels last", torch_step, ("cifar", "channels_last")),
     ]
-    with Arena(threads) as arena:
-        timings = arena.race(contenders, rounds, warm=1)
-    return _steps(timings, contenders[0].name, "float, channels last", "float, channels last, compiled", rounds)
+    return _race(contenders, {"ordinary float": ordinary, "best eager float": CIFAR_FLOAT}, threads, rounds, warm=1)
+
+
+def phases(threads: int, rounds: int) -> str:
+    """MobileNetV2 at batch 128 in the phases of a run."""
+    contenders = [
+        CIFAR_FLOAT,
+        Contender("idle: attached, nothing begun", ours, ("cifar", "idle")),
+        Contender("masks being collected", ours, ("cifar", "masks")),
+        Contender("pruned", ours, ("cifar", "prune")),
+        Contender("decimals being collected", ours, ("cifar", "decimals")),
+        Contender("pruned and quantized", ours, ("cifar", "active")),
+        Contender("the same, packed features", ours, ("cifar", "active", "own", "packed")),
+    ]
+    return _race(contenders, {"float": CIFAR_FLOAT}, threads, rounds, warm=1)
+
+
+def compiled(threads: int, rounds: int) -> str:
+    """MobileNetV2 at batch 128, `trainer.compile=true`."""
+    compiled_float = Contender("float, compiled", ours, ("cifar", "float", "own", "compiled"))
+    contenders = [
+        CIFAR_FLOAT,
+        compiled_float,
+        Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active")),
+        Contender("ours P+Q, compiled", ours, ("cifar", "active", "own", "compiled")),
+    ]
+    bases = {"best eager float": CIFAR_FLOAT, "compiled float": compiled_float}
+    return _race(contenders, bases, threads, rounds, warm=1)
 
 
 def espcn(threads: int, rounds: int) -> str:
     """ESPCN at batch 16."""
-    rounds *= 40
+    ordinary = Contender("float, ordinary loop (default allocator)", ours, ("espcn", "float"), keep=False)
+    eager = Contender("float", ours, ("espcn", "float"))
+    compiled_float = Contender("float, compiled", ours, ("espcn", "float", "own", "compiled"))
     contenders = [
-        Contender("float, ordinary loop (default allocator)", ours, ("espcn", "float"), keep=False),
+        ordinary,
         Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("espcn", "contiguous"), keep=False),
-        Contender("float", ours, ("espcn", "float")),
-        Contender("float, compiled", ours, ("espcn", "float", "own", "compiled")),
+        eager,
+        compiled_float,
         Contender("ours P+Q, as `qprune run` trains", ours, ("espcn", "active")),
         Contender("ours P+Q, without a C compiler", ours, ("espcn", "active", "own", "plain")),
         Contender("ours P+Q, compiled", ours, ("espcn", "active", "own", "compiled")),
@@ -53,23 +78,25 @@ def espcn(threads: int, rounds: int) -> str:
         Contender("qsparse 2.0.1 P+Q", qsparse_step, ("espcn", "contiguous")),
         Contender("torch fake quantization", torch_step, ("espcn", "contiguous")),
     ]
+    bases = {"ordinary float": ordinary, "best eager float": eager, "compiled float": compiled_float}
+    return _race(contenders, bases, threads, 40 * rounds, warm=20)
+
+
+def _race(contenders: list[Contender], bases: dict[str, Contender], threads: int, rounds: int, warm: int) -> str:
+    """A table of medians, with ratios to `bases`, which have names of their own at the heads of columns."""
     with Arena(threads) as arena:
-        timings = arena.race(contenders, rounds, warm=20)
-    return _steps(timings, contenders[0].name, "float", "float, compiled", rounds)
-
-
-def _steps(timings: dict[str, Timing], ordinary: str, eager: str, compiled: str, rounds: int) -> str:
+        timings = arena.race(contenders, rounds, warm)
     rows = []
     for name, timing in timings.items():
         if timing.problem:
-            rows.append([name, timing.problem, "", "", "", ""])
+            rows.append([name, timing.problem, *[""] * (1 + len(bases))])
             continue
-        ratios = [timing.against(timings[base]) for base in (ordinary, eager, compiled)]
+        ratios = [timing.against(timings[base.name]) for base in bases.values()]
         rows.append([name, f"{timing.median:,.4g}", timing.spread, *ratios])
-    head = ["step", "ms", "middle half", "against ordinary", "against best eager float", "against compiled float"]
+    kept = "" if all(contender.keep for contender in contenders) else " Memory is kept but in the `ordinary` lines."
     return (
-        f"{rounds} interleaved rounds; ms is the median, ratios are medians over rounds. Memory is kept but where a "
-        f"line says otherwise.\n\n{table(head, rows)}"
+        f"{rounds} interleaved rounds; ms is the median, ratios are medians over rounds.{kept}\n\n"
+        f"{table(['step', 'ms', 'middle half', *[f'against {base}' for base in bases]], rows)}"
     )
 
 

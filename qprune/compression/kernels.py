@@ -161,22 +161,23 @@ def _shape(
 
 def _compiled() -> Any:
     """kernels.c as a loaded library, or None where it cannot be made."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [
-        found for name in ("cc", "gcc") if (found := shutil.which(name))
-    ]
-    if not sys.platform.startswith("linux") or not compiler:
+    if not sys.platform.startswith("linux"):
         return None
-    with tempfile.TemporaryDirectory(prefix="qprune-") as folder:
-        part, whole = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-        try:
+    try:
+        # `CC` may be several words, such as "ccache gcc"
+        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+        # A new folder that only this user may enter: nobody else's file can be met or loaded, and processes that
+        # compile at once do not meet either.
+        with tempfile.TemporaryDirectory(prefix="qprune-") as folder:
+            part, whole = Path(folder, "kernels.o"), Path(folder, "kernels.so")
             for command in (
-                [*compiler[:1], *_FLAGS, "-c", str(_SOURCE), "-o", str(part)],
-                [*compiler[:1], "-shared", str(part), "-o", str(whole)],
+                [*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(part)],
+                [*compiler, "-shared", str(part), "-o", str(whole)],
             ):
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
             library = ctypes.CDLL(str(whole))  # stays mapped when the folder is gone
-        except (OSError, subprocess.SubprocessError):
-            return None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None  # no compiler, one that fails, no place for temporary files, or one that nothing may run from
     library.quantize.argtypes = [*_ON_TENSORS, ctypes.c_int32]
     library.clip_gradient.argtypes = list(_ON_TENSORS)
     library.changes_gradient.argtypes = [_pointer, _pointer, _count, _count, _pointer, _real, _real]

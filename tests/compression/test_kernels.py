@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -195,31 +193,6 @@ def test_a_gradient_that_nothing_changes_is_handed_on() -> None:
     assert clipped is not None
     assert float(clipped[3, 2, 39, 39]) == 127 / 16
     assert float(grad[3, 2, 39, 39]) == 9.0
-
-
-@needs_compiler
-def test_kernels_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_same_bits", lambda a, b: False)
-    with pytest.warns(UserWarning, match="the compiled kernels do not compute what torch does here; they are not used"):
-        assert not kernels.load()
-
-
-def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    assert not kernels.load()
-    monkeypatch.setenv("CC", "false")  # one that fails
-    assert not kernels.load()
-
-
-@needs_compiler
-def test_threads_are_those_of_torch() -> None:
-    """One pool: a second one would fight with torch's for the cores."""
-    probe = (
-        "import torch; from qprune.compression import kernels; assert kernels.load(); "
-        "print(sorted({l.split()[-1] for l in open('/proc/self/maps') if 'gomp' in l or 'libomp' in l}))"
-    )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert done.stdout.count(".so") == 1, done.stdout
 
 
 class Small(nn.Module):

@@ -33,6 +33,7 @@ VERBS = {
     "run": Verb("train one recipe; print and store its result row", "qprune.command_line.launching:run"),
     "sweep": Verb("train one recipe per combination of values", "qprune.command_line.launching:sweep"),
     "plan": Verb("print which tensor gets which operator, and when", "qprune.command_line.launching:plan"),
+    "frontier": Verb("find the smallest model for a score", "qprune.command_line.frontier:show"),
     "list": Verb("print what there is to choose from, or the finished runs", "qprune.command_line.listing:show"),
     "tables": Verb("print the paper's tables from the finished runs", "qprune.command_line.tables:show"),
     "report": Verb("write one HTML page about the finished runs", "qprune.command_line.report:make"),

@@ -36,7 +36,7 @@ _FISH = """\
 complete -c qprune -f -a '(qprune completion query (commandline -cp) 2>/dev/null)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-COMPOSING_VERBS = ("run", "sweep", "plan")
+COMPOSING_VERBS = ("run", "sweep", "plan", "frontier")
 
 
 def show(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from qprune.command_line.overrides import Composer
 from qprune.experiment import identity, results
@@ -16,7 +16,11 @@ from qprune.experiment.results import Row
 
 def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **changes: Any) -> Row:
     """Write the row and config of a finished run with these overrides below `folder`."""
-    config = composer.config([*overrides, f"results_dir={folder}"])
+    return store_row_of(composer.config([*overrides, f"results_dir={folder}"]), **changes)
+
+
+def store_row_of(config: DictConfig, **changes: Any) -> Row:
+    """Write the row and config of a finished run of this config."""
     fields: dict[str, Any] = {
         "schema_version": 1,
         "signature": identity.signature(config),

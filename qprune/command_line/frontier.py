@@ -13,7 +13,7 @@ from qprune.command_line.frontier_grid import Grid, Run, grid_of
 from qprune.command_line.frontier_text import asked_text, need_text, outcome_text, plan_text, reason_text
 from qprune.command_line.sweeping import state_of
 from qprune.errors import Interrupted, StoppedEarly, UserError
-from qprune.experiment import results
+from qprune.experiment import identity
 from qprune.experiment.frontier import Known, Point, Search
 from qprune.experiment.results import ROW_FILE, Row, load_row
 from qprune.experiment.stopping import Watch, after, last_event, note_stopped, read_stopped, rises, rows_of
@@ -29,10 +29,10 @@ def show(arguments: Sequence[str]) -> int:
         description="Find the models that no other one of a grid of bits and sparsities beats in size and score, and "
         "the one that answers the question: the smallest that loses no more than max_loss against the float network, "
         "or the best that is no larger than max_size. Runs that cannot matter are left out or stopped early.",
-        epilog="own keys: bits=3,4,6,8 (32: not quantized); sparsity=0,0.25,0.5,0.75; max_loss=1%% or 0.3dB; "
-        "max_size=20Mb (10^6 bits); margin=1%% (what may be chance); stop=early or never. Several values of order, "
+        epilog="own keys: bits=3,4,6,8 (32: not quantized); sparsity=0,0.25,0.5,0.75; max_loss=1% or 0.3dB; "
+        "max_size=20Mb (10^6 bits); margin=1% (what may be chance); stop=early or never. Several values of order, "
         "seed or any key of qprune run are searched too: qprune frontier task=espcn order=prune_first,quantize_first "
-        '"seed=range(3)" max_loss=1%%',
+        '"seed=range(3)" max_loss=1%',
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="own keys, and keys of qprune run")
     parser.add_argument("--plan", action="store_true", help="print models, sizes and runs, and run nothing")
@@ -60,7 +60,7 @@ def rows_by_point(grid: Grid) -> dict[Point, dict[int, Row]]:
     for (point, seed), job in grid.jobs.items():
         if (job.folder / ROW_FILE).exists():
             row = load_row(job.folder / ROW_FILE)
-            if row.signature != results.signature(job.config):
+            if row.signature != identity.signature(job.config):
                 raise UserError(f"{job.folder / ROW_FILE} is the row of another run; delete it, or run with force=true")
             found[point][seed] = row
     return found

@@ -18,7 +18,7 @@ from qprune.command_line.composing import compose_checked
 from qprune.command_line.overrides import Composer
 from qprune.command_line.sweeping import Job, expand, state_of
 from qprune.errors import UserError, one_of
-from qprune.experiment import results
+from qprune.experiment import identity
 from qprune.experiment.frontier import FLOAT_BITS, Amount, Point, Question, in_order
 
 ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
@@ -99,7 +99,7 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
     for point in points:
         model, configs = found[point]
         for seed, config in configs.items():
-            folder = results.run_folder(config)
+            folder = identity.run_folder(config)
             jobs[point, seed] = Job((*model.words, f"seed={seed}"), config, folder, *state_of(folder))
     return Grid(
         points=points,
@@ -187,7 +187,7 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
 
 
 def _point(sizer: Any, model: _Model, config: DictConfig) -> Point:
-    notation = results.notation(config.order.steps, config.prune, config.quantize)
+    notation = identity.notation(config.order.steps, config.prune, config.quantize)
     name = f"{notation} ({model.note})" if model.note else notation
     return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(_plain(config)).size_bits())
 

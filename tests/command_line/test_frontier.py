@@ -16,7 +16,8 @@ from qprune.command_line.frontier import next_run, searched, watch_of
 from qprune.command_line.frontier_grid import grid_of
 from qprune.errors import RunFailure, StoppedEarly, UserError
 from qprune.experiment import run as runner
-from qprune.experiment.results import Row, read_rows, run_folder
+from qprune.experiment.identity import run_folder
+from qprune.experiment.results import Row, read_rows
 from qprune.experiment.sizing import Sizer
 from qprune.experiment.stopping import note_stopped
 from tests.experiment.rows import store_row_of

@@ -24,11 +24,7 @@ def asked_text(grid: Grid) -> str:
     """The question in a sentence, and how runs are spared."""
     question = grid.question
     better = "higher" if question.higher_is_better else "lower"
-    limits = []
-    if question.max_loss is not None:
-        limits.append(f"lose at most {_amount(grid, question.max_loss)}")
-    if question.max_size_bits is not None:
-        limits.append(f"are no larger than {question.max_size_bits / 1e6:.4g} Mb")
+    limits = _limits(grid, "lose", "are")
     which = "models that no other one beats in size and score"
     spared = (
         "every run is carried out to its end"
@@ -39,8 +35,7 @@ def asked_text(grid: Grid) -> str:
         )
     )
     return (
-        f"{grid.task}, {grid.metric} ({better} is better): {which}"
-        f"{', and that ' if limits else ''}{' and '.join(limits)}\n{spared}"
+        f"{grid.task}, {grid.metric} ({better} is better): {which}{', and that ' if limits else ''}{limits}\n{spared}"
     )
 
 
@@ -140,7 +135,10 @@ def outcome(
                 "state": _state(grid, search, point, failed),
             }
         )
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    place = list(table.columns).index("front") + 1
+    table.insert(place, "density_front", _density_front(table, search.question.higher_is_better))
+    return table
 
 
 def answer_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, Row]]) -> str:
@@ -154,12 +152,12 @@ def answer_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, Ro
         if not tried:
             return "no answer: no compressed model is finished"
         best = max(tried, key=lambda point: search.quality(search.known[point].mean))
-        return f"no model is allowed; the best one: {_described(grid, search, best)}"
+        return f"answer: no model {_limits(grid, 'loses', 'is')}; the best one is {_described(grid, search, best)}"
     kind = "best" if question.max_loss is None and question.max_size_bits is not None else "smallest"
     if question.max_loss is None and question.max_size_bits is None:
         dense = max(tried, key=lambda point: _mean(row.density_actual for row in rows[point].values()))
-        return f"greatest density: {_described(grid, search, dense)}\nmax_loss=1% or max_size=20Mb asks for an answer"
-    lines = [f"{kind} that is allowed: {_described(grid, search, answer)}"]
+        return f"the greatest density has {_described(grid, search, dense)}\nmax_loss=1% or max_size=20Mb asks for more"
+    lines = [f"answer: the {kind} model that {_limits(grid, 'loses', 'is')} is {_described(grid, search, answer)}"]
     words = [word for word in grid.jobs[answer, grid.seeds[0]].overrides if not word.startswith("seed=")]
     lines.append(f"its runs: qprune list runs results_dir={grid.results_dir}; again: qprune run {shlex.join(words)}")
     for point in search.close_calls(answer):
@@ -169,6 +167,17 @@ def answer_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, Ro
             f"than the margin of {search.margin:.2g}{grid.unit}; more seeds could change the answer"
         )
     return "\n".join(lines)
+
+
+def _density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
+    """`yes` for models that no other one beats in score and density, `no` for others with a result."""
+    done = table[table["n"] > 0]
+    quality, density = done["mean"] if higher_is_better else -done["mean"], done["density_actual"]
+    beaten = {
+        i: bool(((quality >= q) & (density >= d) & ((quality > q) | (density > d))).any())
+        for i, q, d in zip(done.index, quality, density, strict=True)
+    }
+    return [{None: "", True: "no", False: "yes"}[beaten.get(i)] for i in range(len(table))]
 
 
 def _described(grid: Grid, search: Search, point: Point) -> str:
@@ -182,9 +191,19 @@ def _described(grid: Grid, search: Search, point: Point) -> str:
     spread = "" if math.isnan(known.sd) else f" +- {known.sd:.2g}"
     seeds = f"{len(known.scores)} seed{'s' if len(known.scores) > 1 else ''}"
     return (
-        f"{point.name}, {size / 1e6:.4g} Mb{smaller}; {grid.metric} {known.mean:.4g}{spread} ({seeds}), "
+        f"{point.name}: {size / 1e6:.4g} Mb{smaller}; {grid.metric} {known.mean:.4g}{spread} ({seeds}), "
         f"{verb} {abs(loss):.2g}{grid.unit}{share}"
     )
+
+
+def _limits(grid: Grid, lose: str, be: str) -> str:
+    """What is asked of a model; empty when only the front is asked for. lose, be: the verbs, for one or for many."""
+    limits = []
+    if grid.question.max_loss is not None:
+        limits.append(f"{lose} at most {_amount(grid, grid.question.max_loss)}")
+    if grid.question.max_size_bits is not None:
+        limits.append(f"{be} no larger than {grid.question.max_size_bits / 1e6:.4g} Mb")
+    return " and ".join(limits)
 
 
 def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) -> str:
@@ -203,15 +222,18 @@ def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) ->
 
 
 def _drawn(grid: Grid, search: Search, table: pd.DataFrame, path: Path) -> list[Path]:
+    """The figure's files, written; none without matplotlib."""
     try:
-        from qprune.experiment.figures import save
-        from qprune.experiment.frontier_figure import size_against_score
+        from qprune.experiment.drawing import drawn
+        from qprune.experiment.frontier_figure import fronts
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         return []
     least = search.quality(search.least_quality) if grid.question.max_loss is not None else None
-    return save(size_against_score(table, grid.metric, grid.task, least, grid.question.max_size_bits), path)
+    figure = fronts(table, grid.metric, grid.task, least, grid.question.max_size_bits)
+    drawn(figure, path.name, caption="").save(path.parent)
+    return [path.with_suffix(suffix) for suffix in (".png", ".svg")]
 
 
 def _amount(grid: Grid, amount: Amount) -> str:

@@ -162,7 +162,10 @@ def test_seeds_go_round_by_round_and_only_to_what_is_worth_it(
         "allowed"
     )
     printed = capsys.readouterr().out
-    assert "smallest that is allowed: P0.5(w,f)->Q8(w,f)" in printed
+    answer = (
+        "answer: the smallest model that loses at most 2 % of the float network's score is P0.5(w,f)->Q8(w,f): 35.48 Mb"
+    )
+    assert answer in printed
     assert "psnr_db 29.6 +- 0.1 (3 seeds), loses 0.5 dB, 1.66% of 30.1\n" in printed
     assert cli.main(["frontier", *keys]) == 0  # all is known: nothing is run
     assert len(started) == 11
@@ -283,7 +286,7 @@ def test_a_search_on_espcn_ends_as_the_whole_grid_does(tmp_path: Path, capsys: p
     assert not (note.parent / "result.json").exists()
     assert any((note.parent / "checkpoints").iterdir())
     assert json.loads(note.read_text())["reason"].startswith("stopped early after step ")
-    answer = [line for line in printed.splitlines() if line.startswith("smallest that is allowed: ")]
+    answer = [line for line in printed.splitlines() if line.startswith("answer: the smallest model that loses")]
     assert len(answer) == 1
     assert [path.suffix for path in sorted((tmp_path / "frontier").iterdir())] == [".csv", ".png", ".svg"]
 

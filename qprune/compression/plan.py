@@ -152,7 +152,8 @@ def match(globs: Iterable[str], paths: Sequence[str], name: str) -> set[str]:
     """The paths that the globs choose, later globs over earlier ones. `name`: the config key, for the error."""
     chosen: set[str] = set()
     for glob in globs:
-        found = {path for path in paths if _pattern(glob.removeprefix("!")).fullmatch(path)}
+        pattern = _pattern(glob.removeprefix("!"), name)
+        found = {path for path in paths if pattern.fullmatch(path)}
         if not found:
             raise UserError(
                 f"{name}: the glob {glob!r} matches none of the network's {len(paths)} paths"
@@ -163,7 +164,14 @@ def match(globs: Iterable[str], paths: Sequence[str], name: str) -> set[str]:
     return chosen
 
 
-def _pattern(glob: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", glob)
+def _pattern(glob: str, name: str) -> re.Pattern[str]:
     meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    return re.compile("".join(meaning.get(p) or (p if p.startswith("[") else re.escape(p)) for p in parts if p))
+    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", glob)
+    legal = [meaning.get(part) or (part if re.fullmatch(r"\[[^\]]+\]", part) else re.escape(part)) for part in parts]
+    try:
+        return re.compile("".join(legal))
+    except re.error as error:
+        raise UserError(
+            f"{name}: the glob {glob!r} has brackets that are not legal ({error}); between them stand single "
+            "characters, as in [ab], or ranges from low to high, as in [0-4]"
+        ) from error

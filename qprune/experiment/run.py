@@ -114,6 +114,7 @@ def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
             f"{folder / results.ROW_FILE} is the row of another run, whose signature begins with {row.signature[:10]}; "
             "delete the folder, or type force=true"
         )
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # its process was killed right after it wrote the row
     console.print(f"finished before: {folder} (force=true runs it again)")
     console.print(results.format_row(row))
     return row

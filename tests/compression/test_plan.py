@@ -37,6 +37,20 @@ def test_a_glob_that_matches_nothing_is_refused(glob: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("glob", "said"),
+    [
+        ("layers.[9-0].*", "the glob 'layers.[9-0].*' has brackets that are not legal (bad character range 9-0"),
+        ("layers.[", "the glob 'layers.[' matches none of the network's 6 paths"),
+        ("[]", "the glob '[]' matches none of the network's 6 paths"),
+    ],
+)
+def test_a_glob_with_broken_brackets_is_refused(glob: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        match([glob], PATHS, "sites.prune_features")
+    assert str(error.value).startswith(f"sites.prune_features: {said}")
+
+
 class Residual(nn.Module):
     """Two convolutions with norms, a shortcut, and an activation that is used twice."""
 

@@ -108,8 +108,10 @@ def test_a_run_writes_its_folder_and_is_found_again(tmp_path: Path, capsys: pyte
     assert [float(mask.mean()) for mask in masks] == [0.5, 0.5]
     before = (folder / "result.json").read_bytes()
     capsys.readouterr()
+    (folder / "checkpoints").mkdir()  # of a process that was killed right after it wrote the row
     assert execute(config(tmp_path, "trainer.threads=1")) == row
     assert "finished before" in capsys.readouterr().out
+    assert not (folder / "checkpoints").exists()
     assert (folder / "result.json").read_bytes() == before
     execute(config(tmp_path, "force=true"))
     assert (folder / "result.json").read_bytes() == before

@@ -1,13 +1,14 @@
 """The sparse form: a network's state in a safetensors file whose size is that of the bits that are counted.
 
 A weight on a grid is a bitmask of its nonzero elements and their values at N bits each; a feature mask is one bit per
-entry; the rest is kept as it is. All tensors of a kind are laid end to end, as `masks`, `values`, `feature_masks` and
-one tensor per other type, and the file's metadata says what they are (`index`, JSON).
+entry; the rest is kept as it is, byte plane by byte plane. All tensors of a kind are laid end to end and compressed by
+xz, as `masks`, `values`, `feature_masks`, one tensor per other type, and `index`, JSON that says what they are.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from qprune.compression.straight_through import power_of_two
 from qprune.errors import UserError
 from qprune.export.weights import weights_of
 
-FORMAT = "qprune.sparse.1"
+FORMAT = "qprune.sparse.2"
 SUFFIX = ".sparse.safetensors"
+INDEX = "index"
 
 
 def pack(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
@@ -41,11 +43,29 @@ def unpack(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64
     return values - (planes[:, -1] << bits)
 
 
+def squeezed(content: bytes) -> Tensor:
+    """Bytes, compressed by xz, as a tensor (uint8). The dictionary is as large as what it must hold, for memory."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, len(content))}]
+    packed = lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+
+def planes(array: NDArray[Any]) -> bytes:
+    """Every element's lowest byte, then every second one, and so on: alike bytes stand together, and compress better."""
+    return array.ravel().view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
+
+
+def from_planes(content: bytes, kind: str) -> NDArray[Any]:
+    """What `planes` was given, flat."""
+    return np.frombuffer(content, np.uint8).reshape(np.dtype(kind).itemsize, -1).T.copy().view(kind).ravel()
+
+
 def sparse_bytes(network: nn.Module, baked: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """The content of the file for `network` and what `Compressor.bake` made of it."""
     weights = {f"{path}.weight": weight for path, weight in weights_of(network).items()}
     index: list[dict[str, Any]] = []
-    parts: dict[str, list[NDArray[Any]]] = {}
+    packed: dict[str, list[NDArray[np.uint8]]] = {}
+    plain: dict[str, list[NDArray[Any]]] = {}
     for name, tensor in baked.state_dict().items():
         if tensor.numel() == 0 or name.endswith((".total", ".kept")):
             continue
@@ -56,18 +76,20 @@ def sparse_bytes(network: nn.Module, baked: nn.Module, metadata: Mapping[str, st
             mask = integers != 0
             entry |= {"bits": weight.bits, "nonzero": int(mask.sum()), "decimal": weight.decimal.flatten().tolist()}
             entry["decimal_shape"] = list(weight.decimal.shape)
-            parts.setdefault("masks", []).append(np.packbits(mask))
-            parts.setdefault("values", []).append(pack(integers[mask], weight.bits))
+            packed.setdefault("masks", []).append(np.packbits(mask))
+            packed.setdefault("values", []).append(pack(integers[mask], weight.bits))
         elif name.endswith(".mask") and set(tensor.unique().tolist()) <= {0.0, 1.0}:
             entry["mask"] = str(tensor.dtype).removeprefix("torch.")
-            parts.setdefault("feature_masks", []).append(np.packbits(tensor.numpy().ravel().astype(bool)))
+            packed.setdefault("feature_masks", []).append(np.packbits(tensor.numpy().ravel().astype(bool)))
         else:
             entry["type"] = str(tensor.dtype).removeprefix("torch.")
-            parts.setdefault(entry["type"], []).append(tensor.contiguous().numpy().ravel())
+            plain.setdefault(entry["type"], []).append(tensor.contiguous().numpy().ravel())
         index.append(entry)
-    tensors = {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in parts.items()}
-    text = json.dumps(index, separators=(",", ":"))
-    return save(tensors, metadata={**metadata, "format": FORMAT, "index": text})
+    contents = {name: np.concatenate(arrays).tobytes() for name, arrays in packed.items()}
+    contents |= {name: planes(np.concatenate(arrays)) for name, arrays in plain.items()}
+    contents[INDEX] = json.dumps(index, separators=(",", ":")).encode()
+    tensors = {name: squeezed(content) for name, content in contents.items()}
+    return save(tensors, metadata={**metadata, "format": FORMAT})
 
 
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
@@ -78,22 +100,29 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            parts = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            if metadata.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} is no file that qprune export wrote for sparse weights (its format is "
+                    f"{metadata.get('format')}, and what can be read {FORMAT})"
+                )
+            names = file.keys()
+            contents = {name: lzma.decompress(file.get_tensor(name).numpy().tobytes()) for name in names}
+    except (OSError, SafetensorError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no file that qprune export wrote for sparse weights (format {metadata.get('format')})"
-        )
+    index = json.loads(contents.pop(INDEX))
+    bitwise = ("masks", "values", "feature_masks")
+    parts: dict[str, NDArray[Any]] = {
+        name: from_planes(content, "uint8" if name in bitwise else name) for name, content in contents.items()
+    }
     place = dict.fromkeys(parts, 0)
 
     def taken(part: str, count: int) -> NDArray[Any]:
         start = place[part]
         place[part] += count
-        return parts[part][start : start + count]  # type: ignore[no-any-return]
+        return parts[part][start : start + count]
 
     state = {}
-    for entry in json.loads(metadata["index"]):
+    for entry in index:
         size = int(np.prod(entry["shape"], dtype=np.int64))
         if "bits" in entry:
             mask = np.unpackbits(taken("masks", -(-size // 8)), count=size).astype(bool)

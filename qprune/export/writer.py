@@ -30,13 +30,13 @@ class Writer:
     def new(self, hint: str) -> str:
         """A name that no other value has."""
         self.count += 1
-        return f"{hint}_{self.count}"
+        return f"{hint}{self.count}"
 
     def node(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node and return its output's name. An input of '' is an optional one that is left out."""
-        name = output or self.new(op)
+        name = output or self.new("v")
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"n_{name}", **attributes))
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
 
     def constant(self, value: Any, kind: str | None = None) -> str:
@@ -45,14 +45,14 @@ class Writer:
         array = np.ascontiguousarray(array if kind is None else array.astype(kind)).reshape(np.shape(array))
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self.constants:
-            self.constants[key] = self.new("constant")
+            self.constants[key] = self.new("c")
             self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
         return self.constants[key]
 
     def integers(self, value: Tensor, bits: int, kind: str) -> str:
         """Whole numbers of `bits` bits as a value of ONNX type `kind` (FLOAT, INT8): 4 bits, 8 or 16 in the file."""
         if bits <= 4:
-            packed = self.new("weight")
+            packed = self.new("w")
             flat = value.flatten().tolist()
             self.initializers.append(helper.make_tensor(packed, TensorProto.INT4, list(value.shape), flat))
             return self.node("Cast", packed, to=getattr(TensorProto, kind))

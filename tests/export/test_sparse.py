@@ -53,7 +53,8 @@ def test_a_large_weight_takes_the_bits_that_are_counted() -> None:
     compressor = compressed(network, Plan((Site("0", "weight", prune=True, quantize=True),)), (1, 256), targets="w")
     size = len(sparse_bytes(network, compressor.bake(), {}))
     counted = 256 * 256 * (1 + 0.5 * 8) / 8  # a bit of the mask, and 8 for every second element
-    assert 0 <= size - counted + 8 * 256 < 3000  # a trained zero needs no value; the rest is the file's index
+    # the mask is as random as the weights and takes a bit each; bytes that are normally distributed compress by a tenth
+    assert 0.85 * counted < size < counted
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

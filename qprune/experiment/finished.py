@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,12 +68,24 @@ class FinishedRun:
         return cls(folder, row, config, task, compressor)
 
     @property
+    def network_digest(self) -> str:
+        """The SHA-256 of the file of the trained network."""
+        return hashlib.sha256((self.folder / NETWORK_FILE).read_bytes()).hexdigest()
+
+    @property
     def example(self) -> Tensor:
-        """The one tensor that the network takes. Raises UserError where it takes more."""
+        """The one tensor that the network takes. Raises UserError where it takes something else."""
         example = self.task.example
-        if isinstance(example, tuple):
-            raise UserError(f"the network of the task {self.row.task} takes {len(example)} arguments, and export 1")
-        return example
+        if isinstance(example, Tensor):
+            return example
+        if isinstance(example, tuple) and len(example) != 1:
+            given = f"{len(example)} arguments"
+        else:
+            given = "something other than one tensor"
+        raise UserError(
+            f"the network of the task {self.row.task} takes {given}, and an ONNX file of qprune is a network from one "
+            "tensor to one; qprune export --to sparse writes its weights and masks"
+        )
 
     def training_input(self) -> Tensor:
         """The first training batch as the network gets it; nothing is trained."""

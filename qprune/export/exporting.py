@@ -6,10 +6,11 @@ import copy
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qprune import __version__
 from qprune.compression.operator import Operator
@@ -27,24 +28,42 @@ FOLDER = "export"
 FOLDS = ("integer", "exact")
 FORMS = ("onnx", "sparse")
 WEIGHTS = ("safe", "signed")
+NETWORK_KEY = "qprune.network"  # the SHA-256 of the trained network's file
 
 
 @dataclass
 class Export:
-    """A run's network, ready to be written. dynamic_size: whether test inputs differ in size from training ones."""
+    """A run's network, ready to be written. Its ONNX forms raise UserError for what cannot be exported."""
 
     run: FinishedRun
     baked: nn.Module
-    trace: Trace
-    dynamic_size: bool
 
     @classmethod
-    def of(cls, run: FinishedRun, dynamic_size: bool) -> Export:
-        """Trace the network of `run`. Raises UserError for what cannot be exported."""
+    def of(cls, run: FinishedRun) -> Export:
+        """The network of `run`. Raises UserError where nothing was compressed."""
         if not run.compressor.placed:
             raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
         run.task.network.eval()
-        return cls(run, run.compressor.bake().eval(), trace(run.task.network, run.example), dynamic_size)
+        return cls(run, run.compressor.bake().eval())
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The network's operations at an input of training size."""
+        return trace(self.run.task.network, self.run.example)
+
+    @cached_property
+    def dynamic_size(self) -> bool:
+        """Whether the network's first test input has another size than its training ones."""
+        example = self.run.example
+        sizes: set[torch.Size] = set()
+
+        def look(x: Tensor) -> Tensor:
+            sizes.add(x.shape[2:])
+            raise _SeenError
+
+        with suppress(_SeenError):
+            self.run.evaluate_as(look)
+        return sizes != {example.shape[2:]}
 
     def program(self, fold: str, signed: bool = False) -> Program:
         """The network as steps: `exact`, as trained, or `integer`, in integer kernels (signed: `needs_unsigned`)."""
@@ -68,6 +87,7 @@ class Export:
         told = {
             "qprune.version": __version__,
             "qprune.signature": row.signature,
+            NETWORK_KEY: self.run.network_digest,
             "qprune.task": row.task,
             "qprune.recipe": row.notation,
             "qprune.fold": fold,
@@ -106,27 +126,11 @@ class _SeenError(Exception):
     """Stops an evaluation when its first input has been seen."""
 
 
-def is_dynamic(run: FinishedRun) -> bool:
-    """Whether the network's first test input has another size than its training ones."""
-    sizes: set[torch.Size] = set()
-
-    class Seen(Exception):
-        pass
-
-    def look(x: torch.Tensor) -> torch.Tensor:
-        sizes.add(x.shape[2:])
-        raise _SeenError
-
-    with suppress(_SeenError):
-        run.evaluate_as(look)
-    return sizes != {run.example.shape[2:]}
-
-
 def export(run: FinishedRun, form: str, fold: str, weights: str = WEIGHTS[0]) -> tuple[Path, Program | None]:
     """Write one form of a run's network into the run's folder. Returns the file and, for ONNX, its steps."""
     one_of("--to", form, FORMS)
     one_of("--weights", weights, WEIGHTS)
-    made = Export.of(run, is_dynamic(run))
+    made = Export.of(run)
     program = made.program(fold, weights == "signed") if form == "onnx" else None
     content = made.sparse_bytes() if program is None else made.onnx_bytes(fold, program)
     path = file_of(run.folder, form, fold)

@@ -92,6 +92,16 @@ class IntegerLowering(Lowering):
         else:
             super().lower(node)
 
+    def why_float(self, node: Node, x: Value) -> str:
+        reason = super().why_float(node, x)
+        if reason:
+            return reason
+        if node.weight is not None and node.weight.bits > 8:
+            return "its weight has more than 8 bits"
+        if self.made[node.inputs[0]].form != "uint8":
+            return "its input has more than 8 bits"
+        return "no grid follows its sums at once, and they are on too fine or too many grids for integers"
+
     # Features
 
     def only_relu(self, node: Node) -> bool:
@@ -278,16 +288,8 @@ class IntegerLowering(Lowering):
             return False
         bound <<= finest - int(decimals.min())
         same = decimals[:1] if bool((decimals == decimals[0]).all()) else decimals
-        step = IntegerSums(
-            node.op,
-            integers.float(),
-            bias,
-            node.arguments,
-            x.grid,
-            x.zero,
-            same,
-            self.unsigned(integers, x),
-        )
+        unsigned = self.unsigned(integers, x)
+        step = IntegerSums(node.op, integers.float(), bias, node.arguments, x.grid, x.zero, same, unsigned)
         grid = Grid(x.grid.decimal + finest, -bound, bound)
         self.note(node, "integer sums", "no grid of 8 bits follows it")
         self.made[node.name] = self.result.add(step, [x], Value(node.name, "float32", node.shape, grid))

@@ -136,11 +136,19 @@ class Lowering:
                 f"the linear layer {node.path!r} reads {len(x.shape)} dimensions, and export writes it for 2"
             )
         if grid is None or not self.precise:
-            self.note(node, "float32", "its input or its weight is on no grid" if grid is None else "")
+            self.note(node, "float32", self.why_float(node, x))
             step = Layer(node.op, weight, bias, node.arguments)
             return self.result.add(step, [self.cast(x, "float32")], Value(node.name, "float32", node.shape))
-        self.note(node, "float32, exact sums", "")
+        self.note(node, "float32, exact sums", self.why_float(node, x))
         return self.biased(node, self.sums(node, x, weight, grid), bias)
+
+    def why_float(self, node: Node, x: Value) -> str:
+        """Why the layer is carried out on floats, or nothing where it was to be."""
+        if node.op == "conv_transpose":
+            return "a transposed convolution, for which onnxruntime has no integer kernel"
+        if node.weight is None:
+            return "its weight is on no grid"
+        return "its input is on no grid" if x.grid is None else ""
 
     def sums(self, node: Node, x: Value, weight: Weight | Tensor, grid: Grid) -> Value:
         """The layer without its bias, exactly."""
@@ -195,6 +203,7 @@ class Lowering:
             if self.precise:
                 raise NotExactError(f"the instance norm {node.path!r} is computed differently everywhere")
             node.arguments["channels"] = node.shape[1]
+            self.note(node, "float32", "an instance norm, which takes each picture's own statistics")
         forms = {value.form for value in inputs}
         form = "float32" if grid is not None and forms == {"float32"} else self.loose
         if node.op == "mean" and self.precise:

@@ -34,6 +34,7 @@ class Session:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             nodes = onnx.load(path, load_external_data=False).graph.node
         self.kernels = Counter(node.op_type for node in nodes)
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     def __call__(self, x: Tensor) -> Tensor:
         result = self.session.run(None, {"input": np.ascontiguousarray(x.detach().cpu().numpy())})[0]

@@ -51,7 +51,7 @@ def squeezed(content: bytes) -> Tensor:
 
 
 def planes(array: NDArray[Any]) -> bytes:
-    """Every element's lowest byte, then every second one, and so on: alike bytes stand together, and compress better."""
+    """Every element's lowest byte, then every second one, and so on: like stands beside like, and compresses better."""
     return array.ravel().view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
 
 

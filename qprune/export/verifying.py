@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qprune.errors import UserError
 from qprune.experiment.finished import FinishedRun
-from qprune.export.exporting import Export, file_of, is_dynamic
+from qprune.export.exporting import NETWORK_KEY, Export, file_of
 from qprune.export.lowering import exact_program
 from qprune.export.program import Program, Simulation
 from qprune.export.runtime import Session, latencies, peak_activation_bytes
@@ -79,12 +80,12 @@ class _Recorder:
 def verify(run: FinishedRun, fold: str, timed: bool = True) -> Verification:
     """Run the exported file of `run` and its PyTorch reference over the whole evaluation of the run's task.
 
-    Raises UserError when the run cannot be exported. The file must be there.
+    Raises UserError when the run cannot be exported, or the file is missing, damaged or of another network.
     """
-    made = Export.of(run, is_dynamic(run))
+    made = Export.of(run)
     program = made.program(fold)
     path = file_of(run.folder, "onnx", fold)
-    exported, plain = Session(path.read_bytes()), Session(made.float_bytes())
+    exported, plain = _session(run, path), Session(made.float_bytes())
     name, reference = _reference(made, program, fold)
     recorders = {"onnx": _Recorder(exported), "reference": _Recorder(reference), "trained": _Recorder(made.baked)}
     scores = {key: run.evaluate_as(recorder)[run.task.metric] for key, recorder in recorders.items()}
@@ -116,6 +117,18 @@ def verify(run: FinishedRun, fold: str, timed: bool = True) -> Verification:
         file_bytes=_sizes(made, path),
         activation_bytes={"float": peak_activation_bytes(made.float_program()), fold: peak_activation_bytes(program)},
     )
+
+
+def _session(run: FinishedRun, path: Path) -> Session:
+    """The exported file, loaded. Raises UserError unless it is of the network that the run has now."""
+    advice = "write it again with qprune export"
+    try:
+        session = Session(path.read_bytes())
+    except Exception as error:  # the runtime and onnx raise errors of many classes of their own
+        raise UserError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); {advice}") from error
+    if session.metadata.get(NETWORK_KEY, run.network_digest) != run.network_digest:
+        raise UserError(f"{path} was exported from another network than the run now has; {advice}")
+    return session
 
 
 def _reference(made: Export, program: Program, fold: str) -> tuple[str, Callable[[Tensor], Tensor]]:

@@ -379,6 +379,8 @@ def test_a_row_that_is_broken_is_named_and_the_others_listed(tmp_path: Path) -> 
         ("qprune run ord", ["order.", "order="]),
         ("qprune run order=qu", ["quantize_first", "quantize_only"]),  # readline replaces what follows '='
         ("qprune sweep task=espcn quantize.bi", ["quantize.bits="]),
+        ("qprune frontier bits=4,8 max_", ["max_loss=", "max_size="]),
+        ("qprune frontier bits=4,8 quantize.bi", ["quantize.bits="]),
         ("qprune list bu", ["budgets"]),
         ("qprune completion z", ["zsh"]),
     ],

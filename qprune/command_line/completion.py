@@ -37,6 +37,7 @@ complete -c qprune -f -a '(qprune completion query (commandline -cp) 2>/dev/null
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 COMPOSING_VERBS = ("run", "sweep", "plan", "frontier")
+FRONTIER_KEYS = ("bits=", "sparsity=", "max_loss=", "max_size=", "margin=", "stop=early", "stop=never")
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -74,4 +75,6 @@ def _answer(line: str) -> None:
     elif words[1] in COMPOSING_VERBS:
         from qprune.command_line.launching import hydra_completions
 
-        print("\n".join(hydra_completions([*words[2:], word])))
+        own = FRONTIER_KEYS if words[1] == "frontier" else ()
+        others = [text for text in words[2:] if not any(key.startswith(f"{text.partition('=')[0]}=") for key in own)]
+        print("\n".join([key for key in own if key.startswith(word)] + hydra_completions([*others, word])))

@@ -36,17 +36,20 @@ def show(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="own keys, and keys of qprune run")
     parser.add_argument("--plan", action="store_true", help="print models, sizes and runs, and run nothing")
+    parser.add_argument("--finished", action="store_true", help="run nothing; table, figure and answer so far")
     parser.add_argument("--exhaustive", action="store_true", help="carry out every run of the grid to its end")
     parser.add_argument("--config-dir", help="a further folder of configs")
     options = parser.parse_args(arguments)
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive)
     print(asked_text(grid))
-    print(plan_text(grid))
+    if not options.finished:
+        print(plan_text(grid))
     if options.plan:
         return 0
     failed: dict[Run, str] = {}
     try:
-        _run_all(grid, failed)
+        if not options.finished:
+            _run_all(grid, failed)
     finally:
         print(outcome_text(grid, searched(grid), rows_by_point(grid), failed))
         for run, reason in failed.items():

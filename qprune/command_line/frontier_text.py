@@ -14,10 +14,11 @@ from qprune.command_line.frontier_grid import Grid, Run
 from qprune.command_line.overrides import short_hash
 from qprune.command_line.sweeping import time_left_text
 from qprune.experiment.files import write_atomically
-from qprune.experiment.frontier import Amount, Point, Search, Verdict
+from qprune.experiment.frontier import SPREADS, Amount, Point, Search, Verdict
 from qprune.experiment.results import Row
 
 _NAMES = {"weights_mb": "weights", "features_mb": "features", "size_mb": "size Mb", "density_paper": "(paper)"}
+MISSING = "runs missing"
 
 
 def asked_text(grid: Grid) -> str:
@@ -87,8 +88,12 @@ def outcome_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, R
     lines += [f"{row['model']}: {row['state']}" for _, row in table.iterrows() if row["state"] not in ("done",)]
     if grid.question.max_loss is not None and not grid.exhaustive:
         lines.append("models that lose more than is allowed are not looked for: among them the front may lack some")
+    if grid.question.margin.of(search.reference_score or 0.0) < search.margin < math.inf:
+        lines.append(f"margin for chance: {search.margin:.2g}{grid.unit}, {SPREADS:g} deviations between seeds")
     lines += [f"mark: {mark}" for mark in _marks(rows)]
     lines.append(answer_text(grid, search, rows))
+    if missing := sum(state.endswith(MISSING) or state == "failed" for state in table["state"]):
+        lines.append(f"not the last word: runs of {missing} models that could matter are missing")
     name = short_hash(
         [
             *(job.folder.name for job in grid.jobs.values()),
@@ -137,7 +142,7 @@ def outcome(
         )
     table = pd.DataFrame(found)
     place = list(table.columns).index("front") + 1
-    table.insert(place, "density_front", _density_front(table, search.question.higher_is_better))
+    table.insert(place, "density_front", density_front(table, search.question.higher_is_better))
     return table
 
 
@@ -169,7 +174,7 @@ def answer_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, Ro
     return "\n".join(lines)
 
 
-def _density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
+def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
     """`yes` for models that no other one beats in score and density, `no` for others with a result."""
     done = table[table["n"] > 0]
     quality, density = done["mean"] if higher_is_better else -done["mean"], done["density_actual"]
@@ -218,7 +223,7 @@ def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) ->
         stopped = search.known[point].optimistic is not None
         what = f"dropped after {done} of {len(jobs)} seeds" if done else "stopped early" if stopped else "left out"
         return f"{what}, {reason_text(grid, search, point, verdict)}"
-    return f"{len(jobs) - done} of {len(jobs)} runs missing"
+    return f"{len(jobs) - done} of {len(jobs)} {MISSING}"
 
 
 def _drawn(grid: Grid, search: Search, table: pd.DataFrame, path: Path) -> list[Path]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from qprune import cli
 from qprune.command_line.frontier import next_run, searched, watch_of
 from qprune.command_line.frontier_grid import grid_of
+from qprune.command_line.frontier_text import density_front
 from qprune.errors import RunFailure, StoppedEarly, UserError
 from qprune.experiment import run as runner
+from qprune.experiment.figures import pareto_front
 from qprune.experiment.identity import run_folder
 from qprune.experiment.results import Row, read_rows
 from qprune.experiment.sizing import Sizer
@@ -64,6 +72,29 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def table_in(folder: Path) -> pd.DataFrame:
     [path] = (folder / "frontier").glob("*.csv")
     return pd.read_csv(path).set_index("model")
+
+
+def test_the_help_waits_for_no_torch() -> None:
+    code = "import sys; from qprune.command_line.frontier import show; show(['--help'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    assert "max_loss=1% or 0.3dB" in done.stdout
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert re.search(r"\| +hydra$", done.stderr, re.MULTILINE)  # so are modules listed
+
+
+@given(
+    values=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8, unique=True),
+    higher=st.booleans(),
+)
+def test_the_front_of_density_is_that_of_the_figures(values: list[tuple[int, int]], higher: bool) -> None:
+    table = pd.DataFrame(values, columns=["mean", "density_actual"], dtype="float64")
+    table["n"] = 1
+    table.loc[len(table)] = [math.nan, math.nan, 0]
+    found = density_front(table, higher)
+    assert found.pop() == ""
+    expected = pareto_front([score for score, _ in values], [density for _, density in values], higher)
+    assert [i for i, said in enumerate(found) if said == "yes"] == sorted(expected)
+    assert set(found) <= {"yes", "no"}
 
 
 def test_models_that_are_the_same_run_are_one(tmp_path: Path) -> None:
@@ -168,6 +199,10 @@ def test_seeds_go_round_by_round_and_only_to_what_is_worth_it(
     assert answer in printed
     assert "psnr_db 29.6 +- 0.1 (3 seeds), loses 0.5 dB, 1.66% of 30.1\n" in printed
     assert cli.main(["frontier", *keys]) == 0  # all is known: nothing is run
+    assert len(started) == 11
+    capsys.readouterr()
+    assert cli.main(["frontier", "--finished", *keys]) == 0
+    assert answer in capsys.readouterr().out
     assert len(started) == 11
     assert cli.main(["frontier", "--exhaustive", *keys]) == 0
     assert len(started) == 15
@@ -315,6 +350,7 @@ def test_a_signal_leaves_the_table_and_code_75(
     monkeypatch.setattr(runner, "execute", execute)
     assert cli.main(["frontier", *SMOKE, *SMALL, f"results_dir={tmp_path}"]) == 75
     assert table_in(tmp_path)["state"].value_counts().to_dict() == {"1 of 1 runs missing": 4, "done": 1}
+    assert "not the last word: runs of 4 models that could matter are missing\n" in capsys.readouterr().out
 
 
 def test_a_run_that_its_watch_stops_leaves_a_note(

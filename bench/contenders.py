@@ -103,7 +103,7 @@ def qsparse_on(task: Task, name: str, prune_at: int = 1, quantize_at: int = 2, w
     import qsparse
 
     logging.disable(logging.CRITICAL)
-    qsparse.set_qsparse_options(log_on_created=False)
+    qsparse.set_qsparse_options(log_on_created=False, log_during_train=False)
     network = task.network
     cifar = name == "cifar"
 

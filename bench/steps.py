@@ -26,7 +26,7 @@ def cifar(threads: int, rounds: int) -> str:
         CIFAR_FLOAT,
         Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active")),
         Contender("ours P+Q, without a C compiler", ours, ("cifar", "active", "own", "plain")),
-        Contender("qsparse 2.0.1 P+Q, channels last", qsparse_step, ("cifar", "channels_last")),
+        Contender("qsparse 2.0.1 P+Q, NCHW", qsparse_step, ("cifar", "contiguous")),  # it refuses channels last
         Contender("torch fake quantization, channels last", torch_step, ("cifar", "channels_last")),
     ]
     return _race(contenders, {"ordinary float": ordinary, "best eager float": CIFAR_FLOAT}, threads, rounds, warm=1)

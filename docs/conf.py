@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).parent
-TO_COME = ("export", "frontier", "performance", "reliability")
+TO_COME = ("export", "performance", "reliability")
 sys.path.insert(0, str(DOCS / "extensions"))
 
 import qprune  # noqa: E402

@@ -236,7 +236,7 @@ def _drawn(grid: Grid, search: Search, table: pd.DataFrame, path: Path) -> list[
             raise
         return []
     least = search.quality(search.least_quality) if grid.question.max_loss is not None else None
-    figure = fronts(table, grid.metric, grid.task, least, grid.question.max_size_bits)
+    figure = fronts(table, grid.metric, grid.task, least, grid.question.max_size_bits, grid.exhaustive)
     drawn(figure, path.name, caption="").save(path.parent)
     return [path.with_suffix(suffix) for suffix in (".png", ".svg")]
 

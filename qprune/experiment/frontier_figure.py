@@ -11,13 +11,19 @@ from qprune.experiment.drawing import COLOURS, MARKERS, WIDTH, plain, with_unit
 
 
 def fronts(
-    table: pd.DataFrame, metric: str, task: str, least: float | None = None, max_size_bits: float | None = None
+    table: pd.DataFrame,
+    metric: str,
+    task: str,
+    least: float | None = None,
+    max_size_bits: float | None = None,
+    whole: bool = True,
 ) -> Figure:
     """Mean score against size in Mb (logarithmic), and against density; bars are one deviation over seeds.
 
     table: of models, columns order, bits, sparsity, n, mean, sd, size_mb, density_actual, front, density_front; those
     without a finished run (n = 0) are not drawn. Filled points are on the panel's front. Colours tell orders, shapes
     sparsities, the number beside a point its bits. least: the score that is needed; max_size_bits: the size allowed.
+    whole: whether models beyond `least` were looked for too.
     """
     figure = Figure(figsize=(1.5 * WIDTH, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -29,7 +35,8 @@ def fronts(
     if least is not None:
         for axis in (left, right):
             axis.axhline(least, color="#000000", lw=0.8, ls=":")
-        left.annotate("needed", (0.01, least), xycoords=("axes fraction", "data"), va="top", fontsize=7)
+        said = "needed" if whole else "needed; beyond it the front may lack models"
+        left.annotate(said, (0.01, least), xycoords=("axes fraction", "data"), va="top", fontsize=7)
     if max_size_bits is not None:
         left.axvline(max_size_bits / 1e6, color="#000000", lw=0.8, ls=":", label="largest size that is allowed")
     left.set_xscale("log")

@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from qprune.experiment.digests import write_sums
 from qprune.experiment.environment import ENVIRONMENT_FILE
 from qprune.experiment.files import write_atomically, write_json
 from qprune.experiment.identity import MACHINE_KEYS
 from qprune.experiment.results import ROW_FILE
 from qprune.experiment.store import CONFIG_FILE, METRICS_FILE, PUBLISHED, Store, read_config
 
-COPIED = (METRICS_FILE, "operators.json", "histograms.json", "timing.json", ROW_FILE)  # the row last: it says 'whole'
+COPIED = (METRICS_FILE, "operators.json", "histograms.json", "timing.json")
 # Folders of one machine, and what stands for them in a published config.
 _PLACES = {"results_dir": "results/runs", "data.root": "data"}
 
@@ -51,6 +52,10 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
         for name in COPIED:
             if (source / name).exists():
                 write_atomically(folder / name, (source / name).read_bytes())
+        row = (source / ROW_FILE).read_bytes()
+        # Checksums of their own, since configs differ; those of the run's folder were looked at by the store.
+        write_sums(folder, [name for name in (CONFIG_FILE, *COPIED) if (folder / name).exists()], **{ROW_FILE: row})
+        write_atomically(folder / ROW_FILE, row)  # last: it says 'whole'
         new.append(str(folder.relative_to(target)))
     return target, new, store.problems
 

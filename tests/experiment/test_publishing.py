@@ -36,14 +36,23 @@ def runs_of(folder: Path, *seeds: int) -> list[results.Row]:
     return rows
 
 
+def store_folder(folder: Path, row: results.Row) -> Path:
+    return next(path.parent for path in folder.rglob("result.json") if row.signature in path.read_text())
+
+
 def test_a_published_row_is_light_and_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
     rows = runs_of(tmp_path / "runs", 0, 1)
     folder, new, problems = publish(tmp_path / "runs")
     assert (folder, len(new), problems) == (tmp_path / "published", 2, [])
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert {path.name for path in files} == {
-        *("result.json", "config.yaml", "environment.json", "metrics.csv", "test.png")
+        *("result.json", "config.yaml", "environment.json", "metrics.csv", "test.png", "SHA256SUMS")
     }
+    for row in rows:
+        done = subprocess.run(
+            ["sha256sum", "-c", "SHA256SUMS"], cwd=store_folder(folder, row), capture_output=True, check=False
+        )
+        assert done.stdout == b"config.yaml: OK\nmetrics.csv: OK\nresult.json: OK\n"
     assert [path.parts[1].split("-seed")[1][0] for path in files if path.name == "test.png"] == ["0"]
     for path in files:
         assert str(tmp_path) not in (folder / path).read_text(), path
@@ -71,6 +80,16 @@ def test_published_rows_count_where_no_own_ones_are(tmp_path: Path) -> None:
     assert publish(tmp_path / "gone")[1] == []
     with pytest.raises(UserError, match="there is no folder"):
         Store.read(tmp_path / "gone" / "runs")
+
+
+def test_a_published_row_that_was_edited_is_named(tmp_path: Path) -> None:
+    (row,) = runs_of(tmp_path / "runs", 0)
+    folder, _, _ = publish(tmp_path / "runs")
+    path = store_folder(folder, row) / "result.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    store = Store.read(tmp_path / "none")
+    assert store.rows == {}
+    assert "SHA256SUMS" in store.problems[0]
 
 
 def test_a_row_that_was_edited_is_not_published(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from qprune.experiment.results import Row
 
 SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6
+_SMALL = 7  # points, of titles over pictures
 
 Pixels = npt.NDArray[Any]
 
@@ -82,7 +84,7 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
     tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
-    figure = Figure(figsize=(width, (tall + 0.4) * len(lines) + 0.4), layout="constrained")
+    figure = Figure(figsize=(width, (tall + 0.5) * len(lines) + 0.4), layout="constrained")
     parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
     for part, line, filled in zip(parts, lines, widths, strict=True):
         empty = max(widths) - filled
@@ -92,9 +94,16 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
             axis.axis("off")
         for axis, (name, picture) in zip(grid, line, strict=False):
             axis.imshow(picture, interpolation="none")
-            axis.set_title(name.replace("->", "\n->"), fontsize=7)
+            axis.set_title(_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)), fontsize=_SMALL)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _wrapped(name: str, inches: float) -> str:
+    """A recipe over a column of that width: broken before arrows, and where a line would run into the next column."""
+    characters = max(1, int(inches * 72 / (0.6 * _SMALL)))  # a letter is some 0.6 of its height wide
+    lines = name.replace("->", "\n->").splitlines()
+    return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
 
 
 def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from qprune.errors import UserError
 from qprune.experiment import identity, results
-from qprune.experiment.digests import check_sum
+from qprune.experiment.digests import SUMS_FILE, check_sum
 from qprune.experiment.results import Row
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
@@ -61,6 +61,13 @@ class Store:
         """The resolved config of a run, or None where the file is missing or unreadable."""
         return read_config(self.paths[signature].parent)
 
+    def config_text(self, signature: str) -> str | None:
+        """The config of a run as it stands in its file, or None where that is missing or unreadable."""
+        try:
+            return (self.paths[signature].parent / CONFIG_FILE).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+
     def metrics(self, signature: str) -> pd.DataFrame | None:
         """The curve of a run, one line per epoch, or None where it is missing or unreadable."""
         return read_metrics(self.paths[signature].parent)
@@ -89,6 +96,8 @@ def _compare(path: Path, row: Row) -> None:
     advice = "it was edited or copied; run its command again with force=true"
     for name in (CONFIG_FILE, METRICS_FILE):
         check_sum(path.parent / name)
+    if (path.parent / SUMS_FILE).exists():
+        return  # row, config and curve were looked at together when the run wrote their checksums
     if (config := read_config(path.parent)) is not None:
         try:
             expected = identity.signature(OmegaConf.create(config))

@@ -66,8 +66,12 @@ class Comparison:
 def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of the mean of `values` over resamples with replacement; the same for the same values."""
     numbers: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(0, len(numbers), (RESAMPLES, len(numbers)))
-    low, high = np.quantile(numbers[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    chance, block = np.random.default_rng(0), max(1, 2**20 // len(numbers))  # a few MB at any number of values
+    means = [
+        numbers[chance.integers(0, len(numbers), (min(block, RESAMPLES - start), len(numbers)))].mean(axis=1)
+        for start in range(0, RESAMPLES, block)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -30,19 +30,48 @@ def check_sum(path: Path, content: bytes | None = None) -> None:
 
     A folder without checksums, of a run of before there were any, is accepted.
     """
-    sums = path.parent / SUMS_FILE
+    known = _sums_of(path.parent)
+    if known is not None:
+        _check(path.parent, path.name, known, content)
+
+
+def check_sums(folder: Path, names: Sequence[str]) -> bool:
+    """As `check_sum`, for several files of a folder. Returns whether it has checksums."""
+    known = _sums_of(folder)
+    for name in names if known is not None else ():
+        _check(folder, name, known or {}, None)
+    return known is not None
+
+
+# Paths are joined as text here: tables look at ten thousands of files, and pathlib would take as long as reading them.
+def _sums_of(folder: Path) -> dict[str, str] | None:
     try:
-        lines = sums.read_bytes().decode("ascii").splitlines()
-        content = path.read_bytes() if content is None else content
+        with open(f"{folder}/{SUMS_FILE}", "rb", buffering=0) as file:  # noqa: PTH123
+            lines = file.read().decode("ascii").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / SUMS_FILE} cannot be read ({error}); {ADVICE}") from error
+    found = [_LINE.fullmatch(line) for line in lines]
+    # an empty one knows no file, so that each is refused
+    return {match[2]: match[1] for match in found if match} if all(found) else {}
+
+
+def _check(folder: Path, name: str, known: dict[str, str], content: bytes | None) -> None:
+    try:
+        if content is None:
+            with open(f"{folder}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+                content = file.read()
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be checked against {SUMS_FILE} beside it ({error}); {ADVICE}") from error
-    found = [_LINE.fullmatch(line) for line in lines]
-    known = {match[2]: match[1] for match in found if match}
-    if len(known) != len(lines) or path.name not in known:
-        raise UserError(f"{sums} is damaged, so that {path.name} cannot be checked; {ADVICE}")
-    if known[path.name] != hashlib.sha256(content).hexdigest():
+    except OSError as error:
         raise UserError(
-            f"{path} is not as its run wrote it: its checksum differs from that in {SUMS_FILE} beside it; {ADVICE}"
+            f"{folder / name} cannot be checked against {SUMS_FILE} beside it ({error}); {ADVICE}"
+        ) from error
+    if name not in known:
+        raise UserError(f"{folder / SUMS_FILE} is damaged, so that {name} cannot be checked; {ADVICE}")
+    if known[name] != hashlib.sha256(content).hexdigest():
+        raise UserError(
+            f"{folder / name} is not as its run wrote it: its checksum differs from that in {SUMS_FILE} "
+            f"beside it; {ADVICE}"
         )

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from qprune.errors import UserError
 from qprune.experiment import identity, results
-from qprune.experiment.digests import SUMS_FILE, check_sum
+from qprune.experiment.digests import check_sums
 from qprune.experiment.results import Row
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
@@ -94,9 +94,7 @@ def read_metrics(folder: Path) -> pd.DataFrame | None:
 def _compare(path: Path, row: Row) -> None:
     """Raise UserError when a row is not that of its run. What is not there cannot contradict it."""
     advice = "it was edited or copied; run its command again with force=true"
-    for name in (CONFIG_FILE, METRICS_FILE):
-        check_sum(path.parent / name)
-    if (path.parent / SUMS_FILE).exists():
+    if check_sums(path.parent, (CONFIG_FILE, METRICS_FILE)):
         return  # row, config and curve were looked at together when the run wrote their checksums
     if (config := read_config(path.parent)) is not None:
         try:

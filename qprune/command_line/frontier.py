@@ -41,7 +41,7 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", help="a further folder of configs")
     options = parser.parse_args(arguments)
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive)
-    print(asked_text(grid))
+    print(asked_text(grid, runs=not options.finished))
     if not options.finished:
         print(plan_text(grid))
     if options.plan:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             )
         if key in OWN_KEYS:
             own[key] = value
+        elif key not in ALIASES and (near := get_close_matches(key, (*OWN_KEYS, *ALIASES), 1, 0.75)):
+            raise UserError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         else:
             overrides.append(f"{ALIASES.get(key, key)}={value}")
     if "stop" in own:

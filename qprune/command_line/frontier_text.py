@@ -21,8 +21,8 @@ _NAMES = {"weights_mb": "weights", "features_mb": "features", "size_mb": "size M
 MISSING = "runs missing"
 
 
-def asked_text(grid: Grid) -> str:
-    """The question in a sentence, and how runs are spared."""
+def asked_text(grid: Grid, runs: bool) -> str:
+    """The question in a sentence, and if there are to be runs, how they are spared."""
     question = grid.question
     better = "higher" if question.higher_is_better else "lower"
     limits = _limits(grid, "lose", "are")
@@ -35,8 +35,8 @@ def asked_text(grid: Grid) -> str:
             f"margin for chance: {_amount(grid, question.margin)}"
         )
     )
-    return (
-        f"{grid.task}, {grid.metric} ({better} is better): {which}{', and that ' if limits else ''}{limits}\n{spared}"
+    return f"{grid.task}, {grid.metric} ({better} is better): {which}{', and that ' if limits else ''}{limits}" + (
+        f"\n{spared}" if runs else ""
     )
 
 

@@ -143,6 +143,7 @@ def test_planned_sizes_are_those_of_the_rows(tmp_path: Path) -> None:
         ("force=true", "force=true: a search takes finished runs as they are"),
         ("task.patch=17,9", "task.patch: several values make several float networks"),
         ("quantize.bots=3", "unknown key 'quantize.bots'; did you mean 'quantize.bits'?"),
+        ("max_lss=1%", "unknown key 'max_lss'; did you mean 'max_loss'?"),
         ("exhaustive", "qprune frontier takes KEY=VALUE, not 'exhaustive'"),
         ("bits=interval(3,8)", "quantize.bits=interval(3,8) is no list of values"),
     ],

@@ -13,7 +13,7 @@ from bench.loops import loops
 from bench.parts import events, growth, operators, pipeline, startup
 from bench.report import machine, replace_section
 from bench.rounds import Foreign
-from bench.side_by_side import together
+from bench.side_by_side import ranks, together
 from bench.steps import cifar, compiled, espcn, memory, phases
 
 SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
@@ -27,6 +27,7 @@ SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "pipeline": ("Data", pipeline),
     "loops": ("A whole run of ESPCN", loops),
     "together": ("Several runs at once", together),
+    "ranks": ("One run over several processes", ranks),
     "startup": ("The command line", startup),
     "growth": ("How cost grows", growth),
     "gpu": ("On a GPU", gpu),

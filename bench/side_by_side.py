@@ -1,4 +1,4 @@
-"""Section `together`: several small runs on one machine at once, and one run over several processes."""
+"""Sections `together` and `ranks`: several small runs on one machine at once, and one run over several processes."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def together(threads: int, rounds: int) -> str:
             rates = _rates(pool, processes, threads // processes, count)
         rows.append([f"{processes} x {threads // processes}", f"{sum(rates):.0f}", f"{min(rates):.0f}"])
     first, last = float(rows[0][1]), float(rows[-1][1])
-    runs = f"A sweep that runs one process per core gets through {last / first:.2f} times the steps.\n\n" + table(
+    return f"A sweep that runs one process per core gets through {last / first:.2f} times the steps.\n\n" + table(
         ["processes x threads", "steps a second in all", "in the slowest process"], rows
     )
-    return f"{runs}\n\n{_ranks(threads, rounds)}"
 
 
 def _rates(pool: Pool, processes: int, threads: int, count: int) -> list[float]:
     return pool.starmap(_steps, [(threads, count)] * processes, chunksize=1)
 
 
-def _ranks(threads: int, rounds: int) -> str:
+def ranks(threads: int, rounds: int) -> str:
+    """One run over several processes that share each batch."""
     rows = []
     for name, batch, count in (("espcn", 16, 40 * rounds), ("espcn", 256, 4 * rounds), ("cifar", 128, max(3, rounds))):
         with get_context("spawn").Pool(1) as pool:  # a process of its own, as each rank is

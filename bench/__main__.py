@@ -14,10 +14,11 @@ from bench.parts import events, growth, operators, pipeline, startup
 from bench.report import machine, replace_section
 from bench.rounds import Foreign
 from bench.side_by_side import ranks, together
-from bench.steps import cifar, compiled, espcn, memory, phases
+from bench.steps import cifar, compiled, espcn, memory, peers, phases
 
 SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", cifar),
+    "peers": ("The same by peers", peers),
     "phases": ("The same in the phases of a run", phases),
     "compiled": ("The same, compiled", compiled),
     "espcn": ("A training step of ESPCN, batch 16", espcn),
@@ -38,7 +39,7 @@ def main() -> None:
     """Measure the sections named (all without a GPU, if none is) and put each into the file when it is done."""
     parser = argparse.ArgumentParser(prog="make bench", description=main.__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=8, help="interleaved rounds of the longest section (default 8)")
+    parser.add_argument("--rounds", type=int, default=4, help="interleaved rounds of the longest section (default 4)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, default=Path("results/bench.md"), help="default: results/bench.md")
     given = parser.parse_args()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 TITLE = "# What training costs\n\nWritten by `make bench`; `make bench ARGS=cifar` measures one section again.\n"
 
+DISTURBED = 5.0  # percent of the CPU that others may have before figures are called so
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are numbers."""
@@ -34,7 +36,8 @@ def machine(foreign: float, seconds: float) -> str:
     return (
         f"{os.cpu_count()} cores, {_processor()}, {gpu}, {torch.backends.cpu.get_cpu_capability()}; Python "
         f"{platform.python_version()}, {listed}, {'a' if compiler else 'no'} C compiler; qprune at {commit}. "
-        f"Took {seconds:.0f} s, in which others had {foreign:.1f} % of the CPU."
+        f"Took {seconds:.0f} s, in which others had {foreign:.1f} % of the CPU"
+        f"{': **disturbed**, to be measured again' if foreign > DISTURBED else ''}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Sections `cifar`, `phases`, `compiled`, `espcn` and `memory`: training steps, ours against float and peers."""
+"""Sections `cifar`, `peers`, `phases`, `compiled`, `espcn` and `memory`: training steps, ours against float and peers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,37 @@ from bench.rounds import Arena, Contender
 CIFAR_FLOAT = Contender("float, channels last", ours, ("cifar", "float"))
 
 
+CIFAR_ORDINARY = Contender(
+    "float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous"), keep=False
+)
+CIFAR_OURS = Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active"))
+CIFAR_BASES = {"ordinary float": CIFAR_ORDINARY, "best eager float": CIFAR_FLOAT}
+
+
 def cifar(threads: int, rounds: int) -> str:
-    """MobileNetV2 at batch 128: ours against float, as people write it and at its best, and against peers."""
-    ordinary = Contender(
-        "float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous"), keep=False
-    )
+    """MobileNetV2 at batch 128: ours against float, as people write it and at its best."""
     contenders = [
-        ordinary,
-        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("cifar", "contiguous"), keep=False),
-        Contender("torch fake quantization, ordinary", torch_step, ("cifar", "contiguous"), keep=False),
+        CIFAR_ORDINARY,
         Contender("float, NCHW", ours, ("cifar", "float", "contiguous")),
         CIFAR_FLOAT,
-        Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active")),
+        CIFAR_OURS,
         Contender("ours P+Q, without a C compiler", ours, ("cifar", "active", "own", "plain")),
+    ]
+    return _race(contenders, CIFAR_BASES, threads, rounds, warm=2)
+
+
+def peers(threads: int, rounds: int) -> str:
+    """MobileNetV2 at batch 128: peers, in the loop that people write and with all that ours has."""
+    contenders = [
+        CIFAR_ORDINARY,
+        CIFAR_FLOAT,
+        CIFAR_OURS,
+        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("cifar", "contiguous"), keep=False),
         Contender("qsparse 2.0.1 P+Q, NCHW", qsparse_step, ("cifar", "contiguous")),  # it refuses channels last
+        Contender("torch fake quantization, ordinary", torch_step, ("cifar", "contiguous"), keep=False),
         Contender("torch fake quantization, channels last", torch_step, ("cifar", "channels_last")),
     ]
-    return _race(contenders, {"ordinary float": ordinary, "best eager float": CIFAR_FLOAT}, threads, rounds, warm=1)
+    return _race(contenders, CIFAR_BASES, threads, max(2, rounds // 2), warm=1)
 
 
 def phases(threads: int, rounds: int) -> str:
@@ -52,7 +66,7 @@ def compiled(threads: int, rounds: int) -> str:
     contenders = [
         CIFAR_FLOAT,
         compiled_float,
-        Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active")),
+        CIFAR_OURS,
         Contender("ours P+Q, compiled", ours, ("cifar", "active", "own", "compiled")),
     ]
     bases = {"best eager float": CIFAR_FLOAT, "compiled float": compiled_float}

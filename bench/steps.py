@@ -1,4 +1,4 @@
-"""Sections `cifar`, `peers`, `phases`, `compiled`, `espcn` and `memory`: training steps, ours against float and peers."""
+"""Training steps, ours against float and against peers, and their peak memory: a section of the report each."""
 
 from __future__ import annotations
 

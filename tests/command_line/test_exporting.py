@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from qprune import cli
 from qprune.command_line import exporting
 from qprune.experiment.finished import FinishedRun
 from qprune.export.sparse import load_sparse
+from tests.docs.pages import blocks
 
 KEYS = ("task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1")
 
@@ -126,6 +128,26 @@ def test_the_sparse_form_is_the_baked_network(run: Path, tmp_path: Path) -> None
             parameter.zero_()
         baked.load_state_dict(load_sparse(path), strict=False)
         assert torch.equal(baked(x), expected)
+
+
+def test_the_code_of_the_page_loads_what_was_exported(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["--to", "sparse"]):
+        assert cli.main(["export", str(run), *words]) == 0
+    for file in run.glob("export/*"):
+        shutil.copy(file, tmp_path)
+    shutil.copytree(run, tmp_path / "results" / "runs" / "espcn" / run.name)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    in_onnx, sparse = (block.text for block in blocks("export", "python"))
+    x = torch.rand(1, 1, 20, 20)
+    names: dict[str, Any] = {"pictures": x.numpy()}
+    exec(in_onnx, names)
+    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f) true\n"
+    exec(sparse.replace("3fa94c", run.name.rpartition("-")[2]), names)
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"](x), torch.from_numpy(names["outputs"]), rtol=0, atol=0.02)
 
 
 def test_a_signature_names_a_run(runs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(runs: Path, tmp_path: Path) -> Path:
     """A copy of the compressed run to write into."""
     [folder] = runs.glob("espcn/prune_first-*")
-    return Path(shutil.copytree(folder, tmp_path / folder.name))
+    return Path(shutil.copytree(folder, tmp_path / "runs" / "espcn" / folder.name))
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -60,8 +60,7 @@ def test_an_exported_run_is_verified_and_the_figures_are_kept(
     assert ": 0 of " in printed
     assert printed.endswith("equality with the reference: kept\n")
     found = json.loads((run / "export" / f"verified-{fold}.json").read_text(encoding="utf-8"))
-    pixels = 64 // 3 * 3
-    assert found["to_reference"]["elements"] >= pixels
+    assert found["to_reference"]["elements"] > 1000
     assert found["to_reference"]["differing"] == 0
     assert found["promise"] is found["kept"] is True
     assert found["score_onnx"] == found["score_reference"]
@@ -150,8 +149,9 @@ def test_the_code_of_the_page_loads_what_was_exported(
         torch.testing.assert_close(names["network"](x), torch.from_numpy(names["outputs"]), rtol=0, atol=0.02)
 
 
-def test_a_signature_names_a_run(runs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signature_names_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     signature = run.name.rpartition("-")[2]
+    runs = run.parent.parent
     where = f"results_dir={runs}"
     assert cli.main(["export", signature[:6], where, "--to", "sparse"]) == 0
     capsys.readouterr()

@@ -51,7 +51,7 @@ def operators(threads: int, rounds: int) -> str:
     for shape in ((16, 64, 17, 17), (128, 192, 16, 16), (128, 96, 32, 32)):
         x = torch.randn(shape).to(memory_format=torch.channels_last)
         mask = (torch.rand_like(x[0]) > 0.5).float()
-        d, out, grad = torch.tensor(5, dtype=torch.int32), torch.empty_like(x), torch.randn_like(x)
+        d, out, grad = torch.tensor(5, dtype=torch.int32), torch.empty_like(x), torch.randn_like(x).mul_(0.01)
         through_relu, pruner = grad * mask, Pruner()
         pruner.size_for_feature(x)
         copy = _ms(lambda: out.copy_(x), 5 * rounds)  # noqa: B023

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
+from qprune.compression.operator import Operator
 from qprune.compression.ranks import rank_and_world
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, StoppedEarly, UserError, one_of
 
@@ -171,3 +172,17 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(int(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value)
+
+
+def take_from_first_rank(network: nn.Module) -> None:
+    """Take rank 0's weights and statistics, tensor by tensor in an order that is the same on all ranks.
+
+    What operators hold is left out: rank 0 alone collects, so that while it does its tensors are not those of the
+    others; masks and decimal bits are the same on all ranks as they are.
+    """
+    if rank_and_world()[1] == 1:
+        return
+    for module in network.modules():
+        if not isinstance(module, Operator):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                dist.broadcast(tensor.detach(), 0)

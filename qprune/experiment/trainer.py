@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from qprune.compression.compressor import Compressor
@@ -23,7 +22,7 @@ from qprune.experiment import checkpoint, finiteness
 from qprune.experiment.compiling import Ways
 from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
-from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of
+from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of, take_from_first_rank
 from qprune.experiment.progress import Reporter, Status
 from qprune.experiment.signals import catching
 from qprune.experiment.state import State, everything, on_cpu, restore
@@ -183,9 +182,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """The task's metrics on rank 0's norms, with random state of its own so that evaluation changes nothing."""
-        if rank_and_world()[1] > 1:
-            for tensor in self.task.state_dict().values():
-                dist.broadcast(tensor, 0)
+        take_from_first_rank(self.task)
         self._require_finite()
         with self._observing_nothing(), finiteness.watched_evaluation(self.task.network) as good:
             metrics = self.task.evaluate()

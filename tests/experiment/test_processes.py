@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from qprune.compression.compressor import compress
 from qprune.compression.options import Pruning, Quantization
+from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
+from qprune.experiment import processes
 from qprune.experiment.processes import any_rank, average_gradients, choose_device, launch, share_of
 
 
@@ -93,3 +95,23 @@ def fail(kind: str) -> None:
 def test_a_rank_that_fails_ends_the_job_and_says_why(kind: str, expected: type[Exception], text: str) -> None:
     with pytest.raises(expected, match=text):
         launch(2, fail, kind)
+
+
+def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 alone collects: what its operators hold meanwhile is not what the others hold."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1))
+    compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, Pruning(), None)
+    compressor.at(1)
+    pruners = [module for module in network.modules() if isinstance(module, Pruner)]
+    for pruner in pruners:
+        pruner.observing, pruner.first_sample, pruner.sample_limit = True, 0, 2
+    network.train()(torch.randn(2, 2, 6, 6))
+    assert pruners
+    taken: list[Tensor] = []
+    monkeypatch.setattr(processes.dist, "broadcast", lambda tensor, rank: taken.append(tensor))
+    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
+    processes.take_from_first_rank(network)
+    shapes = [tuple(tensor.shape) for tensor in taken]
+    assert sorted(shapes) == sorted(
+        [(3, 2, 3, 3), (3,), (3,), (3,), (3,), (3,), (), (3, 3, 1, 1), (3,), (1, 3, 1, 1), (1,)]
+    )

@@ -90,10 +90,12 @@ def test_a_scheduler_s_signal_and_a_second_process(start: Any, number: signal.Si
     folder = identity.run_folder(OmegaConf.create(config))
     first = start(tmp_path, "first", *recipe, f"results_dir={tmp_path}/runs")
     until(lambda: saved(folder))
+    os.kill(first.pid, signal.SIGSTOP)  # it must not come to its end before another has been refused
     refused = start(tmp_path, "refused", *recipe, f"results_dir={tmp_path}/runs")
     waiting = start(tmp_path, "waiting", *recipe, f"results_dir={tmp_path}/runs", "wait=true")
     assert refused.wait() == 2
     assert "is being run by another process; type wait=true to wait for it and take its row" in refused.output
+    os.kill(first.pid, signal.SIGCONT)
     os.kill(first.pid, number)
     assert first.wait() == 75, first.output
     assert re.search(rf"stopped by {number.name} after step \d+ of 400, with everything saved", first.output)

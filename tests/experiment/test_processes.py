@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.compressor import compress
+from qprune.compression.feature import FeatureOperators
 from qprune.compression.options import Pruning, Quantization
-from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.experiment import processes
@@ -101,8 +101,8 @@ def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pyt
     """Rank 0 alone collects: what its operators hold meanwhile is not what the others hold."""
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1))
     compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, Pruning(), None)
-    compressor.at(1)
-    pruners = [module for module in network.modules() if isinstance(module, Pruner)]
+    compressor.at(0)
+    pruners = [m.pruner for m in network.modules() if isinstance(m, FeatureOperators) and m.pruner is not None]
     for pruner in pruners:
         pruner.observing, pruner.first_sample, pruner.sample_limit = True, 0, 2
     network.train()(torch.randn(2, 2, 6, 6))

@@ -10,7 +10,6 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).parent
-TO_COME = ("export", "performance", "reliability")
 sys.path.insert(0, str(DOCS / "extensions"))
 
 import qprune  # noqa: E402
@@ -52,14 +51,6 @@ def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: 
     return None
 
 
-def leave_out_pages_to_come(app: Sphinx, page: str, source: list[str]) -> None:
-    """Take entries out of the index whose page is not written yet."""
-    if page == "index":
-        there = [line for line in source[0].splitlines() if line not in TO_COME or (DOCS / f"{line}.md").exists()]
-        source[0] = "\n".join(there)
-
-
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", leave_out_pages_to_come)
     app.connect("missing-reference", resolve_public_name)

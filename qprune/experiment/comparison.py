@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,8 @@ def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Compari
         ],
         columns=["signature", "order", "seed", "score", "key"],
     )
-    found = []
-    for _, group in rows.groupby("key", sort=True):
+    found, keys = [], []
+    for key, group in rows.groupby("key", sort=True):
         for first, second in itertools.combinations(orders, 2):
             sides = [group[group["order"] == order] for order in (first, second)]
             for side in sides:  # one setting in two variants (say, of the schedule) cannot be paired by seed
@@ -110,7 +110,20 @@ def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Compari
                 pairs = sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")
                 if len(pairs):
                     found.append(_comparison(store, pairs, first, second))
-    return found
+                    keys.append(str(key))
+    return [replace(one, setting=one.setting + more) for one, more in zip(found, _apart(found, keys), strict=True)]
+
+
+def _apart(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
+    """For comparisons whose settings read the same: the config keys that set them apart, with their values."""
+    flat = pd.json_normalize([json.loads(key)[-1] if key.endswith("}]") else {} for key in keys]).map(repr)
+    more: list[str] = []
+    for one in found:
+        alike = flat[[other.setting == one.setting and other.task == one.task for other in found]]
+        differing = [str(name) for name in flat.columns if alike[name].nunique() > 1]
+        own = flat.iloc[len(more)]
+        more.append("".join(f", {name}={str(own[name]).strip(chr(39))}" for name in differing))
+    return more
 
 
 def _comparison(store: Store, pairs: pd.DataFrame, first: str, second: str) -> Comparison:
@@ -150,7 +163,8 @@ def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
     shared: Any = [sorted(row.notation.split("->")), row.epochs, row.steps]
     if config is not None:
         shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
-        shared = identity.without(shared, frozenset(identity.MACHINE_KEYS))
+        later = identity.later_at_default(shared)
+        shared = identity.without(shared, frozenset((*identity.MACHINE_KEYS, *later)))
     known[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
     return known[text]
 

@@ -147,7 +147,8 @@ def density_against_score(
         named.add(label)
         if not few and i in front:
             at = (point["score", "mean"], point["density", "mean"])
-            axis.annotate(recipe, at, xytext=(3, 4), textcoords="offset points", fontsize=6)
+            beside = {"xytext": (-4, 4), "ha": "right"} if list(front).index(i) % 2 == 0 else {"xytext": (4, -8)}
+            axis.annotate(recipe, at, textcoords="offset points", fontsize=6, **beside)  # neighbours on either side
     axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
     counts = sorted(runs.groupby(["recipe", "order"]).size().unique())
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

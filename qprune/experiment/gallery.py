@@ -21,7 +21,7 @@ from qprune.errors import UserError
 from qprune.experiment import figures, pictures
 from qprune.experiment.drawing import Drawn, drawn
 from qprune.experiment.histograms import HISTOGRAMS_FILE
-from qprune.experiment.identity import MACHINE_KEYS, without
+from qprune.experiment.identity import MACHINE_KEYS, later_at_default, without
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
 
@@ -89,7 +89,7 @@ def recipes(store: Store, rows: Sequence[Row], left_out: Sequence[str] = ()) -> 
     flat, names = {}, {}
     for row in rows:
         if (config := store.config(row.signature)) is not None:
-            flat[row.signature] = dict(_flat(without(config, dropped)))
+            flat[row.signature] = dict(_flat(without(config, dropped.union(later_at_default(config)))))
     for notation in dict.fromkeys(row.notation for row in rows):
         group = [row.signature for row in rows if row.notation == notation]
         configs = [flat[name] for name in group if name in flat]

@@ -47,11 +47,21 @@ def signature(cfg: DictConfig) -> str:
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """What the signature stands for: the resolved config without machine keys and unused ones, in canonical form."""
-    unused = _unused_keys(cfg.order.steps)
-    unused += tuple(
-        key for key, default in LATER_KEYS.items() if OmegaConf.select(cfg, key, default=default) == default
-    )
+    unused = (*_unused_keys(cfg.order.steps), *later_at_default(cfg))
     return dict(without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused))))
+
+
+def later_at_default(config: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Those of LATER_KEYS that have no effect in a config, be they there or not."""
+    return tuple(key for key, default in LATER_KEYS.items() if _value(config, key, default) == default)
+
+
+def _value(config: Any, key: str, default: Any) -> Any:
+    for name in key.split("."):
+        if name not in config:
+            return default
+        config = config[name]
+    return config
 
 
 def digest(kept: dict[str, Any]) -> str:

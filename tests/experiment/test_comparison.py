@@ -69,6 +69,25 @@ def test_only_runs_of_one_setting_are_paired(tmp_path: Path) -> None:
     assert store.problems == []
 
 
+def test_settings_that_read_the_same_are_told_apart(tmp_path: Path) -> None:
+    stored(tmp_path, [31.0], [30.0])
+    store = stored(tmp_path, [32.0], [30.0], "prune.border=keep")
+    said = [comparison.sentence() for comparison in compare_orders(store)]
+    assert sorted(text.partition(" data)")[2].partition(":")[0] for text in said) == [
+        ", prune.border=keep",
+        ", prune.border=tile",
+    ]
+
+
+def test_a_run_of_before_a_key_is_paired_with_one_of_after(tmp_path: Path) -> None:
+    store = stored(tmp_path, [31.0], [30.0])
+    old = next(path for path in tmp_path.rglob("config.yaml") if "prune_first" in str(path))
+    text = old.read_text(encoding="utf-8")
+    assert "  compile: false\n" in text
+    old.write_text(text.replace("  compile: false\n", ""), encoding="utf-8")
+    assert [comparison.difference for comparison in compare_orders(store)] == [1.0]
+
+
 def test_two_schedules_of_one_setting_are_named(tmp_path: Path) -> None:
     stored(tmp_path, [31.0], [30.0])
     store = stored(tmp_path, [32.0], [], "schedule.t_p=120")

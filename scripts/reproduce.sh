@@ -22,5 +22,5 @@ done
 "$qprune" tables variants task=espcn > /dev/null || true # what is there of them; theirs is no --run-missing
 .venv/bin/python scripts/publish_results.py || status=1
 "$qprune" tables order || status=1
-"$qprune" report task=espcn --runs 4 "${keys[@]}" || status=1
+"$qprune" report --runs 4 task=espcn "${keys[@]}" || status=1
 exit $status

@@ -152,7 +152,7 @@ def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["9"], "qprune tables: WHAT='9' is not one of 1, 2, 3, 4, 5, 6, window, order"),
+        (["9"], "qprune tables: WHAT='9' is not one of 1, 2, 3, 4, 5, 6, variants, window, order"),
         (["4", "order=baseline"], "order=baseline: a table's rows have their own order; leave it out"),
         (["4", "seed=a"], "seed=a is not a list of whole numbers >= 0; type for example seed=range(5) or seed=0,1"),
         (["4", "prune.sparsty=1"], "unknown key 'prune.sparsty'; did you mean 'prune.sparsity'?"),

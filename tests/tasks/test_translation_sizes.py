@@ -23,7 +23,7 @@ COUNTED = {"pix2pix": lambda: UNet(extra_norm=True), "cyclegan": lambda: ResnetG
 def config_of(task: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_module("qprune.configs", version_base="1.3"):
         config = compose("run", [f"task={task}", *overrides])
-        config.logger = None
+        config.logger = {"name": "csv"}
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 

@@ -20,6 +20,7 @@ from qprune.command_line import failures
 from qprune.command_line.listing import choices
 from qprune.errors import Interrupted, RunFailure, UserError
 from qprune.experiment import run as runner
+from tests.command_line.errors import error_of
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 BIN = Path(sys.executable).parent
@@ -46,15 +47,6 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
     monkeypatch.setattr(runner, "execute", execute)
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a command that the user got wrong."""
-    assert cli.main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err.removeprefix("error: ").rstrip("\n")
 
 
 def test_help_names_every_verb_and_loads_neither_torch_nor_hydra() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from qprune.command_line.composing import compose_checked
 from qprune.command_line.overrides import Composer
@@ -93,7 +92,7 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         for model in models:
             configs = {int(seed): composer.config([*model.words, f"seed={int(seed)}"]) for seed in seeds}
             found[_point(sizer, model, configs[int(seeds[0])])] = (model, configs)
-    plain = {point: _plain(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
+    plain = {point: identity.plain(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
     task = sizer.task(next(iter(plain.values())))
     points = in_order(found)
     jobs = {}
@@ -192,7 +191,7 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
 def _point(sizer: Any, model: _Model, config: DictConfig) -> Point:
     notation = identity.notation(config.order.steps, config.prune, config.quantize)
     name = f"{notation} ({model.note})" if model.note else notation
-    return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(_plain(config)).size_bits())
+    return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(identity.plain(config)).size_bits())
 
 
 def _question(own: dict[str, str], metric: str, higher_is_better: bool) -> Question:
@@ -250,8 +249,3 @@ def _values(override: Override) -> list[str]:
 
 def _prefix(override: Override) -> str:
     return str(override.input_line).partition("=")[0]
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(config, resolve=True)))
-    return plain

@@ -116,13 +116,12 @@ def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Compari
 
 def _apart(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
     """For comparisons whose settings read the same: the config keys that set them apart, with their values."""
-    flat = pd.json_normalize([json.loads(key)[-1] if key.endswith("}]") else {} for key in keys]).map(repr)
+    settings = [json.loads(key)[-1] for key in keys]
+    flat = pd.json_normalize([setting if isinstance(setting, dict) else {} for setting in settings]).map(str)
     more: list[str] = []
-    for one in found:
+    for one, (_, own) in zip(found, flat.iterrows(), strict=True):
         alike = flat[[other.setting == one.setting and other.task == one.task for other in found]]
-        differing = [str(name) for name in flat.columns if alike[name].nunique() > 1]
-        own = flat.iloc[len(more)]
-        more.append("".join(f", {name}={str(own[name]).strip(chr(39))}" for name in differing))
+        more.append("".join(f", {name}={own[name]}" for name in flat.columns if alike[name].nunique() > 1))
     return more
 
 

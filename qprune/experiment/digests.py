@@ -38,9 +38,11 @@ def check_sum(path: Path, content: bytes | None = None) -> None:
 def check_sums(folder: Path, names: Sequence[str]) -> bool:
     """As `check_sum`, for several files of a folder. Returns whether it has checksums."""
     known = _sums_of(folder)
-    for name in names if known is not None else ():
-        _check(folder, name, known or {}, None)
-    return known is not None
+    if known is None:
+        return False
+    for name in names:
+        _check(folder, name, known, None)
+    return True
 
 
 # Paths are joined as text here: tables look at ten thousands of files, and pathlib would take as long as reading them.
@@ -53,8 +55,8 @@ def _sums_of(folder: Path) -> dict[str, str] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / SUMS_FILE} cannot be read ({error}); {ADVICE}") from error
     found = [_LINE.fullmatch(line) for line in lines]
-    # an empty one knows no file, so that each is refused
-    return {match[2]: match[1] for match in found if match} if all(found) else {}
+    known = {match[2]: match[1] for match in found if match}
+    return known if len(known) == len(lines) else {}  # damaged: it knows no file, so that each is refused
 
 
 def _check(folder: Path, name: str, known: dict[str, str], content: bytes | None) -> None:

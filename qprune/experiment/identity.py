@@ -51,6 +51,12 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     return dict(without(OmegaConf.to_container(cfg, resolve=True), frozenset((*MACHINE_KEYS, *unused))))
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as dicts, lists and values that JSON knows, which a task may change or pickle."""
+    config: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+    return config
+
+
 def later_at_default(config: Mapping[Any, Any]) -> tuple[str, ...]:
     """Those of LATER_KEYS that have no effect in a config, be they there or not."""
     return tuple(key for key, default in LATER_KEYS.items() if _value(config, key, default) == default)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 from dataclasses import asdict
@@ -59,7 +58,7 @@ def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> 
     `wait` asks for. watch: what may stop the run early, which raises StoppedEarly (sent to other ranks: it must
     pickle). Raises UserError before anything is written when the config cannot be right.
     """
-    config = _plain(cfg)
+    config = identity.plain(cfg)
     Recipe.from_config(config)  # refuses what cannot be right, before anything is written
     check_logger(config["logger"]["name"])
     folder = identity.run_folder(cfg)
@@ -122,7 +121,7 @@ def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
 
 def plan(cfg: DictConfig) -> str:
     """The plan of `cfg` as a table, the schedule and the notation, without data or training."""
-    config = _plain(cfg)
+    config = identity.plain(cfg)
     config["data"] |= {"source": "synthetic"}
     recipe = Recipe.from_config(config)
     task = recipe.task()
@@ -273,11 +272,6 @@ def _print_plan(console: Console, rows: list[dict[str, Any]]) -> None:
             row["tensor"], row["kind"], row["shape"], *("yes" if row[key] else "-" for key in ("prune", "quantize"))
         )
     console.print(table)
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
-    return config
 
 
 def _empty(folder: Path) -> None:

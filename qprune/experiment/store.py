@@ -63,10 +63,7 @@ class Store:
 
     def config_text(self, signature: str) -> str | None:
         """The config of a run as it stands in its file, or None where that is missing or unreadable."""
-        try:
-            return (self.paths[signature].parent / CONFIG_FILE).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return None
+        return _config_text(self.paths[signature].parent)
 
     def metrics(self, signature: str) -> pd.DataFrame | None:
         """The curve of a run, one line per epoch, or None where it is missing or unreadable."""
@@ -75,12 +72,20 @@ class Store:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The resolved config in a run folder, or None."""
+    if (text := _config_text(folder)) is None:
+        return None
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        config = yaml.load((folder / CONFIG_FILE).read_text(encoding="utf-8"), loader)
-    except (OSError, ValueError, yaml.YAMLError):
+        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (ValueError, yaml.YAMLError):
         return None
     return config if isinstance(config, dict) else None
+
+
+def _config_text(folder: Path) -> str | None:
+    try:
+        return (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def read_metrics(folder: Path) -> pd.DataFrame | None:

@@ -18,6 +18,7 @@ from qprune import cli
 from qprune.command_line import exporting
 from qprune.experiment.finished import FinishedRun
 from qprune.export.sparse import load_sparse
+from tests.command_line.errors import error_of
 from tests.docs.pages import blocks
 
 KEYS = ("task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1")
@@ -38,15 +39,6 @@ def run(runs: Path, tmp_path: Path) -> Path:
     """A copy of the compressed run to write into."""
     [folder] = runs.glob("espcn/prune_first-*")
     return Path(shutil.copytree(folder, tmp_path / "runs" / "espcn" / folder.name))
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a command that the user got wrong."""
-    assert cli.main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err.removeprefix("error: ").rstrip("\n")
 
 
 @pytest.mark.parametrize("fold", ["integer", "exact"])

@@ -154,6 +154,8 @@ def test_other_content_is_refused_and_set_aside(
         (b"no archive at all", "is damaged"),
         (tar_of(*GOOD)[:60], "is damaged"),
     ],
+    # Ids of their own: an archive holds the time at which it was made, and every worker makes one.
+    ids=["path up", "path from the root", "link", "link in a zip", "half a set", "no archive", "torn"],
 )
 def test_dangerous_and_damaged_archives_leave_nothing_behind(
     content: bytes, problem: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

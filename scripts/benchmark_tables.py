@@ -1,8 +1,14 @@
-"""Time and memory of `qprune tables` over folders of made-up rows: python scripts/benchmark_tables.py [ROWS ...]"""
+"""Time and memory of `qprune tables` over folders of made-up runs: python scripts/benchmark_tables.py [RUNS ...]
+
+Each run has what a real one leaves for tables: config, curve, row and the checksums of the three.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -10,13 +16,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from qprune.command_line.overrides import Composer
+from qprune.experiment import identity
+
+RECIPES = (
+    ["order=baseline"],
+    ["order=quantize_only"],
+    ["order=prune_first", "prune.targets=w"],
+    ["order=prune_first"],
+    ["order=quantize_first"],
+)  # rows of tables 2, 3 and 4
 FIELDS = {
     "schema_version": 1,
     "task": "espcn",
-    "order": "baseline",
-    "notation": "Baseline",
     "metric": "psnr_db",
-    "score": 30.0,
     "higher_is_better": True,
     "epochs": 200,
     "steps": 33800,
@@ -32,27 +47,65 @@ FIELDS = {
 }
 
 
+def make_runs(folder: Path, count: int) -> None:
+    """Write `count` run folders: five recipes of ESPCN, each over `count` / 5 seeds."""
+    chance = random.Random(0)
+    with Composer() as composer:
+        for words in RECIPES:
+            words = ["task=espcn", *words]
+            config = composer.config(words)
+            text = OmegaConf.to_yaml(config, resolve=True)
+            notation = identity.notation(config.order.steps, config.prune, config.quantize)
+            for seed in range(count // len(RECIPES)):
+                signature = composer.signature(words, seed)
+                scores = [chance.gauss(32, 0.1) for _ in range(200)]
+                row = {"signature": signature, "order": config.order.name, "notation": notation, "seed": seed}
+                row |= {"score": scores[-1]}
+                contents = {
+                    "config.yaml": text.replace("seed: 0\n", f"seed: {seed}\n", 1),
+                    "metrics.csv": "epoch,psnr_db\n" + "".join(f"{i},{score}\n" for i, score in enumerate(scores, 1)),
+                    "result.json": json.dumps(FIELDS | row, indent=2),
+                }
+                sums = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
+                contents["SHA256SUMS"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+                place = folder / "espcn" / f"{config.order.name}-seed{seed}-{signature[:10]}"
+                place.mkdir(parents=True)
+                for name, content in contents.items():
+                    (place / name).write_text(content, encoding="utf-8")
+
+
+def measure(folder: Path) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU and peak MB of `qprune tables` over these runs. Fails unless each is in a table."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "qprune.cli", "tables", f"results_dir={folder}"], check=True, stdout=subprocess.DEVNULL
+    )
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = set()
+    for path in (folder.parent / "tables").glob("*.csv"):
+        with path.open(encoding="utf-8") as file:
+            found |= {(line["label"], int(line["n"])) for line in csv.DictReader(file) if line["part"] == "ESPCN"}
+    made = len(list((folder / "espcn").iterdir()))
+    if (counted := sum(dict(found).values())) != made:
+        raise SystemExit(f"{counted} of {made} runs are in the tables")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, after.ru_maxrss / 1024
+
+
 def main() -> None:
-    """Print seconds, peak memory and time per row for each number of rows (default: 1250 to 10000, doubling)."""
-    print("   rows  seconds   MB  ms/row above the smallest")
+    """Print seconds, peak memory and time per run for each number of runs (default: 1250 to 10000, doubling)."""
+    print("   runs  seconds  CPU s   MB  ms/run above the smallest")
     smallest: tuple[int, float] | None = None
     for count in map(int, sys.argv[1:] or ("1250", "2500", "5000", "10000")):
         with tempfile.TemporaryDirectory() as folder:
-            runs = Path(folder, "runs")
-            for i in range(count):
-                place = runs / "espcn" / f"run{i}"
-                place.mkdir(parents=True)
-                row = FIELDS | {"signature": f"{i:064x}", "seed": i % 200}
-                (place / "result.json").write_text(json.dumps(row), encoding="utf-8")
-            command = [sys.executable, "-m", "qprune.cli", "tables", *"123456", f"results_dir={runs}"]
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+            make_runs(Path(folder, "runs"), count)
+            seconds, cpu, peak = measure(Path(folder, "runs"))
         smallest = smallest or (count, seconds)
         more = count - smallest[0]
         slope = f"{1000 * (seconds - smallest[1]) / more:.3f}" if more else "-"
-        print(f"{count:7d}  {seconds:7.2f}  {peak:3.0f}  {slope}", flush=True)
+        print(f"{count:7d}  {seconds:7.2f}  {cpu:5.2f}  {peak:3.0f}  {slope}", flush=True)
 
 
 if __name__ == "__main__":

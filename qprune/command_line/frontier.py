@@ -39,7 +39,7 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--finished", action="store_true", help="run nothing; table, figure and answer so far")
     parser.add_argument("--exhaustive", action="store_true", help="carry out every run of the grid to its end")
     parser.add_argument("--config-dir", help="a further folder of configs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive)
     print(asked_text(grid, runs=not options.finished))
     if not options.finished:

@@ -54,7 +54,7 @@ def plan(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
     parser.add_argument("--config-dir", help="a further folder of configs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides = expand(options.overrides, options.config_dir)
     if is_sweep(overrides):
         print(plan_text(overrides, options.config_dir))
@@ -83,7 +83,8 @@ def hydra_completions(words: Sequence[str]) -> list[str]:
 
 def _start(verb: str, arguments: Sequence[str]) -> int:
     sys.argv = [f"qprune {verb}", *arguments]
-    options = get_args_parser().parse_args(list(arguments))
+    arguments = _options_first(arguments)
+    options = get_args_parser().parse_args(arguments)
     if any(is_named_sweep(text) for text in options.overrides):
         arguments = expand(arguments, options.config_dir)
         options = get_args_parser().parse_args(list(arguments))
@@ -107,6 +108,20 @@ def _start(verb: str, arguments: Sequence[str]) -> int:
         hand_over(arguments, verb)
         return 0
     return _sweep(verb, arguments, composed)
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """Overrides behind all options: Hydra reads none behind an option that follows one."""
+    overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
+    rest = iter(overrides)
+    following = next(rest, None)
+    options = []
+    for word in arguments:
+        if word == following:
+            following = next(rest, None)
+        else:
+            options.append(word)
+    return [*options, *overrides]
 
 
 @dataclass(frozen=True)

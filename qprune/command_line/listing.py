@@ -26,7 +26,7 @@ def show(arguments: Sequence[str]) -> int:
         "qprune list", description="Print what there is to choose from, or the finished runs below results_dir."
     )
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(GROUPS)} or runs; default: all but runs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     folder = next((word.removeprefix(RESULTS) for word in options.what if word.startswith(RESULTS)), "results/runs")
     wanted = [word for word in options.what if not word.startswith(RESULTS)] or list(GROUPS)
     for word in wanted:

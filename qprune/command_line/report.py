@@ -33,7 +33,7 @@ def make(arguments: Sequence[str]) -> int:
         help="first count the features of runs that have no histograms.json, from their trained network and its data",
     )
     parser.add_argument("--config-dir", help="a further folder of configs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     for word in options.keys:
         if "=" not in word:
             raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")

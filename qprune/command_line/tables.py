@@ -14,12 +14,12 @@ import pandas as pd
 
 from qprune.command_line.composing import compose_checked
 from qprune.command_line.failures import FAILURE
-from qprune.command_line.overrides import Composer, yaml_value
+from qprune.command_line.overrides import Composer, decimal_from, yaml_value
 from qprune.errors import UserError, one_of
 from qprune.experiment import rendering
 from qprune.experiment.files import write_atomically
 from qprune.experiment.store import Store
-from qprune.experiment.tables import Part, Table, TableRow, Wanted, frame, join, table_from
+from qprune.experiment.tables import Part, Table, TableRow, Wanted, join, table_from
 
 ORDER = "order"
 DEFAULT_RESULTS = "results/runs"
@@ -46,7 +46,7 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--run-missing", action="store_true", help="carry out the runs that are missing, then join")
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ beside results_dir")
     parser.add_argument("--config-dir", help="a further folder of configs, with tables in its folder table/")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
     folder = Path(taken(keys, "results_dir", DEFAULT_RESULTS))
@@ -121,7 +121,7 @@ def join_all(
                     store.problems.append(f"table {name}, {part.name}: {error}")
                     continue
                 store.check([signature for want in wanted for signature in want.signatures.values()])
-                parts.append(join(part, wanted, frame(store.rows.values())))
+                parts.append(join(part, wanted, store))
                 missing += [entry for want in wanted for entry in _missing(composer, part, want, store, keys)]
             if parts:
                 joined.append(Joined(table, parts, missing))
@@ -162,31 +162,23 @@ def _wanted(
     composer: Composer, part: Part, row: TableRow, store: Store, seeds: Sequence[int], keys: Sequence[str]
 ) -> Wanted:
     overrides = [*part.overrides, *row.overrides, *keys]
-    config = composer.config(overrides)
-    order, task = config.order.name, config.task.name
-    there = {entry.seed for entry in store.rows.values() if (entry.order, entry.task) == (order, task)}
     signatures = {
-        seed: composer.signature(_with_source(composer, part, row, seed, keys), seed)
-        for seed in sorted({*seeds, *there})
+        seed: composer.signature(overrides, seed, _source_of(composer, part, row, seed, keys))
+        for seed in sorted({*seeds, *store.seeds(*composer.order_and_task(overrides))})
     }
     missing = [seed for seed in seeds if signatures[seed] not in store.rows]
     verb, several = ("sweep", ",".join(map(str, missing))) if len(missing) > 1 else ("run", "".join(map(str, missing)))
-    words = [*overrides, *([f"quantize.decimal_from={_source(row)}"] if row.decimal_from else []), f"seed={several}"]
+    source = f"quantize.decimal_from=<signature of the run with {' '.join(row.decimal_from or ())}>"
+    words = [*overrides, *([source] if row.decimal_from else []), f"seed={several}"]
     command = f"qprune {verb} {shlex.join([*words, f'results_dir={store.folder}'])}"
     return Wanted(row, signatures, seeds, command)
 
 
-def _source(row: TableRow) -> str:
-    return f"<signature of the run with {' '.join(row.decimal_from or ())}>"
-
-
-def _with_source(composer: Composer, part: Part, row: TableRow, seed: int, keys: Sequence[str]) -> list[str]:
-    """The overrides of a row; with `decimal_from`, the signature of its source with the same seed among them."""
-    overrides = [*part.overrides, *row.overrides, *keys]
+def _source_of(composer: Composer, part: Part, row: TableRow, seed: int, keys: Sequence[str]) -> str | None:
+    """With `decimal_from`, the signature of a row's source with the same seed."""
     if not row.decimal_from:
-        return overrides
-    source = composer.signature([*part.overrides, *row.decimal_from, *keys], seed)
-    return [*overrides, f"quantize.decimal_from='{source}'"]
+        return None
+    return composer.signature([*part.overrides, *row.decimal_from, *keys], seed)
 
 
 def _missing(composer: Composer, part: Part, want: Wanted, store: Store, keys: Sequence[str]) -> list[list[str]]:
@@ -195,9 +187,11 @@ def _missing(composer: Composer, part: Part, want: Wanted, store: Store, keys: S
     for seed in want.seeds:
         if want.signatures[seed] in store.rows:
             continue
-        if want.row.decimal_from:
+        words = [*part.overrides, *want.row.overrides, *keys]
+        if want.row.decimal_from and (source := _source_of(composer, part, want.row, seed, keys)):
             found.append([*part.overrides, *want.row.decimal_from, *keys, f"seed={seed}"])
-        found.append([*_with_source(composer, part, want.row, seed, keys), f"seed={seed}"])
+            words.append(decimal_from(source))
+        found.append([*words, f"seed={seed}"])
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,6 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 LEAST_PAIRS = 5  # with fewer, resampling the same few numbers says nothing about a further seed
 ORDERS = ("prune_first", "quantize_first")
-_SEED = re.compile(r"^seed: .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,8 @@ def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
     as long as the rest.
     """
     row = store.rows[signature]
-    text = _SEED.sub("", store.config_text(signature) or "")
+    before, _, after = f"\n{store.config_text(signature) or ''}".partition("\nseed: ")
+    text = (before + after[after.find("\n") :]).strip()
     if text and text in known:
         return known[text]
     config = store.config(signature)

@@ -72,7 +72,23 @@ def _value(config: Any, key: str, default: Any) -> Any:
 
 def digest(kept: dict[str, Any]) -> str:
     """sha256, in hexadecimal, of an `identity`."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return digest_of_text(_text(kept))
+
+
+def digest_of_text(text: str) -> str:
+    """As `digest`, of the text that stands for an identity."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def around_seed(kept: dict[str, Any]) -> tuple[str, str]:
+    """The text that stands for an identity before and after its seed: runs differ in it by the thousand."""
+    mark = "\0"  # which no config holds
+    before, _, after = _text(kept | {"seed": mark}).partition(json.dumps(mark))
+    return before, after
+
+
+def _text(kept: dict[str, Any]) -> str:
+    return json.dumps(kept, sort_keys=True, allow_nan=False)
 
 
 def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from qprune.errors import RunFailure, UserError
-from qprune.experiment.digests import check_sum
+from qprune.experiment.digests import check_content, read_bytes, sums_of
 from qprune.experiment.files import write_json
 
 SCHEMA_VERSION = 1
@@ -61,9 +63,13 @@ class Row:
     metrics: dict[str, float]
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _checked(field.name, str(field.type), getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        for name, kind in _FIELDS.items():
+            given = getattr(self, name)
+            if type(given) is _PLAIN.get(kind):  # nearly all
+                continue
+            if type(given) is float and kind == "float" and abs(given) <= sys.float_info.max:
+                continue
+            object.__setattr__(self, name, _checked(name, kind, given))
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(
                 f"schema_version is {self.schema_version}, and this version of qprune reads {SCHEMA_VERSION}"
@@ -75,6 +81,7 @@ class Row:
                 raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}]")
 
 
+_FIELDS = {field.name: str(field.type) for field in dataclasses.fields(Row)}  # name: annotation
 _RANGES = (
     ("seed", 0, math.inf),
     ("epochs", 1, math.inf),
@@ -104,29 +111,43 @@ def make_row(**fields: Any) -> Row:
 
 def load_row(path: Path) -> Row:
     """Read a row. Raises UserError, naming file and field, for all but a whole and valid one as its run left it."""
+    return _load(str(path)).row
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """A row, its file and the checksums of that file's folder (None where there are none)."""
+
+    row: Row
+    path: Path
+    sums: Mapping[str, str] | None
+
+
+def _load(path: str) -> Stored:
     advice = "delete the file, or run its command again with force=true"
     try:
-        fields = json.loads(content := path.read_bytes(), parse_constant=_refuse_constant)
+        content = read_bytes(path)
+        fields = _DECODER.decode(content.decode(json.detect_encoding(content), "surrogatepass"))
     except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, NaN
         raise UserError(f"{path} is not readable JSON ({error}); {advice}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    check_sum(path, content)
+    folder, name = os.path.split(path)
+    check_content(folder or ".", name, content, sums := sums_of(folder or "."))
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not hold a result row but a {type(fields).__name__}; {advice}")
-    expected = {field.name for field in dataclasses.fields(Row)}
     # an older or newer schema has other fields: say so before naming one of them
     if "schema_version" in fields and fields["schema_version"] != SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema_version is {fields['schema_version']!r}, and this version of qprune reads "
             f"{SCHEMA_VERSION}; {advice}"
         )
-    if missing := sorted(expected - fields.keys()):
+    if missing := sorted(_FIELDS.keys() - fields.keys()):
         raise UserError(f"{path}: the field {missing[0]} is missing; {advice}")
-    if unknown := sorted(fields.keys() - expected):
+    if unknown := sorted(fields.keys() - _FIELDS.keys()):
         raise UserError(f"{path}: {unknown[0]!r} is not a field of a result row; {advice}")
     try:
-        return Row(**fields)
+        return Stored(Row(**fields), Path(path), sums)
     except ValueError as error:
         raise UserError(f"{path}: {error}; {advice}") from error
 
@@ -134,28 +155,32 @@ def load_row(path: Path) -> Row:
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     """All rows below `folder`, sorted by path, and what is wrong with the files that hold no good one."""
     stored, problems = read_stored(folder)
-    return list(stored.values()), problems
+    return [entry.row for entry in stored], problems
 
 
-def read_stored(folder: Path) -> tuple[dict[Path, Row], list[str]]:
+def read_stored(folder: Path) -> tuple[list[Stored], list[str]]:
     """As `read_rows`, with the file of each row.
 
     Of several rows with one signature the first counts: a copied folder must not weigh twice.
     """
-    rows: dict[Path, Row] = {}
+    stored: dict[str, Stored] = {}
     problems = []
-    first: dict[str, Path] = {}
-    for path in sorted(folder.rglob(ROW_FILE)):
+    for name in _row_files(folder):
         try:
-            row = load_row(path)
+            entry = _load(name)
         except UserError as error:
             problems.append(str(error))
             continue
-        if row.signature in first:
-            problems.append(f"{path} has the signature of {first[row.signature]} and is left out; delete one of them")
-        else:
-            rows[path], first[row.signature] = row, path
-    return rows, problems
+        first = stored.setdefault(entry.row.signature, entry)
+        if first is not entry:
+            problems.append(f"{name} has the signature of {first.path} and is left out; delete one of them")
+    return list(stored.values()), problems
+
+
+def _row_files(folder: Path) -> list[str]:
+    """The files of rows below `folder`, sorted as paths are; pathlib would take as long as reading them."""
+    found = [os.path.join(place, ROW_FILE) for place, *inside in os.walk(folder) if any(ROW_FILE in s for s in inside)]  # noqa: PTH118
+    return sorted(found, key=lambda name: name.split(os.sep))  # noqa: PTH206
 
 
 def format_row(row: Row) -> Text:
@@ -178,6 +203,7 @@ def format_row(row: Row) -> Text:
     return Text("\n".join(lines))
 
 
+_PLAIN: dict[str, type] = {"bool": bool, "int": int, "str": str}
 _TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 
 
@@ -200,3 +226,6 @@ def _checked(name: str, kind: str, value: Any) -> Any:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number in JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ class Store:
     paths: dict[str, Path]
     rows: dict[str, Row]
     problems: list[str]
+    sums: dict[str, Mapping[str, str] | None]  # checksums of the files beside each row
     checked: set[str] = field(default_factory=set)
+    _columns: pd.DataFrame | None = None
+    _seeds: dict[tuple[str, str], set[int]] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Store:
@@ -41,21 +45,41 @@ class Store:
                 "qprune run"
             )
         stored, problems = results.read_stored(folder)
-        there = {row.signature for row in stored.values()}
         theirs, more = results.read_stored(published)
-        stored |= {path: row for path, row in theirs.items() if row.signature not in there}
-        paths = {row.signature: path for path, row in stored.items()}
-        return cls(folder, paths, {row.signature: row for row in stored.values()}, problems + more)
+        entries = {entry.row.signature: entry for entry in stored}
+        entries |= {entry.row.signature: entry for entry in theirs if entry.row.signature not in entries}
+        paths = {name: entry.path for name, entry in entries.items()}
+        rows = {name: entry.row for name, entry in entries.items()}
+        return cls(folder, paths, rows, problems + more, {name: entry.sums for name, entry in entries.items()})
 
     def check(self, signatures: Iterable[str]) -> None:
         """Compare these rows with their run's other files; one that does not fit them is left out and named."""
         for name in [name for name in signatures if name in self.rows and name not in self.checked]:
             self.checked.add(name)
             try:
-                _compare(self.paths[name], self.rows[name])
+                _compare(self.paths[name], self.rows[name], self.sums[name])
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
+                self._columns = self._seeds = None
+
+    @property
+    def columns(self) -> pd.DataFrame:
+        """The rows as a table, a column per field, by signature; their types were checked when they were read."""
+        if self._columns is None:
+            rows = self.rows.values()
+            names = [field.name for field in fields(Row)]
+            columns = {name: list(map(attrgetter(name), rows)) for name in names}
+            self._columns = pd.DataFrame(columns, index=pd.Index(list(self.rows), dtype="object"))
+        return self._columns
+
+    def seeds(self, order: str, task: str) -> set[int]:
+        """The seeds that there are rows of in an order of a task."""
+        if self._seeds is None:
+            self._seeds = {}
+            for row in self.rows.values():
+                self._seeds.setdefault((row.order, row.task), set()).add(row.seed)
+        return self._seeds.get((order, task), set())
 
     def config(self, signature: str) -> dict[str, Any] | None:
         """The resolved config of a run, or None where the file is missing or unreadable."""
@@ -96,10 +120,10 @@ def read_metrics(folder: Path) -> pd.DataFrame | None:
         return None
 
 
-def _compare(path: Path, row: Row) -> None:
+def _compare(path: Path, row: Row, sums: Mapping[str, str] | None) -> None:
     """Raise UserError when a row is not that of its run. What is not there cannot contradict it."""
     advice = "it was edited or copied; run its command again with force=true"
-    if check_sums(path.parent, (CONFIG_FILE, METRICS_FILE)):
+    if check_sums(path.parent, (CONFIG_FILE, METRICS_FILE), sums):
         return  # row, config and curve were looked at together when the run wrote their checksums
     if (config := read_config(path.parent)) is not None:
         try:

@@ -6,17 +6,16 @@ beside it: the list that launches the runs is the list that reports them.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from qprune.errors import UserError, closest
-from qprune.experiment.results import Row
+from qprune.experiment.store import Store
 
 FLOAT_BITS = 32.0
 COLUMNS: dict[str, str] = {  # of a joined table: name -> pandas dtype
@@ -141,28 +140,20 @@ class Wanted:
     command: str
 
 
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """The rows as a table, a column per field; the fields' types were checked when the rows were read."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    return pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=names)
-
-
-def join(part: Part, wanted: Sequence[Wanted], rows: pd.DataFrame) -> pd.DataFrame:
+def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
     """One row per row of `part`, with the columns COLUMNS: our runs (mean, sd over seeds) beside the paper's values."""
-    asked = pd.DataFrame(
-        [(place, seed, name) for place, want in enumerate(wanted) for seed, name in want.signatures.items()],
-        columns=["place", "asked_seed", "signature"],
-    )
-    found = asked.merge(rows, on="signature", how="inner", validate="many_to_one")
-    lines = [_ours(part, want, found[found["place"] == place]) for place, want in enumerate(wanted)]
+    lines = []
+    for want in wanted:
+        there = {seed: name for seed, name in want.signatures.items() if name in store.rows}
+        lines.append(_ours(part, want, store.columns.loc[list(there.values())], set(there)))
     lines += [_theirs(part, method) for method in part.other]
     table = pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
-    return _with_best(table, rows)
+    return _with_best(table, store.columns)
 
 
-def _ours(part: Part, want: Wanted, runs: pd.DataFrame) -> dict[str, Any]:
+def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:
     paper = want.row
-    missing = [seed for seed in want.seeds if seed not in set(runs["asked_seed"])]
+    missing = [seed for seed in want.seeds if seed not in there]
     line: dict[str, Any] = {
         **_head(part, paper.label),
         "n": len(runs),

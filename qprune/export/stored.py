@@ -107,7 +107,7 @@ class StoredLayer:
 
 def written_bytes(graph: Writer, weight: Tensor, bits: int, unsigned: bool) -> str:
     """A weight as bytes, with or without an offset of 128; 4 bits in the file where that is enough."""
-    return graph.constant(weight + 128, "uint8") if unsigned else graph.integers(weight, bits, "INT8")
+    return graph.bytes(weight + 128, "uint8", 128) if unsigned else graph.integers(weight, bits, "INT8")
 
 
 def needs_unsigned(weight: Tensor, largest_stored: int) -> bool:

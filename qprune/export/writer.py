@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qprune import __version__
 
+LAYING_OUT = 1024  # about what the nodes take that lay out a weight kept without its zeros, in bytes
 OPSET, IR_VERSION = 21, 10  # the first opset with 4-bit integers, and the file format that came with it
 TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "uint8": TensorProto.UINT8}
 
@@ -56,19 +57,37 @@ class Writer:
             flat = value.flatten().tolist()
             self.initializers.append(helper.make_tensor(packed, TensorProto.INT4, list(value.shape), flat))
             return self.node("Cast", packed, to=getattr(TensorProto, kind))
-        held = self.constant(value, "int8" if bits <= 8 else "int16")
-        return held if kind == "INT8" and bits <= 8 else self.node("Cast", held, to=getattr(TensorProto, kind))
+        if bits <= 8:
+            held = self.bytes(value, "int8")
+            return held if kind == "INT8" else self.node("Cast", held, to=getattr(TensorProto, kind))
+        return self.node("Cast", self.constant(value, "int16"), to=getattr(TensorProto, kind))
+
+    def bytes(self, value: Tensor, kind: str, zero: int = 0) -> str:
+        """A weight as bytes of numpy type `kind`. Where it saves space, as a bit per element and the bytes that are not
+        `zero`; the runtime lays them out once, when it loads, and then computes with all of them."""
+        flat = numpy_of(value).astype(kind).ravel()
+        kept = flat != zero
+        if flat.size <= -(-flat.size // 8) + int(kept.sum()) + LAYING_OUT:
+            return self.constant(value, kind)
+        bits = self.node("Cast", self._bits(kept), to=TensorProto.INT32)
+        counted = self.node("CumSum", bits, self.constant(0, "int64"))  # the place of each kept element, from 1 on
+        values = self.constant(np.concatenate([np.asarray([zero], kind), flat[kept]]))
+        return self.node(
+            "Reshape", self.node("Gather", values, self.node("Mul", bits, counted)), self.shape(value.shape)
+        )
 
     def mask(self, mask: Tensor) -> str:
         """A mask of 0 and 1 as uint8, kept as one bit per entry; the runtime unpacks it once, when it loads."""
-        bits = np.packbits(mask.cpu().numpy().astype(np.uint8).ravel())
-        count = mask.numel()
-        columns = self.node("Unsqueeze", self.constant(bits), self.constant([1], "int64"))
+        return self.node("Reshape", self._bits(numpy_of(mask).ravel() != 0), self.shape(mask.shape))
+
+    def _bits(self, flags: NDArray[Any]) -> str:
+        """Flags as uint8 of one dimension, kept as one bit each."""
+        columns = self.node("Unsqueeze", self.constant(np.packbits(flags)), self.constant([1], "int64"))
         shifted = self.node("BitShift", columns, self.constant(np.arange(7, -1, -1), "uint8"), direction="RIGHT")
         flat = self.node("Reshape", self.node("BitwiseAnd", shifted, self.constant(1, "uint8")), self.shape([-1]))
-        if count % 8:
-            flat = self.node("Slice", flat, self.constant([0], "int64"), self.constant([count], "int64"))
-        return self.node("Reshape", flat, self.shape(mask.shape))
+        if flags.size % 8:
+            flat = self.node("Slice", flat, self.constant([0], "int64"), self.constant([flags.size], "int64"))
+        return flat
 
     def shape(self, shape: Any) -> str:
         """A shape, or a list of axes, as a constant."""

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from rich.console import Console
 
 import qprune
 from qprune.compression.operator import Operator
 from qprune.experiment import checkpoint, identity
+from qprune.experiment.files import explained, remove_left_temporaries
 from qprune.experiment.task import Task
 
 FOLDER = "stems"
+LOCK = ".lock"  # held by the one process that writes in a stem's folder; readers need none
 # What only says what operators do, where, when, and how they are counted.
 _OPERATOR_KEYS = frozenset(("order", "prune", "quantize", "schedule", "task.sites", "task.paper_size"))
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
@@ -44,7 +47,19 @@ class Stem:
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
         key = identity.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
         folder = Path(config["results_dir"], FOLDER, f"{config['task']['name']}-seed{config['seed']}-{key[:10]}")
-        return cls(folder, task, reading=not config["force"])
+        stem = cls(folder, task, reading=not config["force"])
+        stem.tidy()
+        return stem
+
+    def tidy(self) -> None:
+        """Remove what a writer that was killed has left here, unless another one is writing now."""
+        if not self.folder.is_dir():
+            return
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                remove_left_temporaries(self.folder)
+        except (Timeout, OSError):  # in use, or not ours to change: then it stays
+            return
 
     def save(self, state: Mapping[str, Any], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """Keep a trainer's `state` (see `Trainer`) of this task without its operators, unless its step is there."""
@@ -53,7 +68,14 @@ class Stem:
             return
         own = self._own_names(state["task"])
         tensors = {plain: state["task"][name] for name, plain in own.items()}
-        checkpoint.save(self.folder, state["step"], {**state, "task": tensors, "optimizers": named}, kept=None)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / LOCK):
+                if not checkpoint.steps(self.folder).count(state["step"]):  # another run was faster
+                    kept = {**state, "task": tensors, "optimizers": named}
+                    checkpoint.save(self.folder, state["step"], kept, kept=None)
+        except OSError as error:
+            raise explained(error, self.folder) from error
 
     def load(self, latest: int, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
         """The state of the newest stem of up to `latest` steps, as this task's trainer would have saved it, or None."""

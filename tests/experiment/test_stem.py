@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from qprune.command_line.overrides import Composer
 from qprune.compression.schedule import Schedule
 from qprune.experiment import identity, run
-from qprune.experiment.stem import FOLDER
+from qprune.experiment.stem import FOLDER, LOCK
 
 EQUAL = ("result.json", "network.safetensors", "metrics.csv", "operators.json")
 SMALL = ("data=synthetic", "budget=smoke", "budget.steps_per_epoch=10", "budget.batch_size=2", "prune.window=2")
@@ -80,3 +81,15 @@ def test_operators_begin_where_the_window_before_the_first_event_does() -> None:
     assert first(t_qw=5, t_qf=4) == 40 - 2  # 6 samples are two steps of 4
     assert first(t_p=1, dt_p=1) == 20 - 2
     assert first(t_p=1, dt_p=1, t_qw=0) == 0
+
+
+def test_what_a_killed_writer_left_is_removed_unless_somebody_is_writing(tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=quantize_first")
+    [folder] = (tmp_path / FOLDER).iterdir()
+    left = folder / ".step-000000020-0123456789abcdef.pt.abc.tmp"
+    left.write_bytes(b"half a stem")
+    with FileLock(folder / LOCK):
+        finished(tmp_path, "task=espcn", "order=prune_first")
+        assert left.exists()
+    finished(tmp_path, "task=espcn", "order=quantize_only")
+    assert not left.exists()

@@ -95,7 +95,8 @@ class Quantizer(Operator):
 
     def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False) -> Tensor:
         """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x."""
-        out = quantize_checked(x, self.bounds, self.decimal, self.rounding, self.gradient, self.axis, mask, in_place)
+        grid = (self.bounds, self.decimal, self.rounding, self.gradient, self.axis)
+        out = quantize_checked(x, *grid, mask, in_place, of_samples=self.of_feature)
         if self.of_feature:
             packing.remember(self.decimal, self.bounds)
         return out

@@ -12,6 +12,33 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+_batch_share: float | None = None
+
+
+def set_batch_share(share: float) -> None:
+    """Say what fraction of the current batch's samples this rank has; until then ranks are taken to have equal ones."""
+    global _batch_share  # one batch at a time is trained on in a process
+    _batch_share = share
+
+
+def batch_share() -> float:
+    """The fraction of the current batch's samples that this rank has, by which its mean of the batch is weighted."""
+    world = rank_and_world()[1]
+    return 1.0 if world == 1 else _batch_share or 1 / world
+
+
+def of_whole_batch(grad: Tensor, of_samples: bool) -> Tensor:
+    """The gradient of the whole batch's mean loss, from `grad`, that of the mean over this rank's samples.
+
+    of_samples: whether it belongs to a feature, whose samples this rank alone has, or to a weight, to whose gradient
+    every rank contributes (then all ranks must call this, in the same order).
+    """
+    if rank_and_world()[1] == 1:
+        return grad
+    own = grad * batch_share()
+    return own if of_samples else summed(own)
+
+
 def summed(x: Tensor) -> Tensor:
     """Sum of x over the ranks, the same bits on each."""
     if rank_and_world()[1] == 1:

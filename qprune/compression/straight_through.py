@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qprune.compression import kernels
+from qprune.compression.ranks import batch_share, of_whole_batch
 from qprune.errors import UserError
 
 
@@ -54,8 +55,10 @@ class _Quantize(torch.autograd.Function):
         gradient: str,
         mask: Tensor | None,
         in_place: bool,
+        of_samples: bool,
     ) -> Tensor:
         low, high = bounds
+        ctx.of_samples = of_samples
         ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, decimal
         ctx.mask = (
             mask  # as the decimals, no result and no input that has a gradient: it need not be saved for autograd
@@ -83,6 +86,8 @@ class _Quantize(torch.autograd.Function):
         low, high = ctx.bounds
         decimal, mask = ctx.decimal, ctx.mask
         if ctx.gradient == "clip_value":
+            # The one gradient that is not linear: it must see what one process would, which has the whole batch.
+            grad = of_whole_batch(grad, ctx.of_samples)
             clipped = None
             if not torch.compiler.is_compiling():
                 clipped = kernels.clip_gradient(grad, decimal, ctx.axis, ctx.bounds, mask)
@@ -90,13 +95,14 @@ class _Quantize(torch.autograd.Function):
                 step = powers(decimal, grad, ctx.axis)[1]
                 clipped = torch.clamp(grad, low * step, high * step)
                 clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
-            grad = clipped
+            share = batch_share() if ctx.of_samples else 1.0
+            grad = clipped if share == 1.0 else clipped / share
         elif ctx.gradient == "in_range":
             grad = grad * ctx.saved_tensors[0]
             grad = grad if mask is None else grad.mul_(mask)
         elif mask is not None:
             grad = grad * mask
-        return grad.to(ctx.dtype), *[None] * 7
+        return grad.to(ctx.dtype), *[None] * 8
 
 
 def quantize_checked(
@@ -108,11 +114,15 @@ def quantize_checked(
     axis: int | None,
     mask: Tensor | None,
     in_place: bool,
+    of_samples: bool = True,
 ) -> Tensor:
-    """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32."""
+    """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32.
+
+    of_samples: False for a weight, which all ranks have alike.
+    """
     kind = x.dtype
     in_place = in_place and (kind is torch.float32 or kind is torch.float64)
-    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place)
+    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place, of_samples)
     if kind is torch.float32 or kind is torch.float64:
         return out
     return out.to(working_dtype(kind, bounds[1].bit_length() + 1))

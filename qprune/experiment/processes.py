@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
 from qprune.compression.operator import Operator
-from qprune.compression.ranks import rank_and_world
+from qprune.compression.ranks import rank_and_world, summed
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, StoppedEarly, UserError, one_of
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -163,6 +163,14 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer], weight: Calla
 
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(hook)
+
+
+def losses_of_whole_batch(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The losses (0-d) over all samples of a batch, from those over this rank's `share` of them; equal on all ranks."""
+    if rank_and_world()[1] == 1:
+        return losses
+    total = summed(torch.stack(list(losses.values())).mul_(share))
+    return dict(zip(losses, total, strict=True))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 
 from qprune.compression.compressor import Compressor
-from qprune.compression.ranks import rank_and_world
+from qprune.compression.ranks import rank_and_world, set_batch_share
 from qprune.errors import Interrupted, RunFailure, StoppedEarly
 from qprune.experiment import checkpoint, finiteness
 from qprune.experiment.compiling import Ways
 from qprune.experiment.files import write_atomically
 from qprune.experiment.histograms import feature_histograms
-from qprune.experiment.processes import any_rank, autocast, average_gradients, share_of, take_from_first_rank
+from qprune.experiment.processes import (
+    any_rank,
+    autocast,
+    average_gradients,
+    losses_of_whole_batch,
+    share_of,
+    take_from_first_rank,
+)
 from qprune.experiment.progress import Reporter, Status
 from qprune.experiment.signals import catching
 from qprune.experiment.state import State, everything, on_cpu, restore
@@ -124,10 +131,11 @@ class Trainer:
         for batch in task.train_batches.epoch(epoch, start=offset):
             self.compressor.at(state.step)
             part, self.share = share_of(batch)
+            set_batch_share(self.share)
             with self.ways.of_step(state.step), autocast(self.device, self.loop.precision):
                 losses = task.train_step(part)
             state.step += 1
-            yield losses
+            yield losses_of_whole_batch(losses, self.share)
 
     def steps_until(self, last: int) -> Iterator[dict[str, Tensor]]:
         """Train up to step `last`, without evaluations and checkpoints; yields each step's losses."""

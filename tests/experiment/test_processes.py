@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from qprune.compression.compressor import compress
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.options import Pruning, Quantization
+from qprune.compression.ranks import set_batch_share
 from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.experiment import processes
-from qprune.experiment.processes import any_rank, average_gradients, choose_device, launch, share_of
+from qprune.experiment.processes import (
+    any_rank,
+    average_gradients,
+    choose_device,
+    launch,
+    losses_of_whole_batch,
+    share_of,
+)
 
 
 def test_devices() -> None:
@@ -31,8 +39,11 @@ def test_a_missing_gpu_is_named() -> None:
         choose_device("cuda")
 
 
-def train(seed: int) -> dict[str, Any]:
-    """Some steps of joint compression on a batch of 7, shared by the ranks; rank 0's state, as plain values."""
+def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
+    """Some steps of joint compression on a batch of 7, shared by the ranks; rank 0's state, as plain values.
+
+    factor: of the loss, and of the gradients with it; large ones are clipped by Eq. 2.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 2))
@@ -45,15 +56,16 @@ def train(seed: int) -> dict[str, Any]:
         prune=Pruning(0.5, window=10),
         quantize=Quantization(8),
     )
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1 / factor)
     share = 1.0
     average_gradients([optimizer], lambda: share)
     for step in range(8):
         batch: Tensor = torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(step))
         part, share = share_of(batch)
+        set_batch_share(share)
         compressor.at(step)
         optimizer.zero_grad()
-        network(part).square().mean().backward()
+        (factor * network(part).square().mean()).backward()
         optimizer.step()
         if step == 3:  # as a checkpoint does; training goes on from what was brought together
             compressor.collect_on_first_rank()
@@ -61,14 +73,29 @@ def train(seed: int) -> dict[str, Any]:
     return {name: value.tolist() for name, value in network.state_dict().items()}
 
 
-def test_two_ranks_agree_with_one() -> None:
-    one, two = train(0), launch(2, train, 0)
+@pytest.mark.parametrize("factor", [1.0, 300.0])
+def test_two_ranks_agree_with_one(factor: float) -> None:
+    one, two = train(0, factor), launch(2, train, 0, factor)
     assert one.keys() == two.keys()
     for name, value in one.items():
         if name.endswith((".mask", ".decimal", ".updates")):
             assert value == two[name], name
         elif not name.endswith((".total", ".kept")):
             assert torch.allclose(torch.tensor(value), torch.tensor(two[name]), atol=1e-6), name
+
+
+def mean_losses() -> tuple[dict[str, float], dict[str, float]]:
+    """The losses of a batch of 7 in all, and those of this rank's samples."""
+    part, share = share_of(torch.arange(7.0))
+    own = {"a": part.mean(), "b": part.square().mean()}
+    return tuple({k: float(v) for k, v in each.items()} for each in (losses_of_whole_batch(own, share), own))  # type: ignore[return-value]
+
+
+def test_losses_are_those_of_all_samples() -> None:
+    whole, own = launch(2, mean_losses)
+    assert whole == pytest.approx({"a": 3.0, "b": 13.0})
+    assert own == {"a": 1.5, "b": 3.5}
+    assert mean_losses()[0] == {"a": 3.0, "b": 13.0}
 
 
 def test_the_number_of_ranks_is_checked() -> None:

@@ -82,7 +82,7 @@ def mask(file: Path) -> None:
     edges = pruner.mask.diff(dim=1).abs().flatten(1).sum(1) + pruner.mask.diff(dim=2).abs().flatten(1).sum(1)
     channel = int(((kept - 0.5).abs() < 0.2).float().mul(edges).argmax())
     panels = [
-        (sample[channel], "a feature of one sample", "RdBu_r"),
+        (sample[channel], "one sample's feature", "RdBu_r"),
         (total[channel], "|x| summed over T = 16", "viridis"),
         (pruner.mask[channel], "the mask: 1 is kept", "gray"),
         (left[channel], "feature times mask", "RdBu_r"),

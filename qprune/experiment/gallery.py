@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from qprune.experiment.identity import MACHINE_KEYS, later_at_default, without
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
 
+RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 
 
@@ -135,10 +137,18 @@ def _windows(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, told: str) -> Iterator[Drawn]:
-    """The pictures that runs keep, side by side: the least seed of every recipe, the float network first."""
+    """The pictures that runs keep, side by side: the least seed of each recipe, the float network first.
+
+    Of many recipes, those of most seeds are shown.
+    """
+    seeds = Counter(labels[row.signature] for row in rows)
     first: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: (row.order != "baseline", row.notation, row.seed)):
         first.setdefault(labels[row.signature], row)
+    shown = sorted(first, key=lambda label: (first[label].order != "baseline", -seeds[label]))[:RECIPES_IN_A_PICTURE]
+    if len(shown) < len(first):
+        told += f" ({len(shown)} of {len(first)} recipes, those of most seeds)"
+    first = {label: row for label, row in first.items() if label in shown}
     found: dict[tuple[str, tuple[int, ...]], dict[str, pictures.Pixels]] = {}
     for label, row in first.items():
         for path in sorted((store.paths[row.signature].parent / "pictures").glob("*.png")):

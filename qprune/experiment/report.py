@@ -84,14 +84,12 @@ def page(
 
 
 def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
-    """`most` of the rows: the first seed of every recipe, then the second ones, and so on."""
+    """`most` of the rows: the first seed of every recipe, the recipes of most seeds before others; then second ones."""
     labels = gallery.recipes(store, rows)
-    taken: dict[tuple[str, ...], int] = {}
-    ranked: list[tuple[int, int, Row]] = []
+    seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row.task, row.budget, row.data_source, labels[row.signature])
-        ranked.append((taken.setdefault(key, 0), len(ranked), row))
-        taken[key] += 1
+        seeds.setdefault((row.task, row.budget, row.data_source, labels[row.signature]), []).append(row)
+    ranked = [(place, -len(group), row) for group in seeds.values() for place, row in enumerate(group)]
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
 
 

@@ -63,6 +63,19 @@ def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path)
     assert "The figures of 2 further runs are left out" in text
 
 
+def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with Composer() as composer:
+        for order, seed in (("baseline", 0), ("quantize_first", 1), ("quantize_first", 2)):
+            words = ["task=espcn", f"order={order}", f"seed={seed}"]
+            row = store_row(composer, words, runs, score=30.0, density_actual=9.0, marks=[])
+            [place] = runs.glob(f"espcn/*{row.signature[:10]}")
+            (place / "metrics.csv").write_text(CURVE.format(score=30.0), encoding="utf-8")
+    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "--runs", "1"]) == 0
+    [curve] = (tmp_path / "figures").glob("*-curve.png")
+    assert curve.name.startswith("quantize_first-Q8wf-P0.5wf-seed1-")
+
+
 @pytest.mark.parametrize("number", ["-1", "few"])
 def test_a_number_of_runs_is_checked(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", f"results_dir={tmp_path}", f"--runs={number}"]) == 2

@@ -85,7 +85,8 @@ def over_runs(store: Store, rows: Sequence[Row], names: Names) -> Iterator[Drawn
 def recipes(store: Store, rows: Sequence[Row], left_out: Sequence[str] = ()) -> dict[str, str]:
     """What to call each run's recipe: its notation, and the keys that set it apart from others of the same notation.
 
-    Seeds, machine keys and the keys `left_out` set no recipe apart. By signature.
+    Seeds, machine keys and the keys `left_out` set no recipe apart, and a key goes without saying where it has the
+    value that most runs have. By signature.
     """
     dropped = frozenset((*MACHINE_KEYS, "seed", "schedule", *left_out))
     flat, names = {}, {}
@@ -96,11 +97,18 @@ def recipes(store: Store, rows: Sequence[Row], left_out: Sequence[str] = ()) -> 
         group = [row.signature for row in rows if row.notation == notation]
         configs = [flat[name] for name in group if name in flat]
         keys = dict.fromkeys(key for config in configs for key in config)
-        apart = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+        usual = {key: _of_most([repr(config.get(key)) for config in configs]) for key in keys}
         for name in group:
-            own = ", ".join(f"{key}={flat[name].get(key)}" for key in apart) if name in flat else "(no config)"
-            names[name] = f"{notation} {own}".strip()
+            own = flat.get(name)
+            apart = [] if own is None else [f"{k}={own.get(k)}" for k in keys if repr(own.get(k)) != usual[k]]
+            names[name] = f"{notation} {'(no config)' if own is None else ', '.join(apart)}".strip()
     return names
+
+
+def _of_most(values: Sequence[str]) -> str | None:
+    """The value that more than half are, or None."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else None
 
 
 def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:

@@ -95,8 +95,8 @@ def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     store = Store.read(tmp_path)
     rows = list(store.rows.values())
     found = sorted(gallery.recipes(store, rows).values())
-    first = "P0.5(w,f)->Q8(w,f) prune.window="
-    assert found == [f"{first}16", f"{first}16", f"{first}4", *["Q8(w,f)->P0.5(w,f)"] * 2]
+    first = "P0.5(w,f)->Q8(w,f)"
+    assert found == [first, first, f"{first} prune.window=4", *["Q8(w,f)->P0.5(w,f)"] * 2]
     windows = gallery._windows(store, rows)
     assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only
     assert set(windows["recipe"]) == {"P0.5(w,f)->Q8(w,f)"}
@@ -166,6 +166,19 @@ def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     for figure in found:
         assert b"<text" in figure.svg  # text stays text
         assert figure.png.startswith(b"\x89PNG")
+
+
+def test_the_value_that_most_runs_have_goes_without_saying(tmp_path: Path) -> None:
+    with Composer() as composer:
+        for words in (["seed=0"], ["seed=1"], ["prune.window=4"], ["prune.window=4", "prune.border=keep"]):
+            store_row(composer, ["task=espcn", "order=prune_first", *words], tmp_path)
+    store = Store.read(tmp_path)
+    assert sorted(gallery.recipes(store, list(store.rows.values())).values()) == [
+        "P0.5(w,f)->Q8(w,f) prune.window=16",
+        "P0.5(w,f)->Q8(w,f) prune.window=16",
+        "P0.5(w,f)->Q8(w,f) prune.window=4",
+        "P0.5(w,f)->Q8(w,f) prune.window=4, prune.border=keep",
+    ]
 
 
 def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[f
 
 
 def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Comparison]:
-    """Every pair of `orders` in every setting that two of them share seeds in; rows are checked first."""
+    """Every pair of `orders` in every setting that two of them share seeds in; rows are checked first.
+
+    By task, and within one those of most seeds first: they can decide.
+    """
     store.check([name for name, row in store.rows.items() if row.order in orders])
     known: dict[str, str] = {}
     rows = pd.DataFrame(
@@ -109,7 +112,8 @@ def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Compari
                 if len(pairs):
                     found.append(_comparison(store, pairs, first, second))
                     keys.append(str(key))
-    return [replace(one, setting=one.setting + more) for one, more in zip(found, _apart(found, keys), strict=True)]
+    told = [replace(one, setting=one.setting + more) for one, more in zip(found, _apart(found, keys), strict=True)]
+    return sorted(told, key=lambda one: (one.task, -len(one.seeds)))
 
 
 def _apart(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:

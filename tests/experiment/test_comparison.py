@@ -79,6 +79,13 @@ def test_settings_that_read_the_same_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_of_most_seeds_come_first(tmp_path: Path) -> None:
+    stored(tmp_path, [31.0], [30.0])
+    stored(tmp_path, [31.0] * 3, [30.0] * 3, "quantize.bits=9")
+    store = stored(tmp_path, [31.0] * 2, [30.0] * 2, "quantize.bits=2")
+    assert [len(comparison.seeds) for comparison in compare_orders(store)] == [3, 2, 1]
+
+
 def test_a_run_of_before_a_key_is_paired_with_one_of_after(tmp_path: Path) -> None:
     store = stored(tmp_path, [31.0], [30.0])
     old = next(path for path in tmp_path.rglob("config.yaml") if "prune_first" in str(path))

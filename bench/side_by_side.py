@@ -72,7 +72,7 @@ def _shared_steps(name: str, batch: int, count: int) -> tuple[float, float]:
     """Seconds of a step of this rank, and what of them goes into bringing gradients together."""
     import torch
 
-    from qprune.compression.ranks import rank_and_world
+    from qprune.compression.ranks import rank_and_world, set_batch_share
     from qprune.experiment.processes import average_gradients, share_of
 
     _ready(1)
@@ -92,7 +92,8 @@ def _shared_steps(name: str, batch: int, count: int) -> tuple[float, float]:
     for optimizer in optimizers.values():
         optimizer.register_step_pre_hook(begin)
     part, share = share_of(next(task.train_batches.epoch(0)))
-    average_gradients(optimizers.values(), lambda: share)
+    set_batch_share(share)
+    average_gradients(optimizers.values())
     for optimizer in optimizers.values():
         optimizer.register_step_pre_hook(end)
     task.begin_epoch(0)

@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
 from qprune.compression.operator import Operator
-from qprune.compression.ranks import rank_and_world, summed
+from qprune.compression.ranks import batch_share, rank_and_world, summed
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, StoppedEarly, UserError, one_of
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,7 +145,7 @@ def share_of(batch: Any) -> tuple[Any, float]:
     return part, sizes[0] / whole[0]
 
 
-def average_gradients(optimizers: Iterable[torch.optim.Optimizer], weight: Callable[[], float]) -> None:
+def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Have every optimizer step on the gradient of the whole batch: the ranks' gradients, weighted by their shares.
 
     A hook on the optimizers rather than a wrapper around networks: names and deep copies stay as they are, and any
@@ -156,7 +156,7 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer], weight: Calla
 
     def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients]).mul_(weight())
+        flat = torch.cat([g.flatten() for g in gradients]).mul_(batch_share())
         dist.all_reduce(flat)
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
@@ -165,11 +165,11 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer], weight: Calla
         optimizer.register_step_pre_hook(hook)
 
 
-def losses_of_whole_batch(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """The losses (0-d) over all samples of a batch, from those over this rank's `share` of them; equal on all ranks."""
+def losses_of_whole_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses (0-d) over all samples of a batch, from those over this rank's share; equal on all ranks."""
     if rank_and_world()[1] == 1:
         return losses
-    total = summed(torch.stack(list(losses.values())).mul_(share))
+    total = summed(torch.stack(list(losses.values())).mul_(batch_share()))
     return dict(zip(losses, total, strict=True))
 
 

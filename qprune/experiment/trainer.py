@@ -86,9 +86,8 @@ class Trainer:
         self.steps_left = self.float_steps if first is not None else loop.epochs // 2 * self.steps_per_epoch
         self.steps_taken_over = 0
         self.optimizers = task.optimizers()
-        self.share = 1.0
         self.ways = Ways(task, self.optimizers, compressor.timeline, device, loop.compile, loop.pack_features)
-        average_gradients(self.optimizers.values(), lambda: self.share)
+        average_gradients(self.optimizers.values())
         self.main = rank_and_world()[0] == 0
         self.state = State()
         self.sums: dict[str, Tensor] = {}
@@ -130,12 +129,12 @@ class Trainer:
         task.train()
         for batch in task.train_batches.epoch(epoch, start=offset):
             self.compressor.at(state.step)
-            part, self.share = share_of(batch)
-            set_batch_share(self.share)
+            part, share = share_of(batch)
+            set_batch_share(share)
             with self.ways.of_step(state.step), autocast(self.device, self.loop.precision):
                 losses = task.train_step(part)
             state.step += 1
-            yield losses_of_whole_batch(losses, self.share)
+            yield losses_of_whole_batch(losses)
 
     def steps_until(self, last: int) -> Iterator[dict[str, Tensor]]:
         """Train up to step `last`, without evaluations and checkpoints; yields each step's losses."""

@@ -57,8 +57,7 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
         quantize=Quantization(8),
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1 / factor)
-    share = 1.0
-    average_gradients([optimizer], lambda: share)
+    average_gradients([optimizer])
     for step in range(8):
         batch: Tensor = torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(step))
         part, share = share_of(batch)
@@ -87,8 +86,9 @@ def test_two_ranks_agree_with_one(factor: float) -> None:
 def mean_losses() -> tuple[dict[str, float], dict[str, float]]:
     """The losses of a batch of 7 in all, and those of this rank's samples."""
     part, share = share_of(torch.arange(7.0))
+    set_batch_share(share)
     own = {"a": part.mean(), "b": part.square().mean()}
-    return tuple({k: float(v) for k, v in each.items()} for each in (losses_of_whole_batch(own, share), own))  # type: ignore[return-value]
+    return tuple({k: float(v) for k, v in each.items()} for each in (losses_of_whole_batch(own), own))  # type: ignore[return-value]
 
 
 def test_losses_are_those_of_all_samples() -> None:

@@ -28,8 +28,9 @@ _FOLD_HELP = (
     "exact: as trained, equal to the trained network in float64, in float kernels"
 )
 _WEIGHTS_HELP = (
-    "safe (default): right on every CPU; signed: faster, right only on one with VNNI, AMX or ARM's dot products, "
-    "which qprune verify finds out"
+    "auto (default): signed bytes, and unsigned ones on a CPU whose sums would saturate, which the runtime finds out "
+    "when it loads the file; safe: unsigned ones in any case; signed: right only on a CPU with VNNI, AMX or ARM's dot "
+    "products, as qprune verify shows"
 )
 
 
@@ -41,7 +42,7 @@ def export(arguments: Sequence[str]) -> int:
     _run_argument(parser)
     parser.add_argument("--to", default="onnx", help="onnx (default), or sparse: nonzero weights and masks, packed")
     parser.add_argument("--fold", default="integer", help=_FOLD_HELP)
-    parser.add_argument("--weights", default="safe", help=_WEIGHTS_HELP)
+    parser.add_argument("--weights", default="auto", help=_WEIGHTS_HELP)
     parser.add_argument("--output", metavar="FILE", help="a further copy of the file")
     options = parser.parse_intermixed_args(arguments)
     _require("onnx", "onnxruntime")

@@ -18,6 +18,7 @@ from qprune.errors import UserError, one_of
 from qprune.experiment.files import write_atomically
 from qprune.experiment.finished import FinishedRun
 from qprune.export.calibration import missing_decimals
+from qprune.export.integer import FORMS as WEIGHTS
 from qprune.export.integer import integer_program
 from qprune.export.lowering import exact_program
 from qprune.export.program import Program
@@ -27,7 +28,6 @@ from qprune.export.tracing import Trace, trace
 FOLDER = "export"
 FOLDS = ("integer", "exact")
 FORMS = ("onnx", "sparse")
-WEIGHTS = ("safe", "signed")
 NETWORK_KEY = "qprune.network"  # the SHA-256 of the trained network's file
 
 
@@ -65,13 +65,13 @@ class Export:
             self.run.evaluate_as(look)
         return sizes != {example.shape[2:]}
 
-    def program(self, fold: str, signed: bool = False) -> Program:
-        """The network as steps: `exact`, as trained, or `integer`, in integer kernels (signed: `needs_unsigned`)."""
+    def program(self, fold: str, weights: str = "auto") -> Program:
+        """The network as steps: `exact`, as trained, or `integer`, in integer kernels (weights: `integer_program`)."""
         one_of("--fold", fold, FOLDS)
         if fold == "exact":
             return exact_program(self.trace, self.dynamic_size)
         decimals = missing_decimals(self.baked, self.trace, [self.run.training_input()])
-        return integer_program(self.trace, self.dynamic_size, decimals, signed)
+        return integer_program(self.trace, self.dynamic_size, decimals, weights)
 
     def float_program(self) -> Program:
         """The same network without operators, in float32: what sizes and times are compared with."""
@@ -126,12 +126,12 @@ class _SeenError(Exception):
     """Stops an evaluation when its first input has been seen."""
 
 
-def export(run: FinishedRun, form: str, fold: str, weights: str = WEIGHTS[0]) -> tuple[Path, Program | None]:
+def export(run: FinishedRun, form: str, fold: str, weights: str = "auto") -> tuple[Path, Program | None]:
     """Write one form of a run's network into the run's folder. Returns the file and, for ONNX, its steps."""
     one_of("--to", form, FORMS)
-    one_of("--weights", weights, WEIGHTS)
+    one_of("--weights", weights, tuple(WEIGHTS))
     made = Export.of(run)
-    program = made.program(fold, weights == "signed") if form == "onnx" else None
+    program = made.program(fold, weights) if form == "onnx" else None
     content = made.sparse_bytes() if program is None else made.onnx_bytes(fold, program)
     path = file_of(run.folder, form, fold)
     write_atomically(path, content)

@@ -19,6 +19,7 @@ from qprune.export.lowering import EXACT_BITS, Lowering, NotExactError, affine_o
 from qprune.export.operations import Apply
 from qprune.export.program import Grid, Program, Value
 from qprune.export.stored import (
+    Form,
     IntegerSums,
     Load,
     Store,
@@ -32,20 +33,21 @@ from qprune.export.tracing import Chain, Node, Trace
 from qprune.export.weights import by_output
 
 LARGEST_BIAS = 2**30
+FORMS: dict[str, Form] = {"auto": "either", "safe": "unsigned", "signed": "signed"}  # of weights where `needs_unsigned`
 LEADS_TO_GRID = ("add", "relu", "avg_pool", "adaptive_avg_pool", "flatten", "max_pool", "concat")
 STORED_MOVES = ("flatten", "reshape", "pixel_shuffle", "max_pool")
 
 
-def integer_program(trace: Trace, dynamic_size: bool, ranges: Mapping[str, int], signed: bool = False) -> Program:
+def integer_program(trace: Trace, dynamic_size: bool, ranges: Mapping[str, int], weights: str = "auto") -> Program:
     """Integer kernels where they can be, exact arithmetic elsewhere, or float32 where that is impossible too.
 
-    ranges: decimal bits (of 8-bit grids) for features that were trained without one, by module path. signed: weights
-    as signed bytes everywhere, see `needs_unsigned`.
+    ranges: decimal bits (of 8-bit grids) for features that were trained without one, by module path. weights: their
+    form where `needs_unsigned`: `auto`, chosen when the file is loaded; `safe`, unsigned bytes; `signed` ones.
     """
     try:
-        return IntegerLowering(trace, dynamic_size, True, ranges, signed).program()
+        return IntegerLowering(trace, dynamic_size, True, ranges, weights).program()
     except NotExactError as reason:
-        program = IntegerLowering(trace, dynamic_size, False, ranges, signed).program()
+        program = IntegerLowering(trace, dynamic_size, False, ranges, weights).program()
         program.promise = False
         program.notes.append({"path": "", "kernel": "float32", "why": f"no exact arithmetic: {reason}"})
         return program
@@ -55,15 +57,15 @@ class IntegerLowering(Lowering):
     """Layers in integers; everything else as its parent does it, on floats."""
 
     def __init__(
-        self, trace: Trace, dynamic_size: bool, precise: bool, ranges: Mapping[str, int], signed: bool
+        self, trace: Trace, dynamic_size: bool, precise: bool, ranges: Mapping[str, int], weights: str
     ) -> None:
         super().__init__(trace, dynamic_size, precise)
-        self.ranges, self.signed = ranges, signed
+        self.ranges, self.unsigned = ranges, FORMS[weights]
 
-    def unsigned(self, weight: Tensor, x: Value) -> bool:
-        """Whether a layer's weight is to be stored as unsigned bytes."""
+    def form(self, weight: Tensor, x: Value) -> Form:
+        """How the bytes of a layer's weight are stored."""
         assert x.grid is not None
-        return not self.signed and needs_unsigned(weight, x.grid.high + x.zero)
+        return self.unsigned if needs_unsigned(weight, x.grid.high + x.zero) else "signed"
 
     def as_float(self, value: Value) -> Value:
         if value.form != "uint8":
@@ -261,9 +263,9 @@ class IntegerLowering(Lowering):
             made,
             zero,
             node.weight.bits,
-            unsigned=self.unsigned(integers, x),
+            form=self.form(integers, x),
             wide=sums >= 2**EXACT_BITS,
-            clipped_later=chain.mask is not None and zero == 0,
+            clipped_later=chain.mask is not None and not (zero and self.mask_of(chain.mask)[1]),
         )
         value = Value(f"{node.name}.stored", "uint8", chain.last.shape, made, zero)
         self.note(node, "integer", f"weights rounded by at most {error:.2g} of a channel's largest" if error else "")
@@ -288,8 +290,8 @@ class IntegerLowering(Lowering):
             return False
         bound <<= finest - int(decimals.min())
         same = decimals[:1] if bool((decimals == decimals[0]).all()) else decimals
-        unsigned = self.unsigned(integers, x)
-        step = IntegerSums(node.op, integers.float(), bias, node.arguments, x.grid, x.zero, same, unsigned)
+        form = self.form(integers, x)
+        step = IntegerSums(node.op, integers.float(), bias, node.arguments, x.grid, x.zero, same, form)
         grid = Grid(x.grid.decimal + finest, -bound, bound)
         self.note(node, "integer sums", "no grid of 8 bits follows it")
         self.made[node.name] = self.result.add(step, [x], Value(node.name, "float32", node.shape, grid))

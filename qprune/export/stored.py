@@ -6,8 +6,9 @@ nodes written are plain ONNX with QuantizeLinear and DequantizeLinear; the runti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from onnx import TensorProto
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from qprune.export.floats import convolve, fitted, write_layer, written_mask
 from qprune.export.program import Grid
-from qprune.export.writer import Writer
+from qprune.export.writer import SIGNED_RANGE, Writer
 
 BYTE = 255
+Form = Literal["signed", "unsigned", "either"]  # of a weight's bytes; either: as the CPU that loads the file needs it
 
 
 @dataclass
@@ -61,8 +63,8 @@ class StoredLayer:
     """A layer from uint8 to uint8: clip(round((sums + bias) * factor)), the factor by output channel in float32.
 
     weight: whole numbers of 8 bits, (out, ...). scale: float32 (out,), what one of them stands for, the norm's factor
-    included and perhaps negative. bias: int32 (out,), in units of the input's step times scale. unsigned: weights
-    stored with an offset of 128; see `needs_unsigned`. wide: sums may not fit float32, so PyTorch needs float64.
+    included and perhaps negative. bias: int32 (out,), in units of the input's step times scale. form: of the weight's
+    bytes; see `needs_unsigned`. wide: sums may not fit float32, so PyTorch needs float64.
     """
 
     op: str
@@ -75,9 +77,9 @@ class StoredLayer:
     made: Grid
     zero: int
     bits: int
-    unsigned: bool
+    form: Form
     wide: bool
-    clipped_later: bool = False  # a mask of this grid follows, whose minimum keeps the upper end
+    clipped_later: bool = False  # a mask of this grid follows, which keeps its ends too
 
     def run(self, x: Tensor) -> Tensor:
         form = torch.float64 if self.wide else torch.float32
@@ -89,15 +91,16 @@ class StoredLayer:
         return real.round_().clamp_(self.made.low, self.made.high)
 
     def write(self, graph: Writer, x: str) -> str:
-        weight = written_bytes(graph, self.weight, self.bits, self.unsigned)
-        zeros = graph.constant(
-            torch.full_like(self.bias, 128 if self.unsigned else 0), "uint8" if self.unsigned else "int8"
-        )
         scale = graph.constant(self.scale, "float32")
+
+        def real_weight(stored: str, zero: int, kind: str) -> str:
+            zeros = graph.constant(torch.full_like(self.bias, zero), kind)
+            return graph.node("DequantizeLinear", stored, scale, zeros, axis=0)
+
         step = graph.constant(2.0**-self.source.decimal, "float32")
         inputs = [
             graph.dequantized(x, self.source.decimal, self.source_zero),
-            graph.node("DequantizeLinear", weight, scale, zeros, axis=0),
+            on_bytes(graph, self.weight, self.bits, self.form, real_weight, TensorProto.FLOAT, self.weight.shape),
             graph.node("DequantizeLinear", graph.constant(self.bias, "int32"), graph.node("Mul", scale, step), axis=0),
         ]
         real = write_layer(graph, self.op, inputs, self.arguments)
@@ -105,13 +108,30 @@ class StoredLayer:
         return whole if self.clipped_later else within(graph, whole, self.made, self.zero)
 
 
-def written_bytes(graph: Writer, weight: Tensor, bits: int, unsigned: bool) -> str:
-    """A weight as bytes, with or without an offset of 128; 4 bits in the file where that is enough."""
-    return graph.bytes(weight + 128, "uint8", 128) if unsigned else graph.integers(weight, bits, "INT8")
+def on_bytes(
+    graph: Writer, weight: Tensor, bits: int, form: Form, write: Callable[[str, int, str], str], kind: int, shape: Any
+) -> str:
+    """What `write` makes of a weight's bytes, their zero point and numpy type: a value of ONNX type `kind`.
+
+    Bytes are signed, or unsigned with an offset; 4 bits in the file where that is enough. Of a weight in either form
+    the file holds signed bytes.
+    """
+    if form == "unsigned":
+        return write(graph.bytes(weight + SIGNED_RANGE, "uint8", SIGNED_RANGE), SIGNED_RANGE, "uint8")
+    stored = graph.integers(weight, bits, "INT8")
+    if form == "signed":
+        return write(stored, 0, "int8")
+    return graph.either(
+        graph.adds_bytes_exactly(),
+        lambda: write(stored, 0, "int8"),
+        lambda: write(graph.with_offset(stored), SIGNED_RANGE, "uint8"),
+        kind,
+        shape,
+    )
 
 
 def needs_unsigned(weight: Tensor, largest_stored: int) -> bool:
-    """Whether the weight must be stored as uint8 so that every CPU adds alike.
+    """Whether a CPU may have to get the weight as uint8 so that all add alike.
 
     Without its VNNI instructions a CPU adds two products of a byte (at most `largest_stored`) and a signed byte in
     16 bits, which saturate; onnxruntime then answers wrongly, and without a word. Any two of a row's weights may meet.
@@ -135,7 +155,7 @@ class IntegerSums:
     source: Grid
     source_zero: int
     decimals: Tensor
-    unsigned: bool
+    form: Form
 
     def run(self, x: Tensor) -> Tensor:
         sums = convolve(self.op, x, self.weight, self.bias, self.arguments)
@@ -146,18 +166,20 @@ class IntegerSums:
         return torch.exp2(-(self.decimals + self.source.decimal).float())
 
     def write(self, graph: Writer, x: str) -> str:
-        weight = written_bytes(graph, self.weight if self.op == "conv" else self.weight.T, 8, self.unsigned)
-        zeros = (
-            graph.constant(self.source_zero, "uint8"),
-            graph.constant(128 if self.unsigned else 0, "uint8" if self.unsigned else "int8"),
-        )
+        weight, shape = (self.weight, list("NCHW")) if self.op == "conv" else (self.weight.T, list("NC"))
+        zero = graph.constant(self.source_zero, "uint8")
         places = (-1, 1, 1) if self.op == "conv" else (-1,)
         if self.op == "conv":
             a, pads = self.arguments, list(self.arguments["padding"]) * 2
             where = {"pads": pads, "strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
-            sums = graph.node("ConvInteger", x, weight, *zeros, **where)
         else:
-            sums = graph.node("MatMulInteger", x, weight, *zeros)
+            where = {}
+
+        def exact_sums(stored: str, offset: int, kind: str) -> str:
+            op = "ConvInteger" if self.op == "conv" else "MatMulInteger"
+            return graph.node(op, x, stored, zero, graph.constant(offset, kind), **where)
+
+        sums = on_bytes(graph, weight, 8, self.form, exact_sums, TensorProto.INT32, shape)
         if self.bias is not None:
             sums = graph.node("Add", sums, graph.constant(self.bias.view(places), "int32"))
         return graph.node(
@@ -180,10 +202,12 @@ class StoredMask:
 
     def write(self, graph: Writer, x: str) -> str:
         mask = written_mask(graph, self.mask, self.border, x if self.dynamic else None)
-        if self.zero == 0:  # nothing is negative: the smaller of the two, which also keeps the upper end
-            kept = graph.node("Cast", mask, to=TensorProto.BOOL)
-            most = graph.node("Where", kept, graph.constant(self.grid.high, "uint8"), graph.constant(0, "uint8"))
-            return graph.node("Min", x, most)
+        if self.zero == 0 or not self.dynamic:  # a masked element lies between zero and zero, any other on the grid
+            kept, none = graph.node("Cast", mask, to=TensorProto.BOOL), graph.constant(self.zero, "uint8")
+            ends = (("Min", self.grid.high), ("Max", self.grid.low)) if self.zero else (("Min", self.grid.high),)
+            for op, end in ends:
+                x = graph.node(op, x, graph.node("Where", kept, graph.constant(end + self.zero, "uint8"), none))
+            return x
         product = graph.node("Mul", graph.dequantized(x, self.grid.decimal, self.zero), graph.dequantized(mask, 0, 0))
         return graph.quantized(product, self.grid.decimal, self.zero)
 

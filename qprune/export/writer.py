@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from qprune import __version__
 
 LAYING_OUT = 1024  # about what the nodes take that lay out a weight kept without its zeros, in bytes
 OPSET, IR_VERSION = 21, 10  # the first opset with 4-bit integers, and the file format that came with it
+SIGNED_RANGE = 128  # from signed bytes to unsigned ones
+_LARGEST_PRODUCTS = (((2, 4), 255, "uint8"), ((4, 2), 127, "int8"))
+_LARGEST_SUM = 4 * 255 * 127
 TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "uint8": TensorProto.UINT8}
 
 
@@ -27,6 +30,7 @@ class Writer:
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.initializers: list[onnx.TensorProto] = []
         self.count = 0
+        self._exact = ""
 
     def new(self, hint: str) -> str:
         """A name that no other value has."""
@@ -75,6 +79,38 @@ class Writer:
         return self.node(
             "Reshape", self.node("Gather", values, self.node("Mul", bits, counted)), self.shape(value.shape)
         )
+
+    def with_offset(self, signed: str) -> str:
+        """Signed bytes as unsigned ones, 128 higher; the runtime adds that once, when it loads."""
+        higher = self.node("Add", self.node("Cast", signed, to=TensorProto.INT32), self.constant(SIGNED_RANGE, "int32"))
+        return self.node("Cast", higher, to=TensorProto.UINT8)
+
+    def adds_bytes_exactly(self) -> str:
+        """Whether the CPU that carries out the graph adds products of unsigned and signed bytes without saturating.
+
+        The runtime finds out when it loads: it multiplies two matrices whose products are the largest there are.
+        """
+        if not self._exact:
+            ones = [self.constant(np.full(shape, n, kind)) for shape, n, kind in _LARGEST_PRODUCTS]
+            smallest = self.node("ReduceMin", self.node("MatMulInteger", *ones), keepdims=0)
+            self._exact = self.node("Equal", smallest, self.constant(_LARGEST_SUM, "int32"))
+        return self._exact
+
+    def either(
+        self, condition: str, then: Callable[[], str], otherwise: Callable[[], str], kind: int, shape: Any
+    ) -> str:
+        """One of two values of ONNX type `kind`, which the functions write. Only nodes differ: constants are shared.
+
+        A condition that folds into a constant costs nothing: the runtime keeps the nodes of one side when it loads.
+        """
+        branches = {}
+        for name, write in (("then_branch", then), ("else_branch", otherwise)):
+            outer, self.nodes = self.nodes, []
+            result = write()
+            made = [helper.make_tensor_value_info(result, kind, shape)]
+            branches[name] = helper.make_graph(self.nodes, name, [], made)
+            self.nodes = outer
+        return self.node("If", condition, **branches)
 
     def mask(self, mask: Tensor) -> str:
         """A mask of 0 and 1 as uint8, kept as one bit per entry; the runtime unpacks it once, when it loads."""

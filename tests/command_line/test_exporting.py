@@ -163,7 +163,7 @@ def test_what_is_typed_wrong_is_told_with_what_is_legal(
     )
     assert error_of(capsys, "export", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
     assert error_of(capsys, "verify", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
-    assert "--weights='x' is not one of safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")
+    assert "--weights='x' is not one of auto, safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")
     assert "'data.rot=1' is not KEY=VALUE with one of" in error_of(capsys, "export", str(run), "data.rot=1")
     assert not list(run.glob("export/*"))
     [baseline] = runs.glob("espcn/baseline-*")

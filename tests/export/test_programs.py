@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 import onnx
+import onnxruntime
+from onnx import TensorProto
 
 from qprune.compression.compressor import Compressor
+from qprune.compression.functional import integer_range
 from qprune.errors import UserError
+from qprune.export import writer
 from qprune.export.calibration import missing_decimals
 from qprune.export.integer import integer_program
 from qprune.export.lowering import exact_program
-from qprune.export.program import Program, Simulation
+from qprune.export.program import Grid, Program, Simulation
 from qprune.export.runtime import Session
-from qprune.export.stored import needs_unsigned
+from qprune.export.stored import StoredMask, needs_unsigned
 from qprune.export.tracing import trace
 from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed
 
@@ -45,10 +50,10 @@ def inputs(count: int = 64, shape: tuple[int, ...] = EXAMPLE) -> Tensor:
     return torch.randn(count, *shape[1:], generator=torch.Generator().manual_seed(9))
 
 
-def integer(compressor: Compressor, signed: bool = False) -> Program:
+def integer(compressor: Compressor) -> Program:
     steps = trace(compressor.network, torch.zeros(EXAMPLE))
     decimals = missing_decimals(compressor.bake().eval(), steps, [inputs()])
-    return integer_program(steps, False, decimals, signed)
+    return integer_program(steps, False, decimals)
 
 
 def session(program: Program, dynamic: bool = False) -> Session:
@@ -183,8 +188,9 @@ def test_two_products_of_bytes_may_not_need_more_than_16_bits() -> None:
     assert not needs_unsigned(torch.tensor([[-128], [127]]), 255)  # one product alone fits
 
 
-def test_worst_sums_are_right_on_this_cpu() -> None:
-    """All weights and inputs at their ends: what saturates without VNNI where weights are signed bytes."""
+@pytest.fixture(scope="module")
+def worst() -> Compressor:
+    """All weights at their ends: what saturates without VNNI where weights are signed bytes."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
     from qprune.compression.plan import INPUT, Plan, Site
 
@@ -196,11 +202,69 @@ def test_worst_sums_are_right_on_this_cpu() -> None:
         network[0].parametrizations.weight.original.fill_(127.0)
         network[1].weight.fill_(1e-2)
         network[1].running_var.fill_(1.0)
-    program = integer_program(trace(network, torch.zeros(EXAMPLE)), False, {})
+    return compressor
+
+
+@pytest.mark.parametrize("weights", ["auto", "safe"])
+def test_worst_sums_are_right_on_this_cpu(worst: Compressor, weights: str) -> None:
+    program = integer_program(trace(worst.network, torch.zeros(EXAMPLE)), False, {}, weights)
     x = torch.full(EXAMPLE, 127.0)
     assert torch.equal(session(program)(x), Simulation(program)(x))
     assert session(program).kernels["QLinearConv"] == 1
-    del compressor
+
+
+def adds_bytes_exactly() -> bool:
+    """What a file asks of the CPU that loads it."""
+    graph = writer.Writer()
+    graph.node("Add", "input", graph.node("Cast", graph.adds_bytes_exactly(), to=TensorProto.FLOAT), output="output")
+    return bool(Session(graph.model(("input", [1]), ("output", [1]), {}).SerializeToString())(torch.zeros(1)))
+
+
+def weight_type(content: bytes, folder: Path) -> int:
+    """The type of the bytes that the one convolution of a model gets from onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(folder / "optimized.onnx").graph
+    [layer] = [node for node in graph.node if node.op_type == "QLinearConv"]
+    [weight] = [tensor for tensor in graph.initializer if tensor.name == layer.input[3]]
+    return int(weight.data_type)
+
+
+@pytest.mark.parametrize(("largest_sum", "kind"), [(4 * 255 * 127, TensorProto.INT8), (0, TensorProto.UINT8)])
+def test_the_cpu_that_loads_a_file_decides_whether_weights_are_signed(
+    worst: Compressor, largest_sum: int, kind: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A CPU that saturates finds another sum than the largest; here the file asks for one that no CPU finds."""
+    monkeypatch.setattr(writer, "_LARGEST_SUM", largest_sum)
+    program = integer_program(trace(worst.network, torch.zeros(EXAMPLE)), False, {})
+    model = program.model(False, {})
+    assert [node.op_type for node in model.graph.node].count("If") == 1
+    runtime = session(program)
+    assert [runtime.kernels[op] for op in ("QLinearConv", "If", "MatMulInteger")] == [1, 0, 0]
+    if largest_sum == 0 or adds_bytes_exactly():
+        assert weight_type(model.SerializeToString(), tmp_path) == kind
+    x = torch.full(EXAMPLE, 127.0)
+    assert torch.equal(runtime(x), Simulation(program)(x))
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_mask_of_features_of_both_signs_keeps_what_it_keeps_and_the_grid_s_ends(bits: int, dynamic: bool) -> None:
+    low, high = integer_range(bits)
+    whole = torch.arange(-128, 128).float().view(1, 1, 16, 16).expand(3, 2, 16, 16)
+    if dynamic:
+        whole = whole.clamp(low, high)  # a layer before such a mask clips
+    mask = (torch.arange(2 * 16 * 16).view(2, 16, 16) % 3 > 0).float()
+    step = StoredMask(mask, "tile", dynamic, Grid(3, low, high), 128)
+    graph = writer.Writer()
+    masked = step.write(graph, graph.quantized("input", 3, 128))
+    graph.node("Identity", graph.dequantized(masked, 3, 128), output="output")
+    shape: list[int | str] = ["batch", 2, 16, 16]
+    made = Session(graph.model(("input", shape), ("output", shape), {}).SerializeToString())(whole / 8)
+    assert torch.equal(made, step.run(whole.clamp(low, high)) / 8)
+    assert not torch.equal(made, whole.clamp(low, high) / 8)
 
 
 def test_without_exact_arithmetic_nothing_is_promised_and_why_is_said() -> None:

@@ -49,18 +49,18 @@ def test_a_weight_that_would_not_become_smaller_is_kept_as_it_is() -> None:
         assert not graph.nodes
 
 
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("weights", ["auto", "safe", "signed"])
 def test_layers_on_such_weights_are_equal_to_pytorch_in_integer_kernels(
-    signed: bool, monkeypatch: pytest.MonkeyPatch
+    weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compressor = compressed(Residual(), RESIDUAL_PLAN, (1, 3, 8, 8), rounding="nearest", weight_axis="output")
     steps = trace(compressor.network, torch.zeros(1, 3, 8, 8))
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9))
-    program = integer_program(steps, False, missing_decimals(compressor.bake().eval(), steps, [x]), signed)
+    program = integer_program(steps, False, missing_decimals(compressor.bake().eval(), steps, [x]), weights)
     monkeypatch.setattr(writer, "LAYING_OUT", -1000)
     model = program.model(False, {})
     session = Session(model.SerializeToString())
     assert sum(node.op_type == "CumSum" for node in model.graph.node) == 4
     assert session.kernels["CumSum"] == session.kernels["Gather"] == 0
     assert session.kernels["QLinearConv"] == 3
-    assert signed or torch.equal(session(x), Simulation(program)(x))
+    assert weights == "signed" or torch.equal(session(x), Simulation(program)(x))

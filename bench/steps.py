@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import re
 from multiprocessing import get_context
 from typing import Any
 
@@ -93,13 +93,15 @@ def espcn(threads: int, rounds: int) -> str:
         Contender("torch fake quantization", torch_step, ("espcn", "contiguous")),
     ]
     bases = {"ordinary float": ordinary, "best eager float": eager, "compiled float": compiled_float}
-    return _race(contenders, bases, threads, 40 * rounds, warm=20)
+    return _race(contenders, bases, threads, 10 * rounds, warm=5, in_a_row=11)
 
 
-def _race(contenders: list[Contender], bases: dict[str, Contender], threads: int, rounds: int, warm: int) -> str:
+def _race(
+    contenders: list[Contender], bases: dict[str, Contender], threads: int, rounds: int, warm: int, in_a_row: int = 1
+) -> str:
     """A table of medians, with ratios to `bases`, which have names of their own at the heads of columns."""
     with Arena(threads) as arena:
-        timings = arena.race(contenders, rounds, warm)
+        timings = arena.race(contenders, rounds, warm, in_a_row)
     rows = []
     for name, timing in timings.items():
         if timing.problem:
@@ -108,8 +110,9 @@ def _race(contenders: list[Contender], bases: dict[str, Contender], threads: int
         ratios = [timing.against(timings[base.name]) for base in bases.values()]
         rows.append([name, f"{timing.median:,.4g}", timing.spread, *ratios])
     kept = "" if all(contender.keep for contender in contenders) else " Memory is kept but in the `ordinary` lines."
+    each = "" if in_a_row == 1 else f" of {in_a_row} steps each, of which the first does not count"
     return (
-        f"{rounds} interleaved rounds; ms is the median, ratios are medians over rounds.{kept}\n\n"
+        f"{rounds} interleaved rounds{each}; ms is the median, ratios are medians over rounds.{kept}\n\n"
         f"{table(['step', 'ms', 'middle half', *[f'against {base}' for base in bases]], rows)}"
     )
 
@@ -125,21 +128,23 @@ _VARIANTS = (
 def memory(threads: int, rounds: int) -> str:
     """Peak memory of MobileNetV2's training, each variant in processes of its own, above what imports take."""
     rows: list[list[str]] = []
-    floats: dict[bool, float] = {}
-    for keep in (True, False):
-        for name, arguments in _VARIANTS:
+    floats: list[float] = []
+    for name, arguments in _VARIANTS:
+        peaks = []
+        for keep in (True, False):
             with get_context("spawn").Pool(1) as pool:
-                before, peak = pool.apply(_peak, (arguments, keep, threads))
-            grown = peak - before
-            floats.setdefault(keep, grown)
-            kind = "kept" if keep else "default"
-            rows.append([name, kind, f"{grown:,.0f}", f"{grown / floats[keep]:.3f}"])
-    return "Resident memory at its highest, above that before the network was made.\n\n" + table(
-        ["step (channels last)", "allocator", "MB", "against float"], rows
+                peaks.append(pool.apply(_peak, (arguments, keep, threads)))
+        floats = floats or peaks
+        ratios = [f"{peak / base:.3f}" for peak, base in zip(peaks, floats, strict=True)]
+        rows.append([name, f"{peaks[0]:,.0f}", ratios[0], f"{peaks[1]:,.0f}", ratios[1]])
+    return (
+        "Resident memory at its highest, above that before the network was made, in MB: of the whole process with "
+        "memory kept, as `qprune run` has it, and of steps in this state alone, with the default allocator.\n\n"
+        + table(["step (channels last)", "whole, kept", "against float", "steps alone", "against float"], rows)
     )
 
 
-def _peak(arguments: tuple[Any, ...], keep: bool, threads: int) -> tuple[float, float]:
+def _peak(arguments: tuple[Any, ...], keep: bool, threads: int) -> float:
     import torch
 
     from qprune.compression import kernels
@@ -151,13 +156,17 @@ def _peak(arguments: tuple[Any, ...], keep: bool, threads: int) -> tuple[float, 
         keep_freed_memory()
     x = torch.randn(2, 3, 8, 8, requires_grad=True)  # libraries that are loaded at first use
     torch.nn.functional.conv2d(x, torch.randn(4, 3, 3, 3)).sum().backward()
-    before = _resident()
+    before = _resident("VmRSS")
     step = ours(*arguments)
+    if not keep:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write("5")  # the highest so far is that of now
     for _ in range(2):
         step()
-    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _resident("VmHWM") - before
 
 
-def _resident() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def _resident(line: str) -> float:
+    """A line of this process's status, in MB."""
+    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123
+        return int(re.search(rf"^{line}:\s*(\d+) kB", file.read(), re.MULTILINE)[1]) / 1024  # type: ignore[index]

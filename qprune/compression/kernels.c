@@ -31,6 +31,9 @@ static inline float clamp(float v, float low, float high) {
     return v > high ? high : v;
 }
 
+/* A ReLU where least is 0, as torch has it: NaN and negative zeros pass. */
+static inline float at_least(float v, float least) { return v < least ? least : v; }
+
 /* `trunc` as functional.py writes it: v minus its fraction, which makes -0.3 a positive zero. */
 static inline float trunc_(float v) { return v - (v - truncf(v)); }
 static inline float floor_(float v) { return floorf(v); }
@@ -43,7 +46,7 @@ static inline float masked(const float *mask, int64_t i) { return mask ? mask[i]
 
 #define QUANTIZE(NAME, ROUND)                                                                                        \
     static void NAME(const float *x, const float *mask, float *out, int64_t rows, int64_t width,                     \
-                     const int32_t *decimals, int64_t channels, int64_t inner, float low, float high) {              \
+                     const int32_t *decimals, int64_t channels, int64_t inner, float low, float high, float least) { \
         if (channels > 1) {                                                                                          \
             _Pragma("omp parallel for if (rows * width > PARALLEL)")                                                 \
             for (int64_t at = 0; at < rows * width; at += channels * inner)                                          \
@@ -67,12 +70,12 @@ static inline float masked(const float *mask, int64_t i) { return mask ? mask[i]
                 const float *in = x + r * width;                                                                     \
                 float *to = out + r * width;                                                                         \
                 SIMD for (int64_t i = 0; i < width; i++)                                                             \
-                    to[i] = ROUND(clamp(in[i] * (mask[i] * scale), low, high)) * step;                               \
+                    to[i] = at_least(ROUND(clamp(in[i] * (mask[i] * scale), low, high)) * step, least);              \
             }                                                                                                        \
         } else {                                                                                                     \
             _Pragma("omp parallel for simd if (parallel : rows * width > PARALLEL)")                                 \
             for (int64_t i = 0; i < rows * width; i++)                                                               \
-                out[i] = ROUND(clamp(x[i] * scale, low, high)) * step;                                               \
+                out[i] = at_least(ROUND(clamp(x[i] * scale, low, high)) * step, least);                              \
         }                                                                                                            \
     }
 
@@ -80,11 +83,29 @@ QUANTIZE(quantize_trunc, trunc_)
 QUANTIZE(quantize_floor, floor_)
 QUANTIZE(quantize_nearest, nearest_)
 
-/* Eq. 1, or Eq. 3 and 1. `out` may be x. rounding: 0 trunc, 1 floor, 2 nearest. */
+/* Eq. 1, or Eq. 3 and 1. `out` may be x. rounding: 0 trunc, 1 floor, 2 nearest. rectify: with a ReLU behind (one d). */
 void quantize(const float *x, const float *mask, float *out, int64_t rows, int64_t width, const int32_t *decimals,
-              int64_t channels, int64_t inner, float low, float high, int32_t rounding) {
+              int64_t channels, int64_t inner, float low, float high, int32_t rounding, int32_t rectify) {
     (rounding == 0 ? quantize_trunc : rounding == 1 ? quantize_floor : quantize_nearest)(
-        x, mask, out, rows, width, decimals, channels, inner, low, high);
+        x, mask, out, rows, width, decimals, channels, inner, low, high, rectify ? 0.0f : -INFINITY);
+}
+
+/* Eq. 2 behind a ReLU whose output is `result`, for one d: the gradient of both in one pass. */
+void clip_rectified(const float *grad, const float *result, const float *mask, float *out, int64_t rows, int64_t width,
+                    const int32_t *decimal, float low, float high) {
+    const float step = power_of_two(-*decimal), least = low * step, most = high * step;
+#pragma omp parallel for if (rows * width > PARALLEL)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *in = grad + r * width, *of = result + r * width;
+        float *to = out + r * width;
+        if (mask) {
+            SIMD for (int64_t i = 0; i < width; i++)
+                to[i] = clamp(of[i] <= 0 ? 0.0f : in[i], least, most) * mask[i];
+        } else {
+            SIMD for (int64_t i = 0; i < width; i++)
+                to[i] = clamp(of[i] <= 0 ? 0.0f : in[i], least, most);
+        }
+    }
 }
 
 /* Eq. 2 as the authors coded it: the gradient clamped to the grid's range, then masked. */

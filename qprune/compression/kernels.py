@@ -52,6 +52,11 @@ def load() -> bool:
     return _library is not None
 
 
+def in_use() -> bool:
+    """Whether this process computes with the kernels."""
+    return _library is not None
+
+
 @contextmanager
 def unused() -> Iterator[None]:
     """Inside, all is computed by torch's functions."""
@@ -71,14 +76,15 @@ def quantize(
     rounding: str,
     mask: Tensor | None,
     in_place: bool,
+    rectify: bool = False,
 ) -> Tensor | None:
-    """Eq. 1 of x * mask, into x itself if `in_place`; None where no kernel fits."""
+    """Eq. 1 of x * mask, into x itself if `in_place`, with a ReLU behind if `rectify`; None where no kernel fits."""
     shape = _shape(x, decimal, axis, mask)
-    if shape is None:
+    if shape is None or (rectify and shape[3] > 1):
         return None
     out = x if in_place else torch.empty_like(x)
     at_mask = None if mask is None else mask.data_ptr()
-    _library.quantize(x.data_ptr(), at_mask, out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding])
+    _library.quantize(x.data_ptr(), at_mask, out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding], rectify)
     return out
 
 
@@ -94,6 +100,18 @@ def clip_gradient(
         return grad
     out = torch.empty_like(grad)
     _library.clip_gradient(at, at_mask, out.data_ptr(), *shape, *bounds)
+    return out
+
+
+def clip_rectified(
+    grad: Tensor, result: Tensor, decimal: Tensor | int, bounds: tuple[int, int], mask: Tensor | None
+) -> Tensor | None:
+    """Eq. 2 behind a ReLU that gave `result`, as `clip_gradient` of the ReLU's gradient; None where none fits."""
+    shape = _shape(grad, decimal, None, mask)
+    if shape is None or shape[3] > 1 or not _usable(result) or result.stride() != grad.stride():
+        return None
+    out, at_mask = torch.empty_like(grad), None if mask is None else mask.data_ptr()
+    _library.clip_rectified(grad.data_ptr(), result.data_ptr(), at_mask, out.data_ptr(), *shape[:3], *bounds)
     return out
 
 
@@ -178,11 +196,12 @@ def _compiled() -> Any:
             library = ctypes.CDLL(str(whole))  # stays mapped when the folder is gone
     except (OSError, ValueError, subprocess.SubprocessError):
         return None  # no compiler, one that fails, no place for temporary files, or one that nothing may run from
-    library.quantize.argtypes = [*_ON_TENSORS, ctypes.c_int32]
+    library.quantize.argtypes = [*_ON_TENSORS, ctypes.c_int32, ctypes.c_int32]
+    library.clip_rectified.argtypes = [*(_pointer,) * 4, _count, _count, _pointer, _real, _real]
     library.clip_gradient.argtypes = list(_ON_TENSORS)
     library.changes_gradient.argtypes = [_pointer, _pointer, _count, _count, _pointer, _real, _real]
     library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
-    for function in (library.quantize, library.clip_gradient, library.add_magnitudes):
+    for function in (library.quantize, library.clip_gradient, library.clip_rectified, library.add_magnitudes):
         function.restype = None
     library.changes_gradient.restype = ctypes.c_int32
     return library
@@ -204,8 +223,16 @@ def _agrees() -> bool:
         found = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False)
         if found is None or not _same_bits(found, rounded * 0.125):
             return False
+        behind = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False, rectify=True)
+        if behind is None or not _same_bits(behind, (rounded * 0.125).relu()):
+            return False
     clipped = clip_gradient(x, 3, None, (-128, 127), mask)
     if clipped is None or not _same_bits(clipped, x.clamp(-16.0, 15.875) * mask):
+        return False
+    result = (rounded * 0.125).relu()
+    passed = torch.ops.aten.threshold_backward(x, result, 0)
+    clipped = clip_rectified(x, result, 3, (-128, 127), mask)
+    if clipped is None or not _same_bits(clipped, passed.clamp(-16.0, 15.875) * mask):
         return False
     total = torch.zeros(16, 8, 8, dtype=torch.float64)
     finite = torch.nan_to_num(x, 1.0, 2.0, 3.0).pow(5)  # of so many magnitudes that the order of a sum shows

@@ -93,13 +93,15 @@ class Quantizer(Operator):
             self.observe(x)
         return self.quantized(x, None, in_place) if self.active else x
 
-    def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False) -> Tensor:
-        """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x."""
+    def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False, rectify: bool = False) -> Tensor:
+        """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x.
+
+        rectify: what a ReLU makes of that, with the gradient of both.
+        """
         grid = (self.bounds, self.decimal, self.rounding, self.gradient, self.axis)
-        out = quantize_checked(x, *grid, mask, in_place, of_samples=self.of_feature)
         if self.of_feature:
             packing.remember(self.decimal, self.bounds)
-        return out
+        return quantize_checked(x, *grid, mask, in_place, of_samples=self.of_feature, rectify=rectify)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

@@ -56,9 +56,10 @@ class _Quantize(torch.autograd.Function):
         mask: Tensor | None,
         in_place: bool,
         of_samples: bool,
+        rectify: bool,
     ) -> Tensor:
         low, high = bounds
-        ctx.of_samples = of_samples
+        ctx.of_samples, ctx.rectify = of_samples, rectify
         ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, decimal
         ctx.mask = (
             mask  # as the decimals, no result and no input that has a gradient: it need not be saved for autograd
@@ -66,8 +67,10 @@ class _Quantize(torch.autograd.Function):
         if in_place:
             ctx.mark_dirty(x)
         if gradient != "in_range" and not torch.compiler.is_compiling():
-            out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place)
+            out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place, rectify)
             if out is not None:
+                if rectify:
+                    ctx.save_for_backward(out)
                 return out
         scale, step = powers(decimal, x, axis)
         factor = scale if mask is None else mask * scale
@@ -79,12 +82,22 @@ class _Quantize(torch.autograd.Function):
             rounded = _round(out.clone(), rounding)
             ctx.save_for_backward((rounded >= low) & (rounded <= high))
         # The bounds are whole numbers, so clamping first gives the same, and infinities never reach the rounding.
-        return _round(out.clamp_(low, high), rounding).mul_(step)
+        out = _round(out.clamp_(low, high), rounding).mul_(step)
+        if rectify:
+            ctx.save_for_backward(out.relu_())
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, high = ctx.bounds
         decimal, mask = ctx.decimal, ctx.mask
+        if ctx.rectify:
+            [result] = ctx.saved_tensors
+            if batch_share() == 1.0:
+                clipped = kernels.clip_rectified(grad, result, decimal, ctx.bounds, mask)
+                if clipped is not None:
+                    return clipped.to(ctx.dtype), *[None] * 9
+            grad = torch.ops.aten.threshold_backward(grad, result, 0)
         if ctx.gradient == "clip_value":
             # The one gradient that is not linear: it must see what one process would, which has the whole batch.
             grad = of_whole_batch(grad, ctx.of_samples)
@@ -102,7 +115,7 @@ class _Quantize(torch.autograd.Function):
             grad = grad if mask is None else grad.mul_(mask)
         elif mask is not None:
             grad = grad * mask
-        return grad.to(ctx.dtype), *[None] * 8
+        return grad.to(ctx.dtype), *[None] * 9
 
 
 def quantize_checked(
@@ -115,14 +128,16 @@ def quantize_checked(
     mask: Tensor | None,
     in_place: bool,
     of_samples: bool = True,
+    rectify: bool = False,
 ) -> Tensor:
     """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32.
 
-    of_samples: False for a weight, which all ranks have alike.
+    of_samples: False for a weight, which all ranks have alike. rectify: with the ReLU that reads the result, in the
+    same passes; for the gradient `clip_value`.
     """
     kind = x.dtype
     in_place = in_place and (kind is torch.float32 or kind is torch.float64)
-    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place, of_samples)
+    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place, of_samples, rectify)
     if kind is torch.float32 or kind is torch.float64:
         return out
     return out.to(working_dtype(kind, bounds[1].bit_length() + 1))

@@ -10,12 +10,17 @@ uncompiled run: the key is part of a run's identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
+from qprune.compression import kernels
+from qprune.compression.compressor import Compressor
+from qprune.compression.feature import FeatureOperators
 from qprune.compression.packing import packed_features
+from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
 from qprune.experiment.task import Task
@@ -63,6 +68,7 @@ def state_of(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
 class Ways:
     """How steps are carried out: as written, compiled (`compile`), or with packed features (`pack_features`).
 
+    fuse_relu: as written, operators take the ReLU behind them into their passes, where that is sound.
     compile_seconds: what the steps took in which something was compiled; it is no part of the time of training.
     Raises UserError for both at once: a compiled step decides itself what it keeps.
     """
@@ -71,14 +77,23 @@ class Ways:
         self,
         task: Task,
         optimizers: Mapping[str, torch.optim.Optimizer],
-        timeline: Timeline,
+        compressor: Compressor,
         device: torch.device,
         compile: bool,  # noqa: A002  (the name of the key)
         pack_features: bool,
+        fuse_relu: bool,
     ) -> None:
         if compile and pack_features:
             raise UserError("trainer.compile=true and trainer.pack_features=true exclude each other; choose one")
-        self.timeline, self.device, self.compile, self.pack_features = timeline, device, compile, pack_features
+        self.timeline, self.device, self.compile, self.pack_features = (
+            compressor.timeline,
+            device,
+            compile,
+            pack_features,
+        )
+        self.fuse_relu = fuse_relu and device.type == "cpu" and kernels.in_use()
+        self._find_rectified = partial(find_rectified, compressor.network, task.example)
+        self._rectified: list[FeatureOperators] | None = None
         self.compile_seconds = 0.0
         self._met: set[tuple[bool, bool, bool]] = set()
         self._compiling = False
@@ -88,7 +103,7 @@ class Ways:
     def of_step(self, step: int) -> AbstractContextManager[object]:
         """The context of a training step."""
         if not self.compile:
-            return packed_features() if self.pack_features else nullcontext()
+            return self._as_written(step)
         if not is_compiled(self.timeline, step):
             return self.of_evaluation()
         state = state_of(self.timeline, step)
@@ -97,6 +112,16 @@ class Ways:
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
         return nullcontext()
+
+    @contextmanager
+    def _as_written(self, step: int) -> Iterator[None]:
+        rectified: list[FeatureOperators] = []
+        if self.fuse_relu and state_of(self.timeline, step)[2]:
+            if self._rectified is None:
+                self._rectified = self._find_rectified()
+            rectified = self._rectified
+        with packed_features() if self.pack_features else nullcontext(), rectified_features(rectified):
+            yield
 
     def of_evaluation(self) -> AbstractContextManager[object]:
         """A context in which networks run as they are written."""

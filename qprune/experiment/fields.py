@@ -60,6 +60,7 @@ FIELDS: dict[str, Any] = {
     "trainer.keep_memory": bool,
     "trainer.kernels": bool,
     "trainer.compile": bool,
+    "trainer.fuse_relu": bool,
     "trainer.pack_features": bool,
     "trainer.share_stem": bool,
     "trainer.evaluate_every": _Epochs,
@@ -87,6 +88,7 @@ _LATER: dict[str, Any] = {
     "trainer.share_stem": True,
     "trainer.kernels": True,
     "trainer.compile": False,
+    "trainer.fuse_relu": False,
     "trainer.pack_features": False,
 }
 # They become parts of paths

@@ -21,6 +21,7 @@ MACHINE_KEYS = (
     "trainer.checkpoint_minutes",
     "trainer.device",
     "trainer.evaluate_every",
+    "trainer.fuse_relu",
     "trainer.keep_memory",
     "trainer.kernels",
     "trainer.pack_features",

@@ -165,6 +165,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         checkpoint_minutes=trainer_config["checkpoint_minutes"],
         compile=trainer_config["compile"],
         pack_features=trainer_config["pack_features"],
+        fuse_relu=trainer_config["fuse_relu"],
         watch=watch,
         run=identity.signature(OmegaConf.create(config)),
     )

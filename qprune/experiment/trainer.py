@@ -48,9 +48,9 @@ class Loop:
 
     evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
     which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
-    `checkpoint_seconds_apart` have passed since the last. compile, pack_features: see `Ways`. watch: is shown the
-    epochs so far (as in metrics.csv) after each but the last, by rank 0; a reason that it returns stops the run early.
-    run: the run's signature, so that a checkpoint that strayed into the folder of another run is refused.
+    `checkpoint_seconds_apart` have passed since the last. compile, pack_features, fuse_relu: see `Ways`. watch: is
+    shown the epochs so far (as in metrics.csv) after each but the last, by rank 0; a reason that it returns stops the
+    run early. run: the run's signature, so that a checkpoint that strayed into the folder of another run is refused.
     """
 
     epochs: int
@@ -62,6 +62,7 @@ class Loop:
     checkpoint_seconds_apart: float = 20.0
     compile: bool = False
     pack_features: bool = False
+    fuse_relu: bool = False
     watch: Watch | None = None
     run: str = ""
 
@@ -86,7 +87,7 @@ class Trainer:
         self.steps_left = self.float_steps if first is not None else loop.epochs // 2 * self.steps_per_epoch
         self.steps_taken_over = 0
         self.optimizers = task.optimizers()
-        self.ways = Ways(task, self.optimizers, compressor.timeline, device, loop.compile, loop.pack_features)
+        self.ways = Ways(task, self.optimizers, compressor, device, loop.compile, loop.pack_features, loop.fuse_relu)
         average_gradients(self.optimizers.values())
         self.main = rank_and_world()[0] == 0
         self.state = State()

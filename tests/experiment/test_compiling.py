@@ -1,4 +1,4 @@
-"""trainer.compile and trainer.pack_features: which steps, how many graphs, the same bits where they are promised."""
+"""trainer.compile, pack_features and fuse_relu: which steps, how many graphs, the same bits where they are promised."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from qprune.command_line.composing import compose_checked
+from qprune.compression import kernels
 from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 from qprune.experiment import compiling
@@ -75,6 +76,17 @@ def test_packed_features_change_no_bit(tmp_path: Path) -> None:
         assert torch.equal(packed[0].state_dict()[name], value), name
 
 
+def test_fused_relus_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_library", kernels._library)  # for this test alone
+    if not kernels.load():
+        pytest.skip("no C compiler here makes the kernels")
+    plain, fused = (prepared(tmp_path / f"{word}", fuse_relu=word) for word in (False, True))
+    assert plain[2].fit() == fused[2].fit()
+    assert fused[2].ways._rectified, "the toy has a feature that a ReLU alone reads"
+    for name, value in plain[0].state_dict().items():
+        assert torch.equal(fused[0].state_dict()[name], value), name
+
+
 def test_both_at_once_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trainer.compile=true and trainer.pack_features=true exclude each other"):
         prepared(tmp_path, compile=True, pack_features=True)
@@ -85,7 +97,11 @@ def test_only_compiling_makes_another_run() -> None:
         [composed] = compose_checked(("task=espcn", *overrides))
         return signature(composed.config)
 
-    assert named() == named("trainer.kernels=false", "trainer.pack_features=true") == named("trainer.compile=false")
+    assert (
+        named()
+        == named("trainer.kernels=false", "trainer.pack_features=true", "trainer.fuse_relu=false")
+        == named("trainer.compile=false")
+    )
     assert named("trainer.compile=true") != named()
     [composed] = compose_checked(("task=espcn",))
     older = OmegaConf.to_container(composed.config, resolve=True)

@@ -56,6 +56,7 @@ def config(folder: Path, *changes: str) -> Any:
             "keep_memory": False,
             "kernels": True,
             "pack_features": False,
+            "fuse_relu": True,
             "compile": False,
             "evaluate_every": 1,
             "checkpoint_minutes": 5,

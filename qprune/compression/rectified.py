@@ -8,14 +8,13 @@ the network's code calls is handed its own result. Values and gradients have the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from qprune.compression.dataflow import with_all_active
@@ -46,59 +45,59 @@ def find_rectified(network: nn.Module, example: Any) -> list[FeatureOperators]:
 
 
 @contextmanager
-def rectified_features(found: list[FeatureOperators]) -> Iterator[None]:
+def rectified_features(found: Sequence[FeatureOperators]) -> Iterator[None]:
     """Around a training step, forward and backward: take the ReLUs behind `found` (of `find_rectified`) along.
 
-    Raises RunFailure if something else than the ReLU reads such a feature
-    after all: a network that works otherwise in training than it does on an example cannot have this.
+    Raises RunFailure if something else than the ReLU reads such a feature after all: a network that works otherwise in
+    training than it does on an example cannot have this.
     """
-    if not found:
+    waiting: dict[_Rectified, str] = {}
+
+    def expect(result: Tensor, site: str) -> Tensor:
+        handed_on = _Rectified.of(result, site, waiting)
+        waiting[handed_on] = site
+        return handed_on
+
+    for operators in found:
+        operators.hand_on = expect
+    try:
         yield
-        return
-    with _HandsOn() as mode:
+        for site in waiting.values():
+            raise _otherwise(site, "none was called")
+    finally:
+        waiting.clear()
         for operators in found:
-            operators.rectified = mode.expect
-        try:
-            yield
-            mode.check_none_waits()
-        finally:
-            for operators in found:
-                operators.rectified = None
+            operators.hand_on = None
 
 
-class _HandsOn(TorchFunctionMode):
-    """Hands a ReLU's result to the ReLU that is called for it."""
+class _Rectified(Tensor):
+    """What the network's code is given in place of a feature: it can be passed to a ReLU, and asked for its shape."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: dict[int, tuple[Tensor, str]] = {}  # by id -> the tensor, alive so that the id stays its own
+    result: Tensor
+    site: str
+    waiting: dict[_Rectified, str]
 
-    def expect(self, rectified: Tensor, site: str) -> None:
-        """`rectified` is what the next ReLU returns that is given it."""
-        self.waiting[id(rectified)] = rectified, site
+    @classmethod
+    def of(cls, result: Tensor, site: str, waiting: dict[_Rectified, str]) -> _Rectified:
+        made: _Rectified = Tensor._make_subclass(cls, result.detach())
+        made.result, made.site, made.waiting = result, site, waiting
+        return made
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not self.waiting:
-            return func(*args, **kwargs)
-        given = [self.waiting[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.waiting]
-        if given and func in _RELUS:
-            tensor, _ = given[0]
-            del self.waiting[id(tensor)]
-            return tensor
-        out = func(*args, **kwargs)
-        if given and any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            self._refuse(given[0][1], f"{getattr(func, '__name__', func)} reads it")
-        return out  # a shape or a type was asked for
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls))
+        if func in _RELUS:
+            given.waiting.pop(given, None)
+            return given.result
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+            raise _otherwise(given.site, f"{getattr(func, '__name__', func)} reads it")
+        return out
 
-    def check_none_waits(self) -> None:
-        """Every feature has met its ReLU."""
-        for _, site in self.waiting.values():
-            self._refuse(site, "none was called")
 
-    @staticmethod
-    def _refuse(site: str, why: str) -> None:
-        raise RunFailure(
-            f"the feature of {site!r} was read by one ReLU alone in a pass of the example, but in training {why}; type "
-            "trainer.fuse_relu=false"
-        )
+def _otherwise(site: str, why: str) -> RunFailure:
+    return RunFailure(
+        f"the feature of {site!r} was read by one ReLU alone in a pass of the example, but in training {why}; type "
+        "trainer.fuse_relu=false"
+    )

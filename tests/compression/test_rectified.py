@@ -148,7 +148,7 @@ def trained(after: Callable[[Net, Tensor], Any], fused: bool, packed: bool = Fal
         with packed_features() if packed else nullcontext(), rectified_features(found):
             F.mse_loss(network(images[step]), targets[step]).backward()
         optimizer.step()
-    assert all(operators.rectified is None for operators in found)
+    assert all(operators.hand_on is None for operators in found)
     copy.deepcopy(network)
     return network.state_dict()
 
@@ -192,7 +192,7 @@ def test_a_network_that_does_otherwise_in_training_is_refused(after: Callable[[N
     with pytest.raises(RunFailure) as caught, rectified_features(found):
         network(torch.randn(4, 3, 9, 9))
     assert str(caught.value) == expected
-    assert all(operators.rectified is None for operators in found)
+    assert all(operators.hand_on is None for operators in found)
 
 
 def test_a_relu_that_is_never_called_is_noticed() -> None:

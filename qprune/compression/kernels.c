@@ -99,11 +99,15 @@ void clip_rectified(const float *grad, const float *result, const float *mask, f
         const float *in = grad + r * width, *of = result + r * width;
         float *to = out + r * width;
         if (mask) {
-            SIMD for (int64_t i = 0; i < width; i++)
-                to[i] = clamp(of[i] <= 0 ? 0.0f : in[i], least, most) * mask[i];
+            SIMD for (int64_t i = 0; i < width; i++) {
+                const float v = clamp(in[i], least, most); /* read whatever it is: a masked load is slow */
+                to[i] = (of[i] <= 0 ? 0.0f : v) * mask[i];
+            }
         } else {
-            SIMD for (int64_t i = 0; i < width; i++)
-                to[i] = clamp(of[i] <= 0 ? 0.0f : in[i], least, most);
+            SIMD for (int64_t i = 0; i < width; i++) {
+                const float v = clamp(in[i], least, most);
+                to[i] = of[i] <= 0 ? 0.0f : v;
+            }
         }
     }
 }

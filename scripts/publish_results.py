@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from qprune.errors import UserError
-from qprune.experiment.publishing import publish
+from qprune.reporting.publishing import publish
 
 
 def main(arguments: list[str]) -> int:

@@ -229,8 +229,8 @@ def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) ->
 def _drawn(grid: Grid, search: Search, table: pd.DataFrame, path: Path) -> list[Path]:
     """The figure's files, written; none without matplotlib."""
     try:
-        from qprune.experiment.drawing import drawn
-        from qprune.experiment.frontier_figure import fronts
+        from qprune.reporting.drawing import drawn
+        from qprune.reporting.frontier_figure import fronts
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

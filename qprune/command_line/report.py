@@ -12,8 +12,8 @@ from qprune.command_line.failures import FAILURE
 from qprune.command_line.tables import DEFAULT_RESULTS, join_all, table_files, taken
 from qprune.errors import UserError
 from qprune.experiment.files import write_atomically
-from qprune.experiment.rendering import cells
 from qprune.experiment.store import Store
+from qprune.reporting.rendering import cells
 
 
 def make(arguments: Sequence[str]) -> int:
@@ -44,8 +44,8 @@ def make(arguments: Sequence[str]) -> int:
     sources = table_files(options.config_dir)
     joined = join_all(list(sources), sources, store, keys, options.config_dir)
     try:
-        from qprune.experiment.gallery import Names
-        from qprune.experiment.report import Shown, page
+        from qprune.reporting.gallery import Names
+        from qprune.reporting.report import Shown, page
     except ModuleNotFoundError as error:
         if error.name in ("jinja2", "matplotlib"):
             raise UserError(f"{error.name} is not installed; type: pip install 'qprune[report]'") from error

@@ -16,10 +16,10 @@ from qprune.command_line.composing import compose_checked
 from qprune.command_line.failures import FAILURE
 from qprune.command_line.overrides import Composer, decimal_from, yaml_value
 from qprune.errors import UserError, one_of
-from qprune.experiment import rendering
 from qprune.experiment.files import write_atomically
 from qprune.experiment.store import Store
-from qprune.experiment.tables import Part, Table, TableRow, Wanted, join, table_from
+from qprune.reporting import rendering
+from qprune.reporting.tables import Part, Table, TableRow, Wanted, join, table_from
 
 ORDER = "order"
 DEFAULT_RESULTS = "results/runs"
@@ -143,7 +143,7 @@ def write(entry: Joined, output: Path) -> str:
 
 def order_text(store: Store, output: Path | None = None) -> str:
     """The comparison of orders as sentences, each with its marks; written to order.md as well."""
-    from qprune.experiment.comparison import compare_orders
+    from qprune.reporting.comparison import compare_orders
 
     found = compare_orders(store)
     lines = ["## Which order is better", ""]

@@ -23,12 +23,12 @@ from qprune.command_line.frontier_grid import grid_of
 from qprune.command_line.frontier_text import density_front
 from qprune.errors import RunFailure, StoppedEarly, UserError
 from qprune.experiment import run as runner
-from qprune.experiment.figures import pareto_front
 from qprune.experiment.identity import run_folder
 from qprune.experiment.results import Row, read_rows
 from qprune.experiment.sizing import Sizer
 from qprune.experiment.stopping import note_stopped
-from tests.experiment.rows import store_row_of
+from qprune.reporting.figures import pareto_front
+from tests.reporting.rows import store_row_of
 
 SMOKE = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1"]
 # The last event is in the middle, so that there are epochs behind it to judge by.

@@ -21,12 +21,12 @@ from qprune.command_line.overrides import Composer, yaml_value
 from qprune.command_line.tables import table_files
 from qprune.compression.footprint import Footprint, paper_footprint
 from qprune.experiment.recipe import Recipe
-from qprune.experiment.tables import table_from
+from qprune.reporting.tables import table_from
 from qprune.tasks.faster_rcnn import FasterRcnn
 from qprune.tasks.models.faster_rcnn import FasterRCNN
 from qprune.tasks.models.resnet_generator import ResnetGenerator
 from qprune.tasks.models.unet import UNet
-from tests.experiment.rows import store_row
+from tests.reporting.rows import store_row
 
 TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in table_files(None).items()}
 # Our density over the printed one where the paper's does not follow from what it says is quantized and pruned.

@@ -15,9 +15,9 @@ pytest.importorskip("matplotlib")
 
 from qprune import cli
 from qprune.command_line.overrides import Composer
-from qprune.experiment.figures import pareto_front
 from qprune.experiment.results import ROW_FILE
-from tests.experiment.rows import store_row
+from qprune.reporting.figures import pareto_front
+from tests.reporting.rows import store_row
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
 1,16,float,0.0,0.0,0.001,0.08,29.0

@@ -17,8 +17,8 @@ from qprune.compression.footprint import paper_footprint
 from qprune.experiment import results
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.results import ROW_FILE
-from qprune.experiment.tables import OtherMethod, table_from
-from tests.experiment.rows import store_row
+from qprune.reporting.tables import OtherMethod, table_from
+from tests.reporting.rows import store_row
 
 ESPCN = ["task=espcn"]
 # Table, task, and the rows whose printed density cannot be had from the paper's own rule (spec 5.3).

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from qprune.experiment.drawing import COLOURS, MARKERS, WIDTH, plain, with_unit
+from qprune.reporting.drawing import COLOURS, MARKERS, WIDTH, plain, with_unit
 
 
 def fronts(

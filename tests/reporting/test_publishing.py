@@ -14,9 +14,9 @@ from qprune.command_line.overrides import Composer
 from qprune.errors import UserError
 from qprune.experiment import results
 from qprune.experiment.files import write_json
-from qprune.experiment.publishing import publish
 from qprune.experiment.store import Store
-from tests.experiment.rows import store_row
+from qprune.reporting.publishing import publish
+from tests.reporting.rows import store_row
 
 
 def runs_of(folder: Path, *seeds: int) -> list[results.Row]:

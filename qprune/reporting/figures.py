@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
-from qprune.experiment.drawing import COLOURS, MARKERS, PHASES, stacked, title_of, with_unit
 from qprune.experiment.results import Row
+from qprune.reporting.drawing import COLOURS, MARKERS, PHASES, stacked, title_of, with_unit
 
 KINDS = ("weight", "feature")
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, beside their points

@@ -8,9 +8,9 @@ import pytest
 
 from qprune import cli
 from qprune.command_line.overrides import Composer
-from qprune.experiment.comparison import bootstrap_interval, compare_orders
 from qprune.experiment.store import Store
-from tests.experiment.rows import store_row
+from qprune.reporting.comparison import bootstrap_interval, compare_orders
+from tests.reporting.rows import store_row
 
 
 def stored(folder: Path, first: list[float], second: list[float], *overrides: str, better: bool = True) -> Store:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from qprune.experiment import gallery, rendering
-from qprune.experiment.comparison import compare_orders
-from qprune.experiment.drawing import Drawn
-from qprune.experiment.gallery import Names
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
+from qprune.reporting import gallery, rendering
+from qprune.reporting.comparison import compare_orders
+from qprune.reporting.drawing import Drawn
+from qprune.reporting.gallery import Names
 
 RUNS_DRAWN = 20  # runs whose figures are in the page, a seed of every recipe before the others
 _FILES = ("config.yaml", "environment.json")
@@ -64,7 +64,7 @@ def page(
     rows = sorted(store.rows.values(), key=lambda row: (row.task, row.budget, row.data_source, row.notation, row.seed))
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("qprune.experiment") / "report.html").read_text(encoding="utf-8"))
+    template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
         rows=rows,

@@ -16,12 +16,12 @@ from PIL import Image
 
 from qprune.command_line.overrides import Composer
 from qprune.compression.schedule import Timeline
-from qprune.experiment import figures, gallery, pictures
-from qprune.experiment.drawing import drawn, with_unit
-from qprune.experiment.gallery import Names
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
-from tests.experiment.rows import store_row
+from qprune.reporting import figures, gallery, pictures
+from qprune.reporting.drawing import drawn, with_unit
+from qprune.reporting.gallery import Names
+from tests.reporting.rows import store_row
 
 CURVE = pd.DataFrame(
     {

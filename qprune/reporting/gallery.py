@@ -19,12 +19,12 @@ from safetensors.numpy import load_file
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
-from qprune.experiment import figures, pictures
-from qprune.experiment.drawing import Drawn, drawn
 from qprune.experiment.histograms import HISTOGRAMS_FILE
 from qprune.experiment.identity import MACHINE_KEYS, later_at_default, without
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
+from qprune.reporting import figures, pictures
+from qprune.reporting.drawing import Drawn, drawn
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}

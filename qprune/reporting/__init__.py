@@ -1,0 +1,1 @@
+"""What came out: finished rows as tables, comparisons, figures and pages, and what of them is published."""

@@ -16,6 +16,7 @@ from qprune.command_line.sweeping import time_left_text
 from qprune.experiment.files import write_atomically
 from qprune.experiment.frontier import SPREADS, Amount, Point, Search, Verdict
 from qprune.experiment.results import Row
+from qprune.reporting.front import pareto_front
 
 _NAMES = {"weights_mb": "weights", "features_mb": "features", "size_mb": "size Mb", "density_paper": "(paper)"}
 MISSING = "runs missing"
@@ -176,13 +177,10 @@ def answer_text(grid: Grid, search: Search, rows: Mapping[Point, Mapping[int, Ro
 
 def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
     """`yes` for models that no other one beats in score and density, `no` for others with a result."""
-    done = table[table["n"] > 0]
-    quality, density = done["mean"] if higher_is_better else -done["mean"], done["density_actual"]
-    beaten = {
-        i: bool(((quality >= q) & (density >= d) & ((quality > q) | (density > d))).any())
-        for i, q, d in zip(done.index, quality, density, strict=True)
-    }
-    return [{None: "", True: "no", False: "yes"}[beaten.get(i)] for i in range(len(table))]
+    done = table.index[table["n"] > 0]
+    scores, densities = table.loc[done, "mean"].tolist(), table.loc[done, "density_actual"].tolist()
+    front = {done[i] for i in pareto_front(scores, densities, higher_is_better)}
+    return ["" if n == 0 else "yes" if i in front else "no" for i, n in table["n"].items()]
 
 
 def _described(grid: Grid, search: Search, point: Point) -> str:

@@ -17,6 +17,7 @@ from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
 from qprune.experiment.results import Row
 from qprune.reporting.drawing import COLOURS, MARKERS, PHASES, stacked, title_of, with_unit
+from qprune.reporting.front import pareto_front
 
 KINDS = ("weight", "feature")
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, beside their points
@@ -161,18 +162,6 @@ def density_against_score(
     axis.margins(0.08)
     axis.legend(fontsize=6, loc="best")
     return figure
-
-
-def pareto_front(scores: Sequence[float], densities: Sequence[float], higher_is_better: bool) -> list[int]:
-    """Places of the points that no other one beats in score and density, sorted by score."""
-    sign = 1 if higher_is_better else -1
-    order = sorted(range(len(scores)), key=lambda i: (-sign * scores[i], -densities[i]))
-    front, best = [], -np.inf
-    for i in order:
-        if densities[i] > best:
-            front.append(i)
-            best = densities[i]
-    return sorted(front, key=lambda i: scores[i])
 
 
 def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] | None = None) -> Figure:

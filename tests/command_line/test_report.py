@@ -16,7 +16,6 @@ pytest.importorskip("matplotlib")
 from qprune import cli
 from qprune.command_line.overrides import Composer
 from qprune.experiment.results import ROW_FILE
-from qprune.reporting.figures import pareto_front
 from tests.reporting.rows import store_row
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
@@ -97,12 +96,6 @@ def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pyt
     assert f"counted features: {path.parent}" in printed.out
     assert printed.err.count("left out: no histograms of") == 1
     assert len(list((tmp_path / "figures").glob("*-features.png"))) == 1
-
-
-def test_pareto_front_by_hand() -> None:
-    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=True) == [0, 1, 2]
-    assert pareto_front([1, 2, 3], [3, 1, 2], higher_is_better=True) == [0, 2]
-    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=False) == [0]
 
 
 def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qprune.experiment.frontier import FLOAT_BITS, Amount, Known, Point, Question, Search, Verdict, in_order
-from qprune.reporting.figures import pareto_front
+from qprune.reporting.front import pareto_front
 
 BITS, SPARSITIES, ORDERS = (3, 4, 6, 8), (0.0, 0.25, 0.5, 0.75), ("prune_first", "quantize_first")
 FLOAT = Point("float", frozenset(), FLOAT_BITS, 0.0, 32e6)

@@ -20,12 +20,12 @@ from qprune.command_line.sweeping import Job, expand, state_of
 from qprune.errors import UserError, one_of
 from qprune.experiment import identity
 from qprune.experiment.frontier import FLOAT_BITS, Amount, Point, Question, in_order
+from qprune.reporting.units import unit_of_difference
 
 ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
 DEFAULTS = {"quantize.bits": "3,4,6,8", "prune.sparsity": "0,0.25,0.5,0.75", "seed": "0", "order": "prune_first"}
 OWN_KEYS = ("max_loss", "max_size", "margin", "stop")
 STOP = ("early", "never")
-UNITS = {"db": "dB", "percent": "pp"}  # last word of a metric's name -> unit of its differences
 Run = tuple[Point, int]  # a model and a seed
 
 
@@ -60,7 +60,8 @@ class Grid:
     @property
     def unit(self) -> str:
         """The unit of a difference of scores, with a blank before it; empty for a metric without unit."""
-        return unit_of(self.metric)
+        unit = unit_of_difference(self.metric)
+        return f" {unit}" if unit else ""
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,6 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         stops=own.get("stop", STOP[0]) == STOP[0] and not exhaustive,
         exhaustive=exhaustive,
     )
-
-
-def unit_of(metric: str) -> str:
-    """The unit of a difference of this metric, with a blank before it: ` dB`, ` pp` (percentage points) or nothing."""
-    unit = UNITS.get(metric.rpartition("_")[2], "")
-    return f" {unit}" if unit else ""
 
 
 def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -204,7 +199,7 @@ def _question(own: dict[str, str], metric: str, higher_is_better: bool) -> Quest
 
 
 def _amount(key: str, text: str, metric: str) -> Amount:
-    unit = unit_of(metric).strip()
+    unit = unit_of_difference(metric)
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%|[a-zA-Z]*)", text.strip())
     if match is None or match[2] not in ("%", unit, ""):
         raise UserError(

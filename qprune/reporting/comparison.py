@@ -14,6 +14,7 @@ import pandas as pd
 
 from qprune.experiment import identity
 from qprune.experiment.store import Store
+from qprune.reporting.units import unit_of_difference
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -40,7 +41,7 @@ class Comparison:
 
     def sentence(self) -> str:
         """What the numbers say, in words."""
-        unit, n = _unit(self.metric), len(self.seeds)
+        unit, n = f" {unit_of_difference(self.metric) or self.metric}", len(self.seeds)
         count = f"{n} seed{'s' if n > 1 else ''}"
         text = f"{self.task}, {self.setting}: "
         if self.low is None or self.high is None:
@@ -169,9 +170,3 @@ def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
         shared = identity.without(shared, frozenset((*identity.MACHINE_KEYS, *later)))
     known[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
     return known[text]
-
-
-def _unit(metric: str) -> str:
-    """The unit in a metric's name: `psnr_db` is in dB."""
-    units = {"db": " dB", "percent": " percentage points"}
-    return units.get(metric.rpartition("_")[2], f" {metric}")

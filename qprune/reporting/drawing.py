@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from qprune.experiment.files import write_atomically
 from qprune.experiment.results import Row
+from qprune.reporting.units import unit_of_score
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
 PHASES = {"P": "#fbe3d0", "Q": "#d6e8f5", "PQ": "#e6dcef"}
@@ -61,9 +62,8 @@ def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:
     """A metric's name with its unit in brackets: as `names` has it, or else from its key: `psnr_db` is psnr (dB)."""
     if names and metric in names:
         return names[metric]
-    name, _, unit = metric.rpartition("_")
-    units = {"db": "dB", "percent": "%"}
-    return f"{name.replace('_', ' ')} ({units[unit]})" if unit in units else metric.replace("_", " ")
+    unit = unit_of_score(metric)
+    return f"{metric.rpartition('_')[0].replace('_', ' ')} ({unit})" if unit else metric.replace("_", " ")
 
 
 def title_of(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_smaller_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     [comparison] = compare_orders(store)
     assert comparison.better == "quantize_first"
     assert "quantize first is better by 1 +- 0 dB" in comparison.sentence()
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"), [("accuracy_percent", "1 +- 0 pp "), ("psnr_db", "1 +- 0 dB "), ("fid", "1 +- 0 fid ")]
+)
+def test_a_difference_has_its_unit_or_else_the_metric_s_name(metric: str, said: str, tmp_path: Path) -> None:
+    [comparison] = compare_orders(stored(tmp_path, [31.0] * 5, [30.0] * 5))
+    assert f"prune first is better by {said}" in replace(comparison, metric=metric).sentence()
 
 
 def test_noise_is_no_difference(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
 
 def test_a_name_with_unit() -> None:
     assert with_unit("psnr_db") == "psnr (dB)"
+    assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"
     assert with_unit("fid_proxy") == "fid proxy"
     assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
     assert drawn(Figure(), "x", "").png == drawn(Figure(), "x", "").png

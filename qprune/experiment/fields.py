@@ -10,6 +10,7 @@ from qprune.compression.functional import GRADIENTS, MASK_RULES, ROUNDINGS
 from qprune.compression.options import TARGETS, WEIGHT_AXES
 from qprune.compression.pruner import BORDERS, GRANULARITIES
 from qprune.errors import UserError, closest
+from qprune.experiment.identity import LATER_KEYS
 from qprune.experiment.ranges import Range, Samples, check
 
 _Epochs = Annotated[int, Range(1, 10**6, "epochs")]
@@ -81,16 +82,7 @@ FIELDS: dict[str, Any] = {
     "task.paper_size.feature_bits": _Bits | None,
 }
 # Keys whose absence says that there is nothing to say
-_OPTIONAL = ("quantize.decimal_from", "task.sites.", "task.paper_size.")
-# Keys that stored configs of finished runs may lack, since they came later, with what held before
-_LATER: dict[str, Any] = {
-    "wait": False,
-    "trainer.share_stem": True,
-    "trainer.kernels": True,
-    "trainer.compile": False,
-    "trainer.fuse_relu": False,
-    "trainer.pack_features": False,
-}
+_OPTIONAL = ("task.sites.", "task.paper_size.")
 # They become parts of paths
 _NAMES = ("order.name", "budget.name", "task.name")
 
@@ -122,8 +114,8 @@ def complete_fields(config: dict[str, Any]) -> None:
         values = _at(config, section) if section else config
         if isinstance(values, Mapping) and name in values:
             check(key, values[name], kind)
-        elif isinstance(values, dict) and key in _LATER:
-            values[name] = _LATER[key]
+        elif isinstance(values, dict) and key in LATER_KEYS:
+            values[name] = LATER_KEYS[key]
         elif not key.startswith(_OPTIONAL):
             raise UserError(f"{key} is missing; give it a value, as configs/run.yaml and its groups do")
     for key in _NAMES:

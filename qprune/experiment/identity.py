@@ -29,11 +29,17 @@ MACHINE_KEYS = (
     "trainer.threads",
     "wait",
 )
-# Keys that came after rows had been stored, with values at which they change nothing: such rows stay what they are.
+# Keys that came after runs had been stored, with what held before them: rows without them stay what they are, and
+# configs without them are completed (see fields.py).
 LATER_KEYS: dict[str, Any] = {
     "quantize.decimal_from": None,
     "task.further_test_folders": [],
     "trainer.compile": False,
+    "trainer.fuse_relu": False,
+    "trainer.kernels": True,
+    "trainer.pack_features": False,
+    "trainer.share_stem": True,
+    "wait": False,
 }
 
 
@@ -59,7 +65,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def later_at_default(config: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Those of LATER_KEYS that have no effect in a config, be they there or not."""
+    """Those of LATER_KEYS at which a config has what held before them, be they there or not."""
     return tuple(key for key, default in LATER_KEYS.items() if _value(config, key, default) == default)
 
 

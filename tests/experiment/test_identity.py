@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from omegaconf import OmegaConf
 
 from qprune.command_line.overrides import Composer
+from qprune.experiment.identity import LATER_KEYS, plain, signature
+from qprune.experiment.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,26 @@ def test_the_signature_of_a_published_run_is_what_it_was(overrides: tuple[str, .
         assert found == composer.signature(["task=espcn", *overrides, "trainer.share_stem=false"], seed)
         assert composer.signature(["task=espcn", *overrides, "task.further_test_folders=[set14]"], seed) != found
     assert found.startswith(begins)
+
+
+def at(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section of a dotted key, and its name there."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    return config, name
+
+
+def test_a_config_of_before_all_later_keys_is_the_same_run_and_still_works() -> None:
+    with Composer() as composer:
+        config = composer.config(["task=espcn", "order=prune_first"])
+    stored = plain(config)
+    for key in LATER_KEYS:
+        section, name = at(stored, key)
+        del section[name]
+    assert signature(OmegaConf.create(stored)) == signature(config)
+    Recipe.from_config(stored)
+    for key, before in LATER_KEYS.items():
+        if not key.startswith("task."):  # a task's own constructor has a default
+            section, name = at(stored, key)
+            assert section[name] == before

@@ -1,10 +1,12 @@
-"""What the command line says of bad input."""
+"""Bad input and failing runs: what tests ask of the command line's answer to them."""
 
 from __future__ import annotations
 
 import pytest
+from omegaconf import DictConfig
 
 from qprune import cli
+from qprune.experiment import run as runner
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -14,3 +16,12 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run raises this error."""
+
+    def execute(cfg: DictConfig, wait: bool = False) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "execute", execute)

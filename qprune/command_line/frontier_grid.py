@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,8 @@ from qprune.command_line.sweeping import Job, expand, state_of
 from qprune.errors import UserError, one_of
 from qprune.experiment import identity
 from qprune.experiment.frontier import FLOAT_BITS, Amount, Point, Question, in_order
+from qprune.experiment.results import ROW_FILE
+from qprune.experiment.store import PUBLISHED, Store
 from qprune.reporting.units import unit_of_difference
 
 ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
@@ -96,11 +98,15 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
     plain = {point: identity.plain(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
     task = sizer.task(next(iter(plain.values())))
     points = in_order(found)
+    signatures = {(p, s): identity.signature(config) for p, (_, of) in found.items() for s, config in of.items()}
+    stored = _stored(Path(next(iter(plain.values()))["results_dir"]), signatures.values())
     jobs = {}
     for point in points:
         model, configs = found[point]
         for seed, config in configs.items():
             folder = identity.run_folder(config)
+            if not (folder / ROW_FILE).exists():
+                folder = stored.get(signatures[point, seed], folder)
             jobs[point, seed] = Job((*model.words, f"seed={seed}"), config, folder, *state_of(folder))
     return Grid(
         points=points,
@@ -113,6 +119,21 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         stops=own.get("stop", STOP[0]) == STOP[0] and not exhaustive,
         exhaustive=exhaustive,
     )
+
+
+def _stored(results_dir: Path, signatures: Iterable[str]) -> dict[str, Path]:
+    """Where the finished ones of these runs are: the rows that tables and report read, published ones among them.
+
+    Raises UserError for a row that does not fit the files beside it.
+    """
+    if not results_dir.is_dir() and not (results_dir.parent / PUBLISHED).is_dir():
+        return {}
+    store, wanted = Store.read(results_dir), list(signatures)
+    others = len(store.problems)  # of rows that cannot be read: nobody knows whose they are
+    store.check(wanted)
+    if mine := store.problems[others:]:
+        raise UserError(mine[0])
+    return {signature: store.paths[signature].parent for signature in wanted if signature in store.rows}
 
 
 def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

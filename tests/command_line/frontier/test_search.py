@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qprune.command_line.frontier_text import density_front
 from qprune.errors import Interrupted, RunFailure, UserError
 from qprune.experiment import run as runner
 from qprune.experiment.results import read_rows
+from qprune.reporting.publishing import publish
 from tests.command_line.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
 from tests.reporting.rows import store_row_of
 
@@ -122,6 +124,38 @@ def test_a_row_of_another_run_is_refused(tmp_path: Path, made_up: list[str]) -> 
     store_row_of(job.config, signature="0" * 64)
     with pytest.raises(UserError, match="is the row of another run; delete it, or run with force=true"):
         searched(grid)
+
+
+def test_published_rows_are_taken_as_they_are(
+    tmp_path: Path, made_up: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three published models, one has a row of its own too, which counts; the other two are run."""
+    runs = tmp_path / "runs"
+    words = [*SMOKE, *SMALL, f"results_dir={runs}"]
+    jobs = {point.name: job for (point, _), job in grid_of(words).jobs.items()}
+    for name in ("Baseline", "Q8(w,f)", "Q4(w,f)"):
+        store(jobs[name].config, 30.0)
+    publish(runs)
+    shutil.rmtree(runs)
+    store(jobs["Q4(w,f)"].config, 29.0)
+    capsys.readouterr()
+    assert cli.main(["frontier", "--plan", *words]) == 0
+    assert "5 models, 5 runs: 3 done, at most 2 left\n" in capsys.readouterr().out
+    assert cli.main(["frontier", "--exhaustive", *words]) == 0
+    assert sorted(made_up) == ["P0.5(w,f)->Q4(w,f) 0", "P0.5(w,f)->Q8(w,f) 0"]
+    means = table_in(runs)["mean"]
+    assert means[["Baseline", "Q8(w,f)", "Q4(w,f)"]].tolist() == [30.0, 30.0, 29.0]
+
+
+def test_a_published_row_that_was_edited_is_refused(tmp_path: Path, made_up: list[str]) -> None:
+    words = [*SMOKE, *SMALL, f"results_dir={tmp_path / 'runs'}"]
+    store(next(iter(grid_of(words).jobs.values())).config, 30.0)
+    publish(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs")
+    [path] = (tmp_path / "published").rglob("config.yaml")
+    path.write_text(path.read_text(encoding="utf-8").replace("seed: 0\n", "seed: 1\n"), encoding="utf-8")
+    with pytest.raises(UserError, match="its command again with force=true"):
+        grid_of(words)
 
 
 def test_a_signal_leaves_the_table_and_code_75(

@@ -17,8 +17,10 @@ from qprune.experiment.results import Row
 from qprune.reporting.units import unit_of_score
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
+DARK = ("#0072b2", "#000000")  # of COLOURS: on these, letters are white
 PHASES = {"P": "#fbe3d0", "Q": "#d6e8f5", "PQ": "#e6dcef"}
 MARKERS = "osD^vPX"
+MARKER_SIZE = 9.0  # points, of markers with text inside
 WIDTH = 6.4  # inches
 
 
@@ -56,6 +58,25 @@ def plain(axes: Iterable[Axes]) -> None:
     """Take away the lines at the top and on the right."""
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+
+
+def inside(axis: Axes, at: tuple[float, float], text: str, marker: str, face: str, zorder: int) -> None:
+    """Up to two letters within a marker of MARKER_SIZE and `zorder`: beside it they would lie over its neighbours.
+
+    face: the colour that the marker is filled with.
+    """
+    down = {"^": -1.2, "v": 1.2}.get(marker, 0.0)  # points, to where a triangle is wide
+    axis.annotate(
+        text,
+        at,
+        xytext=(0, down),
+        textcoords="offset points",
+        ha="center",
+        va="center_baseline",
+        fontsize=5.5,
+        color="#ffffff" if face in DARK else "#000000",
+        zorder=zorder + 0.5,  # errorbar puts its markers a bit above what it is given
+    )
 
 
 def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:

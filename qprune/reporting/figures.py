@@ -16,11 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
 from qprune.experiment.results import Row
-from qprune.reporting.drawing import COLOURS, MARKERS, PHASES, stacked, title_of, with_unit
+from qprune.reporting.drawing import COLOURS, MARKER_SIZE, MARKERS, PHASES, inside, stacked, title_of, with_unit
 from qprune.reporting.front import pareto_front
 
 KINDS = ("weight", "feature")
-MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, beside their points
+MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, by numbers in their points
 
 
 def training_curve(
@@ -133,24 +133,26 @@ def density_against_score(
     for i, point in points.iterrows():
         recipe, order = str(point["recipe", ""]), str(point["order", ""])
         place, label = (int(str(i)), recipe) if few else (orders.index(order), order.replace("_", " "))
+        numbered = not few and i in front
         axis.errorbar(
             point["score", "mean"],
             point["density", "mean"],
             xerr=point["score", "std"] if point["score", "std"] > 0 else None,
             fmt=MARKERS[place % 7],
             color=COLOURS[place % 7],
-            ms=6,
+            ms=MARKER_SIZE if numbered else 6,
             lw=1,
             capsize=2,
             label=None if label in named else label,
-            zorder=3,
+            zorder=4 if numbered else 3,
         )
         named.add(label)
-        if not few and i in front:
-            at = (point["score", "mean"], point["density", "mean"])
-            beside = {"xytext": (-4, 4), "ha": "right"} if list(front).index(i) % 2 == 0 else {"xytext": (4, -8)}
-            axis.annotate(recipe, at, textcoords="offset points", fontsize=6, **beside)  # neighbours on either side
+        if numbered:
+            number, at = front.index(int(str(i))) + 1, (point["score", "mean"], point["density", "mean"])
+            inside(axis, at, str(number), MARKERS[place % 7], COLOURS[place % 7], zorder=4)
     axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
+    for number, i in enumerate([] if few else front, 1):
+        axis.plot([], [], " ", label=f"{number}  {points['recipe', ''][i]}")
     counts = sorted(runs.groupby(["recipe", "order"]).size().unique())
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     direction = "" if higher_is_better else ", smaller is better"

@@ -126,6 +126,15 @@ def test_the_front_joins_means_over_seeds() -> None:
     assert axis.get_xlabel() == "fid, smaller is better"
 
 
+def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -> None:
+    points = [(f"r{i}", "prune_first", 30.0 + i, 5.0) for i in range(8)] + [("dense", "baseline", 31.5, 9.0)]
+    runs = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True).axes[0]
+    assert {(text.xy, text.get_text()) for text in axis.texts} == {((31.5, 9.0), "1"), ((37.0, 5.0), "2")}
+    named = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert sorted(named) == ["1  dense", "2  r7", "Pareto front", "baseline", "prune first"]
+
+
 def test_the_histogram_shows_every_count_and_the_range(row: Row) -> None:
     site = {"site": "tanh1", "bits": 8, "decimal": 7, "low": -1.0, "high": 0.9921875, "elements": 8}
     site |= {"below": 0, "above": 2, "start": 0.0, "width": 0.5, "counts": [5, 1, 2]}

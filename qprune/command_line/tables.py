@@ -44,6 +44,7 @@ def show(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"names of tables, {ORDER}, or KEY=VALUE; default: all")
     parser.add_argument("--run-missing", action="store_true", help="carry out the runs that are missing, then join")
+    parser.add_argument("--all-pairs", action="store_true", help=f"{ORDER}: also the pairs of too few seeds to decide")
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ beside results_dir")
     parser.add_argument("--config-dir", help="a further folder of configs, with tables in its folder table/")
     options = parser.parse_intermixed_args(arguments)
@@ -67,7 +68,7 @@ def show(arguments: Sequence[str]) -> int:
     for entry in joined:
         print(write(entry, output))
     if ORDER in words or not words:
-        print(order_text(store, output))
+        print(order_text(store, output, options.all_pairs))
     for problem in store.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if names and not any((part["n"] > 0).any() for entry in joined for part in entry.parts) and store.rows:
@@ -141,15 +142,21 @@ def write(entry: Joined, output: Path) -> str:
     return text
 
 
-def order_text(store: Store, output: Path | None = None) -> str:
-    """The comparison of orders as sentences, each with its marks; written to order.md as well."""
-    from qprune.reporting.comparison import compare_orders
+def order_text(store: Store, output: Path | None = None, all_pairs: bool = False) -> str:
+    """The comparison of orders as sentences, each with its marks; written to order.md as well.
+
+    all_pairs: whether those of too few seeds to decide get sentences too; else they share a line.
+    """
+    from qprune.reporting.comparison import compare_orders, too_few_text
 
     found = compare_orders(store)
+    told = [comparison for comparison in found if all_pairs or comparison.can_decide]
     lines = ["## Which order is better", ""]
-    for comparison in found:
+    for comparison in told:
         marks = f" [{'; '.join(comparison.marks)}]" if comparison.marks else ""
         lines.append(f"- {comparison.sentence()}{marks}")
+    if few := len(found) - len(told):
+        lines.append(f"- {too_few_text(few)}; shown by: qprune tables {ORDER} --all-pairs")
     if not found:
         lines.append("no seed has been trained in both orders with the same settings")
     text = "\n".join([*lines, ""])

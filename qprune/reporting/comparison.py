@@ -39,6 +39,11 @@ class Comparison:
     better: str | None
     marks: tuple[str, ...]
 
+    @property
+    def can_decide(self) -> bool:
+        """Whether there are seeds enough for an interval."""
+        return len(self.seeds) >= LEAST_PAIRS
+
     def sentence(self) -> str:
         """What the numbers say, in words."""
         unit, n = f" {unit_of_difference(self.metric) or self.metric}", len(self.seeds)
@@ -60,6 +65,11 @@ class Comparison:
             f"{text}{self.better.replace('_', ' ')} is better by {abs(self.difference):.3g} +- {half:.2g}{unit} "
             f"(95 % interval {low:.3g} to {high:.3g}, {count})"
         )
+
+
+def too_few_text(number: int) -> str:
+    """What is said of so many comparisons that cannot decide, instead of their sentences."""
+    return f"{number} pair{'s' if number > 1 else ''} of fewer than {LEAST_PAIRS} seeds: too few to decide"
 
 
 def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:

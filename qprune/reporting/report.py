@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from qprune.experiment.results import Row
 from qprune.experiment.store import Store
 from qprune.reporting import gallery, rendering
-from qprune.reporting.comparison import compare_orders
+from qprune.reporting.comparison import compare_orders, too_few_text
 from qprune.reporting.drawing import Drawn
 from qprune.reporting.gallery import Names
 
@@ -70,6 +70,7 @@ def page(
         rows=rows,
         marked=sum(bool(row.marks) for row in rows),
         comparisons=comparisons,
+        too_few_text=too_few_text,
         tables=tables,
         headings=rendering.HEADINGS,
         letter=rendering.letter,

@@ -54,6 +54,14 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> No
         assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
 
 
+def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:
+    before, _, after = report.read_text(encoding="utf-8").partition(
+        "<details><summary>1 pair of fewer than 5 seeds: too few to decide</summary>"
+    )
+    assert "over 2 seeds; an interval needs at least 5" not in before
+    assert "over 2 seeds; an interval needs at least 5" in after.partition("</details>")[0]
+
+
 def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     assert text.count("<summary>config.yaml</summary>") == 6

@@ -71,6 +71,28 @@ def test_few_seeds_show_no_difference(tmp_path: Path) -> None:
     )
 
 
+def test_pairs_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    stored(runs, [31.0] * 5, [30.0] * 5)
+    stored(runs, [31.0] * 4, [30.0] * 4, "quantize.bits=9")
+    command = ["tables", "order", f"results_dir={runs}"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[3:] == [
+        "- 1 pair of fewer than 5 seeds: too few to decide; shown by: qprune tables order --all-pairs",
+        "",
+    ]
+    assert (tmp_path / "tables" / "order.md").read_text(encoding="utf-8") == shown.removesuffix("\n")
+    assert cli.main([*command, "--all-pairs"]) == 0
+    every = capsys.readouterr().out
+    assert every.splitlines()[:3] == shown.splitlines()[:3]
+    assert "Q9(w,f) (paper, real data): no difference shown (prune_first minus quantize_first is +1 dB over 4" in every
+    assert "too few to decide" not in every
+    stored(runs, [31.0], [30.0], "quantize.bits=7")
+    assert cli.main(command) == 0
+    assert "- 2 pairs of fewer than 5 seeds: too few to decide; shown by" in capsys.readouterr().out
+
+
 def test_only_runs_of_one_setting_are_paired(tmp_path: Path) -> None:
     stored(tmp_path, [31.0], [], "prune.window=16")
     store = stored(tmp_path, [], [30.0], "prune.window=32")

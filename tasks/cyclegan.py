@@ -21,7 +21,7 @@ from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, plain_or_striped
 from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.data.unpaired import UnpairedBatches, read_domain
-from qprune.tasks.metrics.fid import EXTRACTORS, FrechetDistance
+from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, generating, square_loss
 from qprune.tasks.models.initialisation import gaussian_
 from qprune.tasks.models.patchgan import PatchGAN
@@ -75,7 +75,6 @@ class CycleGAN(Task):
         folder: str = "horse2zebra",
     ) -> None:
         super().__init__()
-        one_of("task.fid", fid, EXTRACTORS)
         trial = is_trial(data, limits)
         size = image_size or (SMALL if trial else SIZE)
         self.width = width or (TRIAL_WIDTH if trial else WIDTH)
@@ -85,10 +84,7 @@ class CycleGAN(Task):
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
         self.rate, self.beta1 = learning_rate, beta1
         # the distance is no child, so that its network stays out of checkpoints
-        whole = data.source == "real" and limits.steps_per_epoch is None
-        self.distance = FrechetDistance(
-            ("inception" if whole else "proxy") if fid == "auto" else fid, inception_weights
-        )
+        self.distance = distance_of(fid, inception_weights, data, limits)
         self.metric = self.distance.name
         with seeded(seed, "network"):
             self.network = ResnetGenerator(blocks, self.width, norm)

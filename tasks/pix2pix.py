@@ -20,7 +20,7 @@ from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
 from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
-from qprune.tasks.metrics.fid import EXTRACTORS, FrechetDistance
+from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, generating, logistic_loss
 from qprune.tasks.models.initialisation import gaussian_
 from qprune.tasks.models.patchgan import PatchGAN
@@ -76,7 +76,6 @@ class Pix2Pix(Task):
     ) -> None:
         super().__init__()
         one_of("task.direction", direction, DIRECTIONS)
-        one_of("task.fid", fid, EXTRACTORS)
         trial = is_trial(data, limits)
         size = image_size or (SMALL if trial else SIZE)
         self.width = width or (TRIAL_WIDTH if trial else WIDTH)
@@ -88,10 +87,7 @@ class Pix2Pix(Task):
         self.epochs, self.l1_weight, self.extra_norm = limits.epochs, l1_weight, extra_norm
         self.rate, self.beta1, self.test_like_training = learning_rate, beta1, test_like_training
         # the distance is no child, so that its network stays out of checkpoints
-        whole = data.source == "real" and limits.steps_per_epoch is None
-        self.distance = FrechetDistance(
-            ("inception" if whole else "proxy") if fid == "auto" else fid, inception_weights
-        )
+        self.distance = distance_of(fid, inception_weights, data, limits)
         self.metric = self.distance.name
         with seeded(seed, "network"):
             self.network = UNet(self.depth, self.width, dropout, extra_norm)

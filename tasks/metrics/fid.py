@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from qprune.errors import UserError, one_of
+from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.data.seeds import generator
 
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -56,6 +57,13 @@ class FrechetDistance:
         if self.weights is None:
             return FrechetInceptionDistance(feature=RandomFeatures())
         return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(self.weights))
+
+
+def distance_of(fid: str, weights: str | None, data: DataOptions, limits: Limits) -> FrechetDistance:
+    """The distance that `task.fid` names: `auto` is `inception` for the whole recipe on real data, else `proxy`."""
+    one_of("task.fid", fid, EXTRACTORS)
+    whole = data.source == "real" and limits.steps_per_epoch is None
+    return FrechetDistance(("inception" if whole else "proxy") if fid == "auto" else fid, weights)
 
 
 class RandomFeatures(nn.Module):

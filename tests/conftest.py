@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start without the variables that the command line sets, and put back what it and Hydra change."""
     torch.manual_seed(0)  # whatever a test draws without a generator, it draws alone and in any order
     before = dict(os.environ)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     for name in ("QPRUNE_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
         os.environ.pop(name, None)
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -33,3 +36,6 @@ def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+    root.setLevel(level)  # Hydra's --info has it say everything, to the stream of the test that asked
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qprune.errors import UserError
-from qprune.export.sparse import load_sparse, pack, sparse_bytes, unpack
+from qprune.export.sparse import load_sparse, pack, sparse_bytes, sparse_metadata, unpack
 from tests.export.networks import RESIDUAL_PLAN, Residual, compressed
 
 
@@ -55,6 +56,20 @@ def test_a_large_weight_takes_the_bits_that_are_counted() -> None:
     counted = 256 * 256 * (1 + 0.5 * 8) / 8  # a bit of the mask, and 8 for every second element
     # the mask is as random as the weights and takes a bit each; bytes that are normally distributed compress by a tenth
     assert 0.85 * counted < size < counted
+
+
+def test_names_and_metadata_of_a_small_network_are_compressed_with_it(tmp_path: Path) -> None:
+    compressor = compressed(Residual(), RESIDUAL_PLAN, (1, 3, 8, 8))
+    told = {"qprune.signature": "ab" * 32, "qprune.recipe": "P->Q", "qprune.quantize": '{"bits": 8}' * 40}
+    path = tmp_path / "network.sparse.safetensors"
+    path.write_bytes(sparse_bytes(compressor.network, compressor.bake(), told))
+    assert sparse_metadata(path) == told
+    with safe_open(path, "np") as file:
+        assert file.metadata() == {k: told[k] for k in ("qprune.signature", "qprune.recipe")} | {
+            "format": "qprune.sparse.3"
+        }
+    bare = len(sparse_bytes(compressor.network, compressor.bake(), {}))
+    assert path.stat().st_size < bare + 250  # 440 bytes of options are worth few, in the stream of the rest
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from qprune.errors import UserError, one_of
 from qprune.experiment.files import write_atomically
 from qprune.experiment.finished import FinishedRun
 from qprune.export.calibration import missing_decimals
-from qprune.export.integer import FORMS as WEIGHTS
 from qprune.export.integer import integer_program
 from qprune.export.lowering import exact_program
 from qprune.export.program import Program
 from qprune.export.sparse import SUFFIX, sparse_bytes
+from qprune.export.stored import FORMS as WEIGHTS
 from qprune.export.tracing import Trace, trace
 
 FOLDER = "export"

@@ -69,7 +69,7 @@ def written_mask(graph: Writer, mask: Tensor, border: str, like: str | None) -> 
     if like is None or all(n == 1 for n in mask.shape[1:]):
         return name
     shape = graph.node("Shape", like)
-    for axis in range(1, mask.dim()):
+    for axis in reversed(range(1, mask.dim())):  # the last one first: rows are then copied as they are
         tile = graph.constant([mask.shape[axis]], "int64")
         length = graph.node("Gather", shape, graph.constant([axis + 1], "int64"))
         whole = graph.node("Mul", graph.node("Div", length, tile), tile)

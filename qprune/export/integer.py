@@ -19,6 +19,7 @@ from qprune.export.lowering import EXACT_BITS, Lowering, NotExactError, affine_o
 from qprune.export.operations import Apply
 from qprune.export.program import Grid, Program, Value
 from qprune.export.stored import (
+    FORMS,
     Form,
     IntegerSums,
     Load,
@@ -33,7 +34,6 @@ from qprune.export.tracing import Chain, Node, Trace
 from qprune.export.weights import by_output
 
 LARGEST_BIAS = 2**30
-FORMS: dict[str, Form] = {"auto": "either", "safe": "unsigned", "signed": "signed"}  # of weights where `needs_unsigned`
 LEADS_TO_GRID = ("add", "relu", "avg_pool", "adaptive_avg_pool", "flatten", "max_pool", "concat")
 STORED_MOVES = ("flatten", "reshape", "pixel_shuffle", "max_pool")
 
@@ -102,7 +102,7 @@ class IntegerLowering(Lowering):
             return "its weight has more than 8 bits"
         if self.made[node.inputs[0]].form != "uint8":
             return "its input has more than 8 bits"
-        return "no grid follows its sums at once, and they are on too fine or too many grids for integers"
+        return f"no grid follows its sums at once, {'and floats are faster' if node.op == 'conv' else 'too many bits'}"
 
     # Features
 
@@ -272,7 +272,9 @@ class IntegerLowering(Lowering):
         self.finish(chain, self.result.add(step, [x], value))
 
     def integer_sums(self, node: Node, x: Value) -> bool:
-        """A layer whose sums leave the integers: exactly, as floats, with the bias on the sums' grid."""
+        """A linear layer whose sums leave the integers: exactly, as floats, with the bias on the sums' grid."""
+        if node.op != "linear":  # ConvInteger takes much longer than a float convolution, whose sums are as exact
+            return False
         assert node.weight is not None
         assert x.grid is not None
         integers, decimals, error = by_output(node.weight)
@@ -291,7 +293,7 @@ class IntegerLowering(Lowering):
         bound <<= finest - int(decimals.min())
         same = decimals[:1] if bool((decimals == decimals[0]).all()) else decimals
         form = self.form(integers, x)
-        step = IntegerSums(node.op, integers.float(), bias, node.arguments, x.grid, x.zero, same, form)
+        step = IntegerSums(integers.float(), bias, x.grid, x.zero, same, form)
         grid = Grid(x.grid.decimal + finest, -bound, bound)
         self.note(node, "integer sums", "no grid of 8 bits follows it")
         self.made[node.name] = self.result.add(step, [x], Value(node.name, "float32", node.shape, grid))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from qprune.export.writer import SIGNED_RANGE, Writer
 
 BYTE = 255
 Form = Literal["signed", "unsigned", "either"]  # of a weight's bytes; either: as the CPU that loads the file needs it
+FORMS: dict[str, Form] = {"auto": "either", "safe": "unsigned", "signed": "signed"}  # by --weights, if `needs_unsigned`
 
 
 @dataclass
@@ -146,45 +148,33 @@ def needs_unsigned(weight: Tensor, largest_stored: int) -> bool:
 
 @dataclass
 class IntegerSums:
-    """A layer from uint8 to its exact sums (bias included) in float32: where no grid follows."""
+    """A linear layer from uint8 to its exact sums (bias included) in float32: where no grid follows."""
 
-    op: str
     weight: Tensor
     bias: Tensor | None
-    arguments: dict[str, Any]
     source: Grid
     source_zero: int
     decimals: Tensor
     form: Form
 
     def run(self, x: Tensor) -> Tensor:
-        sums = convolve(self.op, x, self.weight, self.bias, self.arguments)
-        return sums * self._steps().view(-1, *[1] * (sums.dim() - 2))
+        return F.linear(x, self.weight, self.bias) * self._steps()
 
     def _steps(self) -> Tensor:
         """What one whole number of each output channel stands for: (out,) or (1,)."""
         return torch.exp2(-(self.decimals + self.source.decimal).float())
 
     def write(self, graph: Writer, x: str) -> str:
-        weight, shape = (self.weight, list("NCHW")) if self.op == "conv" else (self.weight.T, list("NC"))
         zero = graph.constant(self.source_zero, "uint8")
-        places = (-1, 1, 1) if self.op == "conv" else (-1,)
-        if self.op == "conv":
-            a, pads = self.arguments, list(self.arguments["padding"]) * 2
-            where = {"pads": pads, "strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
-        else:
-            where = {}
 
         def exact_sums(stored: str, offset: int, kind: str) -> str:
-            op = "ConvInteger" if self.op == "conv" else "MatMulInteger"
-            return graph.node(op, x, stored, zero, graph.constant(offset, kind), **where)
+            return graph.node("MatMulInteger", x, stored, zero, graph.constant(offset, kind))
 
-        sums = on_bytes(graph, weight, 8, self.form, exact_sums, TensorProto.INT32, shape)
+        shape = ["batch", len(self.weight)]
+        sums = on_bytes(graph, self.weight.T, 8, self.form, exact_sums, TensorProto.INT32, shape)
         if self.bias is not None:
-            sums = graph.node("Add", sums, graph.constant(self.bias.view(places), "int32"))
-        return graph.node(
-            "Mul", graph.node("Cast", sums, to=TensorProto.FLOAT), graph.constant(self._steps().view(places))
-        )
+            sums = graph.node("Add", sums, graph.constant(self.bias, "int32"))
+        return graph.node("Mul", graph.node("Cast", sums, to=TensorProto.FLOAT), graph.constant(self._steps()))
 
 
 @dataclass

@@ -148,7 +148,8 @@ def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
         lines.append(_ours(part, want, store.columns.loc[list(there.values())], set(there)))
     lines += [_theirs(part, method) for method in part.other]
     table = pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
-    return _with_best(table, store.columns)
+    joined = [name for want in wanted for name in want.signatures.values() if name in store.rows]
+    return _with_best(table, store.columns.loc[joined])
 
 
 def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:
@@ -210,13 +211,13 @@ def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:
     return marks
 
 
-def _with_best(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Mark the best compressed row of our own (no baseline), if at least two can be compared."""
+def _with_best(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Mark the best compressed row of our own `runs` (no baseline), if at least two can be compared."""
     ours = table[(table["n"] > 0) & (table["label"] != "Baseline")]
     if len(ours) < 2:
         return table
-    directions = rows.loc[rows["metric"].isin(ours["metric"]), "higher_is_better"]
-    higher = bool(directions.iloc[0]) if len(directions) else True
+    # Of the runs, not of the part: its metric may be another one than theirs (fid_proxy for fid).
+    higher = bool(runs["higher_is_better"].iloc[0])
     table.loc[ours["score"].idxmax() if higher else ours["score"].idxmin(), "best"] = True
     return table
 

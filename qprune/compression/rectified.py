@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,19 +52,15 @@ def rectified_features(found: Sequence[FeatureOperators]) -> Iterator[None]:
     Raises RunFailure if something else than the ReLU reads such a feature after all: a network that works otherwise in
     training than it does on an example cannot have this.
     """
-    waiting: dict[_Rectified, str] = {}
-
-    def expect(result: Tensor, site: str) -> Tensor:
-        handed_on = _Rectified.of(result, site, waiting)
-        waiting[handed_on] = site
-        return handed_on
+    waiting: dict[_Rectified, None] = {}  # in the order of their features
+    hand_on = partial(_Rectified.of, waiting)
 
     for operators in found:
-        operators.hand_on = expect
+        operators.hand_on = hand_on
     try:
         yield
-        for site in waiting.values():
-            raise _otherwise(site, "none was called")
+        if waiting:
+            raise _otherwise(next(iter(waiting)).site, "none was called")
     finally:
         waiting.clear()
         for operators in found:
@@ -75,12 +72,14 @@ class _Rectified(Tensor):
 
     result: Tensor
     site: str
-    waiting: dict[_Rectified, str]
+    waiting: dict[_Rectified, None]
 
     @classmethod
-    def of(cls, result: Tensor, site: str, waiting: dict[_Rectified, str]) -> _Rectified:
+    def of(cls, waiting: dict[_Rectified, None], result: Tensor, site: str) -> _Rectified:
+        """Stands for `result`, and is in `waiting` until its ReLU is called."""
         made: _Rectified = Tensor._make_subclass(cls, result.detach())
         made.result, made.site, made.waiting = result, site, waiting
+        waiting[made] = None
         return made
 
     @classmethod

@@ -21,6 +21,7 @@ from qprune.compression.packing import packed_features
 from qprune.compression.plan import Plan
 from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
+from qprune.experiment.layout import arrange
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.task import Task
 
@@ -58,12 +59,12 @@ def with_operators(recipe: Recipe, task: Task, times: Timeline) -> Compressor:
 def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager", batch: int = 0) -> Callable[[], Any]:
     """One step of the task with our operators in `mode`, or the float network (`float`).
 
-    layout: `own` (the task's) or `contiguous`. way: `eager`, `plain` (torch's functions alone), `compiled` or
-    `packed`. batch: samples per step if not the recipe's.
+    layout: `own` (what the task or the way has), `contiguous` or `channels last`. way: `eager`, `plain` (torch's
+    functions alone), `compiled` or `packed`. batch: samples per step if not the recipe's.
     """
     recipe, task = task_of(name, *([f"task.batch_size={batch}"] if batch else []))
-    if layout == "contiguous":
-        task.network.to(memory_format=torch.contiguous_format)
+    wanted = {"own": None, "contiguous": False, "channels last": True}[layout]
+    arrange(task, wanted, way == "compiled", torch.device("cpu"))
     size = task.train_batches.batch_size
     compressor = None if mode == "float" else with_operators(recipe, task, timeline(mode, size, 16 * size))
     # The steps before those that are measured; in the window of decimals those before it ends.

@@ -49,6 +49,7 @@ def _ours(threads: int, real: bool, compiled: bool = False) -> tuple[float, int]
 
     from qprune.compression import kernels
     from qprune.compression.compressor import attach
+    from qprune.experiment.layout import arrange
     from qprune.experiment.memory import keep_freed_memory
     from qprune.experiment.trainer import Loop, Trainer
 
@@ -56,6 +57,7 @@ def _ours(threads: int, real: bool, compiled: bool = False) -> tuple[float, int]
     keep_freed_memory()
     kernels.load()
     recipe, task = task_of("espcn", *_overrides(real))
+    arrange(task, None, compiled, torch.device("cpu"))
     compressor = attach(
         task.network, recipe.plan(task), recipe.timeline(task), task.example, recipe.pruning, recipe.quantization
     )

@@ -33,6 +33,7 @@ class Compressor:
         self.network, self.timeline = network, timeline
         self.placed = tuple(find_operators(network))
         self._step: int | None = None
+        self._quiet_until: float = 0  # the step before which nothing changes, as of `_step`
         if not self.placed:
             return
         for placed in self.placed:
@@ -56,6 +57,9 @@ class Compressor:
         """
         if step == self._step:
             return
+        if self._step is not None and self._step < step < self._quiet_until:
+            self._step = step  # every operator stays as it is
+            return
         self._check_history(step)
         timeline = self.timeline
         prune_events = timeline.prune_events(step)
@@ -71,7 +75,7 @@ class Compressor:
                 placed.operator.active = start is not None and step >= start
         self._observe(self.pruners("feature"), timeline.prune_window(step))
         self._observe(self.quantizers("feature"), timeline.quantize_window(step))
-        self._step = step
+        self._step, self._quiet_until = step, timeline.next_action(step)
 
     def _observe(self, placed: Sequence[Placed], window: Window | None) -> None:
         rank, world = rank_and_world()

@@ -185,6 +185,22 @@ class Timeline:
                 starts.append(next((step for step in earliest if self._window(step, 0, event)), event))
         return min(starts, default=None)
 
+    def next_action(self, step: int) -> float:
+        """The first step after `step` that changes an operator's state or what it observes; infinity if none does."""
+        if self.prune_window(step) or self.quantize_window(step):
+            return step + 1
+        events = sorted(e for e in {*self.prune_steps, self.weight_step, self.feature_step} if e is not None)
+        following = next((event for event in events if event > step), math.inf)
+        # windows lie before events, and may be longer than what there is between two
+        ends = [event for event in (*self.prune_steps, self.feature_step) if event is not None and event > step]
+        for end in sorted(ends):
+            start = max(step + 1, end - self.window)
+            stop = int(min(end, following))
+            following = next(
+                (at for at in range(start, stop) if self.prune_window(at) or self.quantize_window(at)), following
+            )
+        return following
+
     def _window(self, step: int, earliest: int, event: int) -> Window | None:
         """Walk back from `event` until T samples are together; the oldest batch gives only what is still missing."""
         if not max(earliest, event - self.window) <= step < event:  # a step holds a sample at least

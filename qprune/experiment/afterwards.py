@@ -14,6 +14,7 @@ from qprune.errors import UserError
 from qprune.experiment.decimals import NETWORK_FILE
 from qprune.experiment.files import write_json
 from qprune.experiment.histograms import HISTOGRAMS_FILE
+from qprune.experiment.layout import arrange
 from qprune.experiment.processes import choose_device
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.store import CONFIG_FILE, read_config
@@ -33,6 +34,7 @@ def count_features(folder: Path) -> None:
         config["data"]["root"] = root
     recipe, device = Recipe.from_config(config), choose_device(config["trainer"]["device"], 0)
     task = recipe.task().to(device)
+    arrange(task, config["trainer"]["channels_last"], config["trainer"]["compile"], device)
     timeline = recipe.timeline(task)
     compressor = attach(task.network, recipe.plan(task), timeline, task.example, recipe.pruning, recipe.quantization)
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -33,9 +34,21 @@ _GRAPHS = 64
 def compile_training(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device) -> None:
     """Have calls of the task's network compiled, and its optimizers take their step in one pass where they can."""
     torch._dynamo.config.recompile_limit = _GRAPHS
-    # On a GPU small steps are bound by launches: replay them as CUDA graphs.
-    mode = "reduce-overhead" if device.type == "cuda" and BACKEND == "inductor" else None
-    task.network.compile(backend=BACKEND, dynamic=False, mode=mode)
+    network, mode, options = task.network, None, None
+    if BACKEND == "inductor":
+        if device.type == "cuda":
+            mode = "reduce-overhead"  # small steps are bound by launches: replay them as CUDA graphs
+        else:
+            from qprune.experiment.inductor import options_on_a_cpu
+
+            options = options_on_a_cpu()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return network._call_impl(*args, **kwargs)
+
+    # As `network.compile()` does it, but for the function between: without it, torch passes over the call itself and
+    # hooks of the whole network (those of its input) become graphs of their own.
+    network._compiled_call_impl = torch.compile(call, backend=BACKEND, dynamic=False, mode=mode, options=options)
     fuse(optimizers)
 
 

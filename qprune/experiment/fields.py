@@ -60,6 +60,7 @@ FIELDS: dict[str, Any] = {
     "trainer.threads": Annotated[int, Range(1, 4096, "threads")] | None,
     "trainer.keep_memory": bool,
     "trainer.kernels": bool,
+    "trainer.channels_last": bool | None,
     "trainer.compile": bool,
     "trainer.fuse_relu": bool,
     "trainer.pack_features": bool,

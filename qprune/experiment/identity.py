@@ -34,6 +34,7 @@ MACHINE_KEYS = (
 LATER_KEYS: dict[str, Any] = {
     "quantize.decimal_from": None,
     "task.further_test_folders": [],
+    "trainer.channels_last": None,
     "trainer.compile": False,
     "trainer.fuse_relu": False,
     "trainer.kernels": True,

@@ -38,6 +38,7 @@ from qprune.experiment.files import (
     write_json,
 )
 from qprune.experiment.histograms import HISTOGRAMS_FILE
+from qprune.experiment.layout import arrange
 from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
@@ -151,6 +152,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])
     task = recipe.task().to(device)
+    arrange(task, trainer_config["channels_last"], trainer_config["compile"], device)
     sites = recipe.plan(task)
     compressor = attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
     if recipe.quantization and (source := config["quantize"].get("decimal_from")):

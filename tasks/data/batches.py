@@ -65,6 +65,6 @@ class TensorBatches(nn.Module):
             batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
             rows = order[batch]
             if self.augmentation is None or drawn is None:
-                yield self.inputs[rows], self.targets[rows]
+                yield self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
             else:
                 yield self.augmentation(self.inputs, rows, drawn[batch]), self.targets[rows]

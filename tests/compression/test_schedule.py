@@ -129,3 +129,26 @@ def test_events_that_fall_together_are_refused() -> None:
 
 def test_scaling_moves_every_time() -> None:
     assert CIFAR.scaled(0.5) == Schedule(t_qw=115, t_qf=117.5, t_p=50, dt_p=7.5, n=4)
+
+
+@given(
+    st.sets(st.integers(0, 40), max_size=4),
+    st.none() | st.integers(0, 40),
+    st.none() | st.integers(0, 40),
+    st.integers(1, 60),
+    st.integers(1, 7),
+    st.integers(0, 45),
+)
+def test_nothing_changes_before_the_next_action(
+    events: set[int], weights: int | None, features: int | None, window: int, steps: int, step: int
+) -> None:
+    timeline = Timeline(tuple(sorted(events)), weights, features, window, steps, batch_size=4, last_batch_size=3)
+
+    def state(at: int) -> tuple[object, ...]:
+        quantized = [start is not None and at >= start for start in (weights, features)]
+        return timeline.prune_events(at), *quantized, timeline.prune_window(at), timeline.quantize_window(at)
+
+    changes = [at for at in range(step + 1, 50) if state(at) != state(at - 1) or state(at)[3] or state(at)[4]]
+    if timeline.prune_window(step) or timeline.quantize_window(step):
+        changes = [step + 1]
+    assert timeline.next_action(step) == (changes[0] if changes else float("inf"))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from qprune.command_line.composing import compose_checked
 from qprune.compression import kernels
+from qprune.compression.compressor import attach
+from qprune.compression.functional import quantize
+from qprune.compression.options import Quantization
+from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 from qprune.experiment import compiling
@@ -64,6 +72,62 @@ def test_steps_that_collect_and_short_batches_are_not_compiled() -> None:
     ]
 
 
+def test_operators_of_the_network_s_input_are_part_of_the_graph(counter: CompileCounterWithBackend) -> None:
+    network = nn.Module()
+    network.inner = nn.Conv2d(2, 2, 3)
+    network.forward = lambda x: network.inner(x)  # type: ignore[method-assign, operator]
+    timeline = Schedule(t_qw=0, t_qf=0).in_steps(3, 4, window=4, samples_per_epoch=10)
+    x = torch.randn(4, 2, 5, 5)
+    attach(
+        network, Plan.from_globs(network, ["inner"], [], ["input"], []), timeline, x, None, Quantization(decimal=4)
+    ).at(0)
+    expected = network(x)
+    compiling.compile_training(SimpleNamespace(network=network), {}, torch.device("cpu"))  # type: ignore[arg-type]
+    assert torch.equal(network(x), expected)
+    assert counter.frame_count == 1
+
+
+def test_a_cpu_s_compiler_computes_nothing_twice() -> None:
+    from torch._functorch.aot_autograd import aot_function, make_boxed_func
+
+    from qprune.experiment.inductor import KeepAsAutograd
+
+    calls: dict[str, list[str]] = {}
+
+    def noted(name: str) -> Callable[..., Any]:
+        def compiler(graph: Any, _: Any) -> Any:
+            calls[name] = [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"]
+            return make_boxed_func(graph)
+
+        return compiler
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return quantize(x.tanh(), decimal=5).square()
+
+    compiled = aot_function(function, noted("forward"), noted("backward"), partition_fn=KeepAsAutograd())
+    x = torch.randn(20, requires_grad=True)
+    compiled(x).sum().backward()
+    gradient, x.grad = x.grad, None
+    function(x).sum().backward()
+    assert gradient is not None
+    assert torch.equal(gradient, x.grad)  # type: ignore[arg-type]
+    assert "tanh.default" in calls["forward"]
+    assert "tanh_backward.default" in calls["backward"]
+    assert "tanh.default" not in calls["backward"]
+
+
+def test_compiled_graphs_can_be_stored() -> None:
+    from torch._inductor import list_options
+
+    from qprune.experiment.inductor import options_on_a_cpu
+
+    options = options_on_a_cpu()
+    assert set(options) <= set(list_options())
+    assert (
+        pickle.loads(pickle.dumps(options))["custom_partitioner_fn"].uuid() == options["custom_partitioner_fn"].uuid()
+    )
+
+
 def test_optimizers_are_fused(counter: CompileCounterWithBackend, tmp_path: Path) -> None:
     task, _, _ = prepared(tmp_path, compile=True)
     assert [group["fused"] for group in task.optimizer.param_groups] == [True]
@@ -92,7 +156,7 @@ def test_both_at_once_are_refused(tmp_path: Path) -> None:
         prepared(tmp_path, compile=True, pack_features=True)
 
 
-def test_only_compiling_makes_another_run() -> None:
+def test_only_compiling_and_layout_make_another_run() -> None:
     def named(*overrides: str) -> str:
         [composed] = compose_checked(("task=espcn", *overrides))
         return signature(composed.config)
@@ -102,9 +166,10 @@ def test_only_compiling_makes_another_run() -> None:
         == named("trainer.kernels=false", "trainer.pack_features=true", "trainer.fuse_relu=false")
         == named("trainer.compile=false")
     )
-    assert named("trainer.compile=true") != named()
+    assert len({named(), named("trainer.compile=true"), named("trainer.channels_last=true")}) == 3
+    assert named("trainer.channels_last=null") == named()
     [composed] = compose_checked(("task=espcn",))
     older = OmegaConf.to_container(composed.config, resolve=True)
     assert isinstance(older, dict)
-    del older["trainer"]["compile"]
-    assert signature(OmegaConf.create(older)) == named()  # rows from before the key
+    del older["trainer"]["compile"], older["trainer"]["channels_last"]
+    assert signature(OmegaConf.create(older)) == named()  # rows from before the keys

@@ -19,13 +19,13 @@ class KeepAsAutograd(CustomPartitionerFn):
     operators, a tanh among it. An uncompiled step keeps as much as this.
     """
 
-    def __call__(self, gm: Any, joint_inputs: Any, *, num_fwd_outputs: int, **others: Any) -> Any:
+    def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
         """The forward and the backward graph of `gm`, which holds both."""
         return default_partition(
             gm,
             joint_inputs,
-            num_fwd_outputs=num_fwd_outputs,
-            static_lifetime_input_indices=others.get("static_lifetime_input_indices"),
+            num_fwd_outputs=options["num_fwd_outputs"],
+            static_lifetime_input_indices=options.get("static_lifetime_input_indices"),
         )
 
     def uuid(self) -> str:

@@ -91,6 +91,10 @@ class Pruner(Operator):
         self.updates += 1
 
     def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """x (B, C, ...) or a weight, times the mask while active; observed first while a window is open.
+
+        in_place: the result may take the place of x.
+        """
         if self.collecting:
             self.observe(x)
         return prune(x, self.fitted(x), in_place) if self.active else x

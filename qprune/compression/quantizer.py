@@ -89,6 +89,10 @@ class Quantizer(Operator):
         self.updates += 1
 
     def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """x (B, C, ...) or a weight, on the grid while active; observed first while a window is open.
+
+        in_place: the result may take the place of x.
+        """
         if self.collecting:
             self.observe(x)
         return self.quantized(x, None, in_place) if self.active else x

@@ -22,7 +22,8 @@ def loops(threads: int, rounds: int) -> str:
     steps = 0
     for name, function in (("ours", _ours), ("ours, compiled", _compiled), ("authors", _authors)):
         with get_context("spawn").Pool(1) as pool:
-            *measured[name], steps = pool.apply(function, (threads, real))
+            whole, compiling, other, steps = pool.apply(function, (threads, real))
+        measured[name] = whole, compiling, other
     plain = measured["authors"][0]
     rows = [
         [

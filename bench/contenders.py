@@ -26,6 +26,8 @@ from qprune.experiment.recipe import Recipe
 from qprune.experiment.task import Task
 
 NEVER = 10**9
+CPU = torch.device("cpu")
+LAYOUTS = {"own": None, "contiguous": False, "channels last": True}  # as `trainer.channels_last` says it
 
 
 def task_of(name: str, *overrides: str) -> tuple[Recipe, Task]:
@@ -63,8 +65,7 @@ def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager
     functions alone), `compiled` or `packed`. batch: samples per step if not the recipe's.
     """
     recipe, task = task_of(name, *([f"task.batch_size={batch}"] if batch else []))
-    wanted = {"own": None, "contiguous": False, "channels last": True}[layout]
-    arrange(task, wanted, way == "compiled", torch.device("cpu"))
+    arrange(task, LAYOUTS[layout], way == "compiled", CPU)
     size = task.train_batches.batch_size
     compressor = None if mode == "float" else with_operators(recipe, task, timeline(mode, size, 16 * size))
     # The steps before those that are measured; in the window of decimals those before it ends.
@@ -80,7 +81,7 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
     if way == "compiled":
         from qprune.experiment.compiling import compile_training
 
-        compile_training(task, optimizers, torch.device("cpu"))
+        compile_training(task, optimizers, CPU)
     elif way == "plain":
         context = kernels.unused
     elif compressor is not None:
@@ -144,7 +145,7 @@ def qsparse_on(task: Task, name: str, prune_at: int = 1, quantize_at: int = 2, w
 def qsparse_step(name: str, layout: str) -> Callable[[], Any]:
     """One step with qsparse's pruning and quantization of weights and features."""
     _, task = task_of(name)
-    task.network.to(memory_format=torch.contiguous_format if layout == "contiguous" else torch.channels_last)
+    arrange(task, LAYOUTS[layout], compiled=False, device=CPU)
     qsparse_on(task, name)
     return _step(task, None, "eager", 4)
 
@@ -164,7 +165,7 @@ class _Fake(nn.Module):
 def torch_step(name: str, layout: str) -> Callable[[], Any]:
     """One step with torch's fake quantization (no pruning) of the weights and features that ours quantizes."""
     recipe, task = task_of(name)
-    task.network.to(memory_format=torch.contiguous_format if layout == "contiguous" else torch.channels_last)
+    arrange(task, LAYOUTS[layout], compiled=False, device=CPU)
     plan: Plan = recipe.plan(task)
     fakes: list[Any] = []
     for site in plan.active:

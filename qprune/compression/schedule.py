@@ -164,11 +164,9 @@ class Timeline:
 
     def prune_window(self, step: int) -> Window | None:
         """What feature pruners observe at `step`: the T samples before the next event, and none of before the last."""
-        previous = 0
-        for event in self.prune_steps:
+        for previous, event in pairwise((0, *self.prune_steps)):
             if step < event:
                 return self._window(step, previous, event)
-            previous = event
         return None
 
     def quantize_window(self, step: int) -> Window | None:
@@ -178,41 +176,38 @@ class Timeline:
     @property
     def first_action(self) -> int | None:
         """The first step at which an operator acts or observes: before it, training is that of the float network."""
-        starts = [] if self.weight_step is None else [self.weight_step]
-        for event in (self.prune_steps[0] if self.prune_steps else None, self.feature_step):
-            if event is not None:
-                earliest = range(max(0, event - self.window), event)
-                starts.append(next((step for step in earliest if self._window(step, 0, event)), event))
-        return min(starts, default=None)
+        first = self.next_action(-1)
+        return None if first == math.inf else int(first)
 
     def next_action(self, step: int) -> float:
         """The first step after `step` that changes an operator's state or what it observes; infinity if none does."""
-        if self.prune_window(step) or self.quantize_window(step):
-            return step + 1
-        events = sorted(e for e in {*self.prune_steps, self.weight_step, self.feature_step} if e is not None)
-        following = next((event for event in events if event > step), math.inf)
-        # windows lie before events, and may be longer than what there is between two
-        ends = [event for event in (*self.prune_steps, self.feature_step) if event is not None and event > step]
-        for end in sorted(ends):
-            start = max(step + 1, end - self.window)
-            stop = int(min(end, following))
-            following = next(
-                (at for at in range(start, stop) if self.prune_window(at) or self.quantize_window(at)), following
-            )
-        return following
+        windows = [*pairwise((0, *self.prune_steps)), *([] if self.feature_step is None else [(0, self.feature_step)])]
+        actions = [max(step + 1, self._oldest(*window)[0]) for window in windows if window[1] > step]
+        if self.weight_step is not None and self.weight_step > step:
+            actions.append(self.weight_step)
+        return min(actions, default=math.inf)
 
     def _window(self, step: int, earliest: int, event: int) -> Window | None:
-        """Walk back from `event` until T samples are together; the oldest batch gives only what is still missing."""
         if not max(earliest, event - self.window) <= step < event:  # a step holds a sample at least
             return None
-        missing, at, found = self.window, event, None
+        start, samples = self._oldest(earliest, event)
+        if step < start:
+            return None
+        return Window(
+            step == start, samples if step == start else self.samples_at(step), self.samples_at(step), event - start
+        )
+
+    def _oldest(self, earliest: int, event: int) -> tuple[int, int]:
+        """The step with which the window of `event` begins, and the samples that it gives.
+
+        Walks back from `event` until T samples are together; the oldest batch gives only what is still missing.
+        """
+        missing, at, taken = self.window, event, 0
         while missing > 0 and at > earliest:
             at -= 1
             taken = min(missing, self.samples_at(at))
             missing -= taken
-            if at == step:
-                found = taken
-        return None if found is None else Window(at == step, found, self.samples_at(step), event - at)
+        return at, taken
 
     def phase(self, step: int) -> str:
         """What is active at `step`, for people: `float`, `P 2/4`, `P 4/4 Q(w)`, `Q(w,f) P 1/4`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch._functorch.partitioners import default_partition
 from torch._inductor import list_options
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
 
 class KeepAsAutograd(CustomPartitionerFn):
@@ -28,9 +28,9 @@ class KeepAsAutograd(CustomPartitionerFn):
             static_lifetime_input_indices=options.get("static_lifetime_input_indices"),
         )
 
-    def uuid(self) -> str:
-        """Part of the key under which compiled graphs are stored."""
-        return f"{__name__}.{type(self).__name__}"
+    def uuid(self) -> bytes:
+        """Part of the key under which compiled graphs are stored: another text of this file, other graphs."""
+        return get_hash_for_files((__file__,))
 
 
 def options_on_a_cpu() -> dict[str, Any]:

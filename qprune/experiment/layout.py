@@ -18,9 +18,9 @@ def arrange(task: Task, channels_last: bool | None, compiled: bool, device: torc
     for convolutions anyway: masks then lie as their features do. Call this before operators are attached.
     """
     if channels_last is None:
-        channels_last = True if compiled and device.type == "cpu" else None
-    if channels_last is None:
-        return
+        if not compiled or device.type != "cpu":
+            return
+        channels_last = True
     kind = torch.channels_last if channels_last else torch.contiguous_format
     for weight in task.parameters():
         if weight.dim() == 4:

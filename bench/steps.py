@@ -63,9 +63,10 @@ def phases(threads: int, rounds: int) -> str:
 
 def compiled(threads: int, rounds: int) -> str:
     """MobileNetV2 at batch 128, `trainer.compile=true`."""
-    compiled_float = Contender("float, compiled", ours, ("cifar", "float", "own", "compiled"))
+    compiled_float = Contender("float, compiled as ours", ours, ("cifar", "float", "own", "compiled"))
     contenders = [
         CIFAR_FLOAT,
+        Contender("float, `torch.compile` as it comes", ours, ("cifar", "float", "own", "torch.compile")),
         compiled_float,
         CIFAR_OURS,
         Contender("ours P+Q, compiled", ours, ("cifar", "active", "own", "compiled")),
@@ -78,12 +79,13 @@ def espcn(threads: int, rounds: int) -> str:
     """ESPCN at batch 16."""
     ordinary = Contender("float, ordinary loop (default allocator)", ours, ("espcn", "float"), keep=False)
     eager = Contender("float", ours, ("espcn", "float"))
-    compiled_float = Contender("float, compiled", ours, ("espcn", "float", "own", "compiled"))
+    compiled_float = Contender("float, compiled as ours", ours, ("espcn", "float", "own", "compiled"))
     contenders = [
         ordinary,
         Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("espcn", "contiguous"), keep=False),
         eager,
         Contender("float, channels last", ours, ("espcn", "float", "channels last")),
+        Contender("float, `torch.compile` as it comes", ours, ("espcn", "float", "own", "torch.compile")),
         compiled_float,
         Contender("ours P+Q, as `qprune run` trains", ours, ("espcn", "active")),
         Contender("ours P+Q, channels last", ours, ("espcn", "active", "channels last")),

@@ -116,6 +116,20 @@ def test_a_cpu_s_compiler_computes_nothing_twice() -> None:
     assert "tanh.default" not in calls["backward"]
 
 
+def test_gradients_of_depthwise_convolutions_are_not_laid_out_anew() -> None:
+    from torch._inductor.utils import run_fw_bw_and_get_code
+
+    from qprune.experiment.inductor import options_on_a_cpu
+
+    torch.compiler.reset()
+    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    network.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last)
+    _, (_, backward) = run_fw_bw_and_get_code(lambda: torch.compile(network, options=options_on_a_cpu())(x))
+    assert backward.count("= torch.ops.aten.convolution_backward.default(") == 3
+    assert "cpp_fused" not in backward  # nothing but convolutions: a copy would be one
+
+
 def test_compiled_graphs_can_be_stored() -> None:
     from torch._inductor import list_options
 

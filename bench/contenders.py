@@ -62,7 +62,8 @@ def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager
     """One step of the task with our operators in `mode`, or the float network (`float`).
 
     layout: `own` (what the task or the way has), `contiguous` or `channels last`. way: `eager`, `plain` (torch's
-    functions alone), `compiled`, `torch.compile` (with its defaults) or `packed`. batch: samples per step if not the recipe's.
+    functions alone), `compiled`, `torch.compile` (with its defaults) or `packed`. batch: samples per step if not the
+    recipe's.
     """
     recipe, task = task_of(name, *([f"task.batch_size={batch}"] if batch else []))
     arrange(task, LAYOUTS[layout], way == "compiled", CPU)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qprune.compression.automatic import automatic_plan
+from qprune.compression.finite import all_finite
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
 from qprune.compression.placement import Placed, find_operators, make_plain, parametrizations_of, place, run_example
@@ -111,7 +111,7 @@ class Compressor:
             quantizer.update(values)
 
     def _require_finite(self, values: Tensor, placed: Placed, step: int) -> None:
-        if not torch.isfinite(values).all():
+        if not all_finite(values):
             name = type(placed.operator).__name__.lower()
             raise RunFailure(
                 f"the {placed.kind} of {placed.path!r} has values that are not finite at its {name}'s event in "

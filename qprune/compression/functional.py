@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qprune.compression.finite import all_finite
 from qprune.compression.straight_through import quantize_checked, shaped_along
 from qprune.errors import UserError, one_of
 
@@ -139,7 +140,7 @@ def optimal_decimal(
     candidates = sorted(set(decimals))
     if not candidates or x.numel() == 0:
         raise UserError(f"no decimal can be chosen from {len(candidates)} candidates and {x.numel()} values")
-    if not torch.isfinite(x).all():
+    if not all_finite(x):
         raise UserError("the values to choose decimal bits for are not all finite")
     low, high = check_saturate(saturate)
     return _search(_saturate(x, low, high), bits, candidates, rounding, axis)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qprune.compression.feature import FeatureOperators
+from qprune.compression.finite import all_finite
 from qprune.compression.placement import INPUT_CHILD, OUTPUT_CHILD
 from qprune.compression.plan import INPUT
 from qprune.compression.ranks import rank_and_world
@@ -37,7 +38,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not named:
         return []
-    good = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+    good = torch.stack([all_finite(tensor) for _, tensor in named]).tolist()
     return [name for (name, _), is_good in zip(named, good, strict=True) if not is_good]
 
 
@@ -52,7 +53,7 @@ def watched(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[dict[str, Tens
     def look(name: str, values: Any) -> None:
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
-                is_good = torch.isfinite(leaf.detach()).all()
+                is_good = all_finite(leaf.detach())
                 good[name] = good[name] & is_good if name in good else is_good
 
     with ExitStack() as hooks:

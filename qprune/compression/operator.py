@@ -53,6 +53,8 @@ class Operator(nn.Module):
         than `weight`. Raises UserError when the layer has no such parameter of two dimensions or more, or has it from
         a parametrization of another kind.
         """
+        from qprune.compression.pair import WeightOperators  # made of all kinds of operators
+
         weight = getattr(layer, name, None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             raise UserError(f"{type(layer).__name__} has no {name} of two or more dimensions to place an operator on")
@@ -76,6 +78,7 @@ class Operator(nn.Module):
             )
         self.size_for_weight(weight)
         parametrize.register_parametrization(layer, name, self)
+        layer.parametrizations[name].__class__ = WeightOperators  # type: ignore[index]
         return layer
 
     def start_window(self) -> None:

@@ -64,11 +64,6 @@ def place(network: nn.Module, plan: Plan, pruning: Pruning | None, quantization:
 def _place_on_feature(
     network: nn.Module, site: Site, pruning: Pruning | None, quantization: Quantization | None
 ) -> None:
-    operators = FeatureOperators(
-        pruning.for_features() if site.prune and pruning else None,
-        quantization.for_features() if site.quantize and quantization else None,
-        site.path,
-    )
     module, at_input = _module_of(network, site)
     # A Sequential would run a new child as one of its layers: its first or last layer is the same tensor's other end.
     while isinstance(module, nn.Sequential):
@@ -76,6 +71,12 @@ def _place_on_feature(
     for outer in network.modules():
         if isinstance(outer, nn.TransformerEncoder):  # in evaluation it may pack padded batches into nested tensors
             outer.use_nested_tensor = False
+    operators = FeatureOperators(
+        pruning.for_features() if site.prune and pruning else None,
+        quantization.for_features() if site.quantize and quantization else None,
+        site.path,
+        fresh=not at_input and parametrize.type_before_parametrizations(module) in _MAKERS,
+    )
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
         raise UserError(f"the site {site.path!r} is the same tensor as another site of the plan; name only one of them")
@@ -115,7 +116,11 @@ def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) ->
             f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
             "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
         )
-    return getattr(module, OUTPUT_CHILD)(output, in_place=_may_overwrite(module, output))
+    return _of_output(module)(output, _may_overwrite(module, output))
+
+
+def _of_output(module: nn.Module) -> FeatureOperators:
+    return module._modules[OUTPUT_CHILD]  # type: ignore[return-value]  # past Module.__getattr__
 
 
 # Layers that make a new tensor which their own gradient does not need.
@@ -129,7 +134,7 @@ def _may_overwrite(module: nn.Module, output: Tensor) -> bool:
     """Whether operators may work in the memory of the output: nobody else has got it, and no gradient needs it."""
     return (
         not torch.compiler.is_compiling()  # a compiler decides itself
-        and parametrize.type_before_parametrizations(module) in _MAKERS
+        and _of_output(module).fresh
         and len(module._forward_hooks) == 1  # ours: another one may have kept the output
         and not nn.modules.module._global_forward_hooks
         and not output._is_view()

@@ -95,15 +95,16 @@ class Pruner(Operator):
 
         in_place: the result may take the place of x.
         """
-        if self.collecting:
+        if self.observing and self.collecting:
             self.observe(x)
         return prune(x, self.fitted(x), in_place) if self.active else x
 
     def fitted(self, x: Tensor) -> Tensor:
         """The mask, tiled to x's size when x is a feature of another size than those of training."""
-        if self.granularity != "element" or x.shape == self.mask.shape or x.shape[1:] == self.mask.shape:
-            return self.mask
-        if x.shape[1] != self.mask.shape[0]:  # channels last, as in (B, T, C): nothing that could be tiled
+        mask: Tensor = self._buffers["mask"]  # type: ignore[assignment]  # past Module.__getattr__
+        if self.granularity != "element" or x.shape == mask.shape or x.shape[1:] == mask.shape:
+            return mask
+        if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing that could be tiled
             raise UserError(
                 f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(self.mask.shape)}; "
                 "give all inputs one size (pad sequences), or use prune.granularity=last"

@@ -93,7 +93,7 @@ class Quantizer(Operator):
 
         in_place: the result may take the place of x.
         """
-        if self.collecting:
+        if self.observing and self.collecting:
             self.observe(x)
         return self.quantized(x, None, in_place) if self.active else x
 
@@ -102,10 +102,13 @@ class Quantizer(Operator):
 
         rectify: what a ReLU makes of that, with the gradient of both.
         """
-        grid = (self.bounds, self.decimal, self.rounding, self.gradient, self.axis)
-        if self.of_feature:
-            packing.remember(self.decimal, self.bounds)
-        return quantize_checked(x, *grid, mask, in_place, of_samples=self.of_feature, rectify=rectify)
+        decimal: Tensor = self._buffers["decimal"]  # type: ignore[assignment]  # past Module.__getattr__
+        of_feature = self.of_feature
+        if of_feature:
+            packing.remember(decimal, self.bounds)
+        return quantize_checked(
+            x, self.bounds, decimal, self.rounding, self.gradient, self.axis, mask, in_place, of_feature, rectify
+        )
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

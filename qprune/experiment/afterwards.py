@@ -9,12 +9,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from qprune.compression.compressor import attach
 from qprune.errors import UserError
 from qprune.experiment.decimals import NETWORK_FILE
 from qprune.experiment.files import write_json
 from qprune.experiment.histograms import HISTOGRAMS_FILE
-from qprune.experiment.layout import arrange
 from qprune.experiment.processes import choose_device
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.store import CONFIG_FILE, read_config
@@ -33,10 +31,8 @@ def count_features(folder: Path) -> None:
     if config["data"]["source"] == "real" and (root := os.environ.get("QPRUNE_DATA")):
         config["data"]["root"] = root
     recipe, device = Recipe.from_config(config), choose_device(config["trainer"]["device"], 0)
-    task = recipe.task().to(device)
-    arrange(task, config["trainer"]["channels_last"], config["trainer"]["compile"], device)
-    timeline = recipe.timeline(task)
-    compressor = attach(task.network, recipe.plan(task), timeline, task.example, recipe.pruning, recipe.quantization)
+    task = recipe.task_on(device)
+    compressor = recipe.attached(task)
     try:
         task.network.load_state_dict(load_file(folder / NETWORK_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qprune.compression.compressor import Compressor, attach
+from qprune.compression.compressor import Compressor
 from qprune.errors import UserError
 from qprune.experiment.decimals import NETWORK_FILE
 from qprune.experiment.digests import check_sum
-from qprune.experiment.layout import arrange
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.results import ROW_FILE, Row, load_row
 from qprune.experiment.store import CONFIG_FILE, read_config
@@ -56,11 +55,8 @@ class FinishedRun:
             section, _, name = key.partition(".")
             config[section][name] = value
         recipe = Recipe.from_config(config)
-        task = recipe.task()
-        arrange(task, config["trainer"]["channels_last"], config["trainer"]["compile"], torch.device("cpu"))
-        timeline = recipe.timeline(task)
-        sites = recipe.plan(task)
-        compressor = attach(task.network, sites, timeline, task.example, recipe.pruning, recipe.quantization)
+        task = recipe.task_on(torch.device("cpu"))
+        compressor = recipe.attached(task)
         path = folder / NETWORK_FILE
         try:
             task.network.load_state_dict(load_file(path))

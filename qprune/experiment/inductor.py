@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch._functorch.partitioners import default_partition
 from torch._inductor import list_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
+from torch.fx import Graph, Node
+
+_ATEN = torch.ops.aten
 
 
 class KeepAsAutograd(CustomPartitionerFn):
@@ -21,6 +25,7 @@ class KeepAsAutograd(CustomPartitionerFn):
 
     def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
         """The forward and the backward graph of `gm`, which holds both."""
+        drop_masks_behind_relus(gm.graph)
         return default_partition(
             gm,
             joint_inputs,
@@ -31,6 +36,75 @@ class KeepAsAutograd(CustomPartitionerFn):
     def uuid(self) -> bytes:
         """Part of the key under which compiled graphs are stored: another text of this file, other graphs."""
         return get_hash_for_files((__file__,))
+
+
+def drop_masks_behind_relus(graph: Graph) -> int:
+    """Leave out, in a graph of forward and backward pass, masks that gradients are multiplied by to no effect.
+
+    Where a ReLU reads a feature that was masked and quantized, its gradient is zero wherever the mask is: zeros stay
+    zeros from the mask to the ReLU. Clamped to the grid's range (Eq. 2) and masked again, it would be the same bits.
+    Returns how many there were.
+    """
+    dropped = 0
+    for node in list(graph.nodes):
+        if _calls(node, _ATEN.mul.Tensor) and isinstance(mask := node.args[1], Node):
+            clamped = node.args[0]
+            passed = _argument(_argument(clamped, _ATEN.clamp_max.Tensor), _ATEN.clamp_min.Tensor)
+            if _calls(passed, _ATEN.where.self) and _calls(stopped := passed.args[0], _ATEN.le.Scalar):
+                relu, least = _seen_through(stopped.args[0]), stopped.args[1]
+                is_relu = _calls(relu, _ATEN.relu.default) and least == 0 and _is_zero(passed.args[1])
+                if is_relu and _is_zero_where(relu, mask):
+                    node.replace_all_uses_with(clamped)
+                    graph.erase_node(node)
+                    dropped += 1
+    return dropped
+
+
+# Functions of one tensor that make zeros of zeros.
+_KEEP_ZEROS = (
+    _ATEN.relu.default,
+    _ATEN.trunc.default,
+    _ATEN.frac.default,
+    _ATEN.floor.default,
+    _ATEN.round.default,
+)
+
+
+def _is_zero_where(value: Any, mask: Node) -> bool:
+    """Whether `value` was made of a product with mask * 2^d (as `quantize` makes it) in ways that keep zeros."""
+    if _calls(value, _ATEN.mul.Tensor):
+        one, other = map(_seen_through, value.args)
+        if one is mask:
+            return bool(_calls(_argument(other, _ATEN.view.dtype), _ATEN.__lshift__.Scalar))  # a power of two
+        return _is_zero_where(one, mask) or _is_zero_where(other, mask)
+    if _calls(value, _ATEN.sub.Tensor):
+        return all(_is_zero_where(_seen_through(part), mask) for part in value.args)
+    keeps = any(_calls(value, kind) for kind in _KEEP_ZEROS)
+    keeps = keeps or (_calls(value, _ATEN.clamp_min.default) and value.args[1] <= 0)
+    keeps = keeps or (_calls(value, _ATEN.clamp_max.default) and value.args[1] >= 0)
+    return keeps and _is_zero_where(_seen_through(value.args[0]), mask)
+
+
+def _is_zero(value: Any) -> bool:
+    return (_calls(value, _ATEN.full.default) and value.args[1] == 0) or (
+        _calls(value, _ATEN.scalar_tensor.default) and value.args[0] == 0
+    )
+
+
+def _calls(value: Any, target: Any) -> bool:
+    return isinstance(value, Node) and value.target is target
+
+
+def _argument(value: Any, target: Any) -> Any:
+    """The first argument of `value`, if it is a call of `target`."""
+    return _seen_through(value.args[0]) if _calls(value, target) else None
+
+
+def _seen_through(value: Any) -> Any:
+    """What `value` is another name of."""
+    while _calls(value, _ATEN.alias.default):
+        value = value.args[0]
+    return value
 
 
 def options_on_a_cpu() -> dict[str, Any]:

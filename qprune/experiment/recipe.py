@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+import torch
 from hydra.utils import get_class
 
+from qprune.compression.compressor import Compressor, attach
 from qprune.compression.footprint import PaperSize
 from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule, Timeline
 from qprune.errors import UserError, closest
 from qprune.experiment.fields import complete_fields
+from qprune.experiment.layout import arrange
 from qprune.experiment.ranges import check
 from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.experiment.trust import require_trusted
@@ -71,6 +74,17 @@ class Recipe:
         data = DataOptions(**self.config["data"])
         task: Task = task_class(data=data, limits=self.limits, seed=self.config["seed"], **arguments)
         return task
+
+    def task_on(self, device: torch.device) -> Task:
+        """A new task on `device`, its weights laid out as the recipe says, without operators."""
+        task = self.task().to(device)
+        arrange(task, self.config["trainer"]["channels_last"], self.config["trainer"]["compile"], device)
+        return task
+
+    def attached(self, task: Task, sites: Plan | None = None) -> Compressor:
+        """This run's operators, placed into the task's network. sites: its plan, if that is at hand."""
+        sites = sites or self.plan(task)
+        return attach(task.network, sites, self.timeline(task), task.example, self.pruning, self.quantization)
 
     def plan(self, task: Task) -> Plan:
         """The sites of the task's network, with the operators of this run alone."""

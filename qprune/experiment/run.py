@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors.torch import save as safetensors_bytes
 
 from qprune.compression import kernels
-from qprune.compression.compressor import Compressor, attach
+from qprune.compression.compressor import Compressor
 from qprune.compression.dataflow import features_left_alone
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
 from qprune.compression.plan import Plan, weight_place
@@ -38,7 +38,6 @@ from qprune.experiment.files import (
     write_json,
 )
 from qprune.experiment.histograms import HISTOGRAMS_FILE
-from qprune.experiment.layout import arrange
 from qprune.experiment.loggers import check_logger, log_curve
 from qprune.experiment.memory import keep_freed_memory
 from qprune.experiment.processes import choose_device, launch
@@ -132,7 +131,7 @@ def plan(cfg: DictConfig) -> str:
     console.print(identity.notation(recipe.order, config["prune"], config["quantize"]))
     console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
     sites = recipe.plan(task)
-    attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
+    recipe.attached(task, sites)
     _print_plan(console, _plan_rows(task, sites))
     return text.getvalue()
 
@@ -151,10 +150,9 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])
-    task = recipe.task().to(device)
-    arrange(task, trainer_config["channels_last"], trainer_config["compile"], device)
+    task = recipe.task_on(device)
     sites = recipe.plan(task)
-    compressor = attach(task.network, sites, recipe.timeline(task), task.example, recipe.pruning, recipe.quantization)
+    compressor = recipe.attached(task, sites)
     if recipe.quantization and (source := config["quantize"].get("decimal_from")):
         fix_decimals(task.network, finished_run(Path(config["results_dir"]), source))
     task.to(device)

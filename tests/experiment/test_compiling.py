@@ -116,6 +116,75 @@ def test_a_cpu_s_compiler_computes_nothing_twice() -> None:
     assert "tanh.default" not in calls["backward"]
 
 
+def counting_masks(function: Callable[..., torch.Tensor]) -> tuple[Callable[..., torch.Tensor], list[int]]:
+    """`function` by way of the graphs that inductor is given, and how many masks were left out of them."""
+    from torch._functorch.aot_autograd import aot_function, make_boxed_func
+    from torch._inductor.decomposition import select_decomp_table
+
+    from qprune.experiment import inductor
+
+    counted: list[int] = []
+
+    def partition(gm: Any, joint_inputs: Any, **options: Any) -> Any:
+        counted.append(inductor.drop_masks_behind_relus(gm.graph))
+        return inductor.KeepAsAutograd()(gm, joint_inputs, **options)
+
+    def compiler(graph: Any, _: Any) -> Any:
+        return make_boxed_func(graph)
+
+    table = select_decomp_table()
+    return aot_function(function, compiler, compiler, partition_fn=partition, decompositions=table), counted
+
+
+@pytest.mark.parametrize(
+    ("between", "dropped"),
+    [
+        ("relu", 1),
+        ("clamp(min=0.5).relu", 0),  # no zeros are left
+        ("tanh", 0),
+        ("relu6", 0),  # could be, but is another function
+        ("square", 0),
+    ],
+)
+@pytest.mark.parametrize("rounding", ["trunc", "floor", "nearest"])
+def test_masks_are_left_out_where_gradients_are_zero_anyway(between: str, dropped: int, rounding: str) -> None:
+    torch.manual_seed(0)
+    mask = (torch.rand(3, 5) > 0.5).float()
+    decimal = torch.tensor(2, dtype=torch.int32)
+    after = {
+        "relu": torch.relu,
+        "clamp(min=0.5).relu": lambda x: x.clamp(min=0.5).relu(),
+        "tanh": torch.tanh,
+        "relu6": nn.functional.relu6,
+        "square": torch.square,
+    }[between]
+
+    def function(x: torch.Tensor, mask: torch.Tensor, decimal: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = after(quantize(x, 4, decimal, rounding=rounding, mask=mask))
+        return out
+
+    x = (torch.randn(7, 3, 5) * 3).requires_grad_()
+    incoming = torch.randn(7, 3, 5) * 5
+    compiled, counted = counting_masks(function)
+    [gradient] = torch.autograd.grad(compiled(x, mask, decimal), x, incoming)
+    [expected] = torch.autograd.grad(function(x, mask, decimal), x, incoming)
+    assert counted == [dropped]
+    if between == "tanh":  # inductor's gradient of it is not torch's to the last bit
+        torch.testing.assert_close(gradient, expected)
+    else:
+        assert torch.equal(gradient, expected)
+    assert (expected == 0).any()
+
+
+def test_a_factor_that_is_no_mask_stays() -> None:
+    compiled, counted = counting_masks(lambda x, factor: quantize((x * factor).relu(), decimal=4).relu())
+    x, factor = torch.ones(3, requires_grad=True), torch.tensor([0.5, 2.0, 3.0])
+    compiled(x, factor).sum().backward()
+    assert counted == [0]
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.5, 2.0, 3.0]
+
+
 def test_gradients_of_depthwise_convolutions_are_not_laid_out_anew() -> None:
     from torch._inductor.utils import run_fw_bw_and_get_code
 

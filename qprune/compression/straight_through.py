@@ -27,14 +27,27 @@ def working_dtype(dtype: torch.dtype, bits: int) -> torch.dtype:
     return torch.float32
 
 
-def _round(x: Tensor, rounding: str) -> Tensor:
-    """Round in place, one of ROUNDINGS."""
+def _round(x: Tensor, rounding: str, in_place: bool = True) -> Tensor:
+    """Round, one of ROUNDINGS; `in_place`: the result takes the place of x."""
     if rounding == "floor":
-        return x.floor_()
+        return x.floor_() if in_place else x.floor()
     if rounding == "nearest":
-        return x.round_()
+        return x.round_() if in_place else x.round()
     # torch's trunc is not vectorised on a CPU and costs 30 times a copy; x minus its fraction is exact and costs 3.
-    return x.trunc_() if x.is_cuda else x.sub_(x.frac())
+    if x.is_cuda:
+        return x.trunc_() if in_place else x.trunc()
+    return x.sub_(x.frac()) if in_place else x - x.frac()
+
+
+def _as_expression(ctx: Any, x: Tensor, factor: Any, step: Any, rounding: str) -> Tensor:
+    """The forward pass for a compiler, which needs no work in place to fuse it: torch 2.11 loses gradients at that."""
+    low, high = ctx.bounds
+    out: Tensor = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x) * factor
+    if ctx.gradient == "in_range":
+        rounded = _round(out, rounding, in_place=False)
+        ctx.save_for_backward((rounded >= low) & (rounded <= high))
+    quantized: Tensor = _round(out.clamp(low, high), rounding, in_place=False) * step
+    return quantized
 
 
 class _Quantize(torch.autograd.Function):
@@ -74,6 +87,8 @@ class _Quantize(torch.autograd.Function):
                 return out
         scale, step = powers(decimal, x, axis)
         factor = scale if mask is None else mask * scale
+        if torch.compiler.is_compiling():
+            return _as_expression(ctx, x, factor, step, rounding)
         if x.dtype in (torch.float16, torch.bfloat16):
             out = x.float().mul_(factor)
         else:
@@ -107,12 +122,15 @@ class _Quantize(torch.autograd.Function):
             if clipped is None:
                 step = powers(decimal, grad, ctx.axis)[1]
                 clipped = torch.clamp(grad, low * step, high * step)
-                clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
+                if mask is not None and torch.compiler.is_compiling():
+                    clipped = clipped * mask
+                elif mask is not None:
+                    clipped = clipped.mul_(mask)  # the clamped gradient is ours
             share = batch_share() if ctx.of_samples else 1.0
             grad = clipped if share == 1.0 else clipped / share
         elif ctx.gradient == "in_range":
             grad = grad * ctx.saved_tensors[0]
-            grad = grad if mask is None else grad.mul_(mask)
+            grad = grad if mask is None else grad * mask
         elif mask is not None:
             grad = grad * mask
         return grad.to(ctx.dtype), *[None] * 9

@@ -67,6 +67,7 @@ _KEEP_ZEROS = (
     _ATEN.frac.default,
     _ATEN.floor.default,
     _ATEN.round.default,
+    *(_ATEN.abs.default, _ATEN.sign.default),  # torch 2.11 computes fractions by these
 )
 
 

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from qprune.command_line.composing import compose_checked
 from qprune.compression import kernels
 from qprune.compression.compressor import attach
-from qprune.compression.functional import quantize
+from qprune.compression.functional import GRADIENTS, ROUNDINGS, quantize
 from qprune.compression.options import Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
@@ -183,6 +183,27 @@ def test_a_factor_that_is_no_mask_stays() -> None:
     assert counted == [0]
     assert x.grad is not None
     assert x.grad.tolist() == [0.5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_compiled_quantization_has_the_same_bits(gradient: str, rounding: str, masked: bool) -> None:
+    torch.manual_seed(0)
+    mask = (torch.rand(3, 5) > 0.5).float() if masked else None
+    decimal = torch.tensor(2, dtype=torch.int32)
+    x, incoming = (torch.randn(7, 3, 5) * 3).requires_grad_(), torch.randn(7, 3, 5) * 5
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return quantize(x, 4, decimal, rounding, gradient, mask=mask)
+
+    torch._dynamo.reset()
+    out, compiled = function(x), torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(out, compiled)
+    [expected] = torch.autograd.grad(out, x, incoming)
+    [found] = torch.autograd.grad(compiled, x, incoming)
+    assert torch.equal(expected, found)
+    assert expected.any()
 
 
 def test_gradients_of_depthwise_convolutions_are_not_laid_out_anew() -> None:

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.contenders import CPU, qsparse_on, task_of, with_operators
+from bench.contenders import CPU, qsparse_on, task_of
 from bench.report import table
 
 EPOCHS = 200  # those of the paper
@@ -100,7 +100,7 @@ def _ours(turn: Turn, threads: int, real: bool, compiled: bool = False) -> Measu
     kernels.load()
     recipe, task = task_of("espcn", *_overrides(real))
     arrange(task, None, compiled, CPU)
-    compressor = with_operators(recipe, task, recipe.timeline(task))
+    compressor = recipe.attached(task)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(
             epochs=EPOCHS,

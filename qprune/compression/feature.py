@@ -36,9 +36,7 @@ class FeatureOperators(nn.Module):
         pruner: Pruner | None = self._modules["pruner"]  # type: ignore[assignment]  # past Module.__getattr__
         quantizer: Quantizer | None = self._modules["quantizer"]  # type: ignore[assignment]
         if self.hand_on is not None and in_place and quantizer is not None and _rectifies(quantizer):
-            if pruner is not None and pruner.collecting:
-                pruner.observe(x)
-            mask = pruner.fitted(x) if pruner is not None and pruner.active else None
+            mask = None if pruner is None else pruner.mask_for(x)
             return self.hand_on(quantizer.quantized(x, mask, in_place, rectify=True), self.site)
         return operate(pruner, quantizer, x, in_place)
 

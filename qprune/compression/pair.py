@@ -5,10 +5,11 @@ A step of a small network takes a few milliseconds, in which every call of a mod
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qprune.compression.operator import Operator
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -20,24 +21,28 @@ def operate(pruner: Pruner | None, quantizer: Quantizer | None, x: Tensor, in_pl
     in_place: the result may take the place of x.
     """
     if pruner is not None and quantizer is not None and _act_as_one(pruner, quantizer):
-        if pruner.observing and pruner.collecting:
-            pruner.observe(x)
-        return quantizer.quantized(x, pruner.fitted(x), in_place)
+        return quantizer.quantized(x, pruner.mask_for(x), in_place)
     if pruner is not None:
-        x = pruner(x, in_place) if _has_hooks(pruner) else pruner.forward(x, in_place)
-    if quantizer is not None:
-        x = quantizer(x, in_place) if _has_hooks(quantizer) else quantizer.forward(x, in_place)
-    return x
+        x = _called(pruner, x, in_place)
+    return x if quantizer is None else _called(quantizer, x, in_place)
 
 
 def _act_as_one(pruner: Pruner, quantizer: Quantizer) -> bool:
-    alone = quantizer.observing or _has_hooks(pruner) or _has_hooks(quantizer)
-    return pruner.active and quantizer.active and not alone
+    apart = quantizer.collecting or _has_hooks(pruner) or _has_hooks(quantizer)
+    return pruner.active and quantizer.active and not apart
 
 
-def _has_hooks(operator: Operator) -> bool:
-    """Whether somebody waits for a call of this module."""
-    return bool(operator._forward_hooks or operator._forward_pre_hooks)
+def _called(module: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+    """What a call of the module gives, past all that a call does for hooks where there are none."""
+    result: Tensor = module(x, *rest) if _has_hooks(module) else module.forward(x, *rest)
+    return result
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for a call of this module, or for its gradient."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class WeightOperators(parametrize.ParametrizationList):
@@ -45,15 +50,11 @@ class WeightOperators(parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """The weight as the layer uses it."""
-        x, around = self._parameters["original"], tuple(self._modules.values())
-        assert x is not None
-        if len(around) == 1 and isinstance(around[0], Pruner):
-            return operate(around[0], None, x)
-        if len(around) == 1 and isinstance(around[0], Quantizer):
-            return operate(None, around[0], x)
+        x: Tensor = self._parameters["original"]  # type: ignore[assignment]  # past Module.__getattr__
+        around = tuple(self._modules.values())
         if len(around) == 2 and isinstance(around[0], Pruner) and isinstance(around[1], Quantizer):
             return operate(around[0], around[1], x)
         for each in around:
             assert each is not None
-            x = each(x)
+            x = _called(each, x)
         return x

@@ -95,9 +95,14 @@ class Pruner(Operator):
 
         in_place: the result may take the place of x.
         """
-        if self.observing and self.collecting:
+        mask = self.mask_for(x)
+        return x if mask is None else prune(x, mask, in_place)
+
+    def mask_for(self, x: Tensor) -> Tensor | None:
+        """What x (B, C, ...) or a weight is to be multiplied by, None while inactive; observes x, see `forward`."""
+        if self.collecting:
             self.observe(x)
-        return prune(x, self.fitted(x), in_place) if self.active else x
+        return self.fitted(x) if self.active else None
 
     def fitted(self, x: Tensor) -> Tensor:
         """The mask, tiled to x's size when x is a feature of another size than those of training."""

@@ -93,7 +93,7 @@ class Quantizer(Operator):
 
         in_place: the result may take the place of x.
         """
-        if self.observing and self.collecting:
+        if self.collecting:
             self.observe(x)
         return self.quantized(x, None, in_place) if self.active else x
 

@@ -122,15 +122,12 @@ class _Quantize(torch.autograd.Function):
             if clipped is None:
                 step = powers(decimal, grad, ctx.axis)[1]
                 clipped = torch.clamp(grad, low * step, high * step)
-                if mask is not None and torch.compiler.is_compiling():
-                    clipped = clipped * mask
-                elif mask is not None:
-                    clipped = clipped.mul_(mask)  # the clamped gradient is ours
+                clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
             share = batch_share() if ctx.of_samples else 1.0
             grad = clipped if share == 1.0 else clipped / share
         elif ctx.gradient == "in_range":
             grad = grad * ctx.saved_tensors[0]
-            grad = grad if mask is None else grad * mask
+            grad = grad if mask is None else grad.mul_(mask)
         elif mask is not None:
             grad = grad * mask
         return grad.to(ctx.dtype), *[None] * 9

@@ -35,7 +35,7 @@ def numbers_of(module: nn.Module) -> dict[str, Tensor]:
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """The names of tensors that hold NaN or infinity; one wait on the device in all."""
-    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     if not named:
         return []
     good = torch.stack([all_finite(tensor) for _, tensor in named]).tolist()
@@ -52,7 +52,7 @@ def watched(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[dict[str, Tens
 
     def look(name: str, values: Any) -> None:
         for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 is_good = all_finite(leaf.detach())
                 good[name] = good[name] & is_good if name in good else is_good
 

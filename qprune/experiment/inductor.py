@@ -45,19 +45,23 @@ def drop_masks_behind_relus(graph: Graph) -> int:
     zeros from the mask to the ReLU. Clamped to the grid's range (Eq. 2) and masked again, it would be the same bits.
     Returns how many there were.
     """
-    dropped = 0
-    for node in list(graph.nodes):
-        if _calls(node, _ATEN.mul.Tensor) and isinstance(mask := node.args[1], Node):
-            clamped = node.args[0]
-            passed = _argument(_argument(clamped, _ATEN.clamp_max.Tensor), _ATEN.clamp_min.Tensor)
-            if _calls(passed, _ATEN.where.self) and _calls(stopped := passed.args[0], _ATEN.le.Scalar):
-                relu, least = _seen_through(stopped.args[0]), stopped.args[1]
-                is_relu = _calls(relu, _ATEN.relu.default) and least == 0 and _is_zero(passed.args[1])
-                if is_relu and _is_zero_where(relu, mask):
-                    node.replace_all_uses_with(clamped)
-                    graph.erase_node(node)
-                    dropped += 1
-    return dropped
+    useless = [node for node in graph.nodes if _is_masked_to_no_effect(node)]
+    for node in useless:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    return len(useless)
+
+
+def _is_masked_to_no_effect(node: Node) -> bool:
+    """Whether `node` is clamped gradient * mask, and the mask leaves no more of it than the ReLU it came through."""
+    if not _calls(node, _ATEN.mul.Tensor) or not isinstance(mask := node.args[1], Node):
+        return False
+    passed = _argument(_argument(node.args[0], _ATEN.clamp_max.Tensor), _ATEN.clamp_min.Tensor)
+    if not _calls(passed, _ATEN.where.self) or not _is_zero(passed.args[1]):
+        return False
+    stopped = passed.args[0]
+    relu = _argument(stopped, _ATEN.le.Scalar)
+    return _calls(relu, _ATEN.relu.default) and stopped.args[1] == 0 and _is_zero_where(relu, mask)
 
 
 # Functions of one tensor that make zeros of zeros.

@@ -83,7 +83,7 @@ class Recipe:
 
     def attached(self, task: Task, sites: Plan | None = None) -> Compressor:
         """This run's operators, placed into the task's network. sites: its plan, if that is at hand."""
-        sites = sites or self.plan(task)
+        sites = self.plan(task) if sites is None else sites
         return attach(task.network, sites, self.timeline(task), task.example, self.pruning, self.quantization)
 
     def plan(self, task: Task) -> Plan:

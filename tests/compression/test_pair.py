@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,19 @@ def test_hooks_on_operators_are_called_and_change_no_bit() -> None:
     for old, new, last in zip(before, after, (calls[1][1], calls[3][1]), strict=True):
         assert torch.equal(old, new)
         assert torch.equal(new, last)
+
+
+def test_hooks_on_gradients_of_operators_are_called() -> None:
+    layer = compressed_layer()
+    calls: list[str] = []
+
+    def note(operator: nn.Module, given: Any, got: Any) -> None:
+        calls.append(type(operator).__name__)
+
+    for operator in layer.parametrizations["weight"]:  # type: ignore[index]
+        operator.register_full_backward_hook(note)
+    layer.weight.sum().backward()
+    assert calls == ["Quantizer", "Pruner"]
 
 
 def test_operators_placed_the_other_way_round_act_in_that_order() -> None:

@@ -146,7 +146,7 @@ def counting_masks(function: Callable[..., torch.Tensor]) -> tuple[Callable[...,
         ("square", 0),
     ],
 )
-@pytest.mark.parametrize("rounding", ["trunc", "floor", "nearest"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_masks_are_left_out_where_gradients_are_zero_anyway(between: str, dropped: int, rounding: str) -> None:
     torch.manual_seed(0)
     mask = (torch.rand(3, 5) > 0.5).float()

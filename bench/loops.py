@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.contenders import CPU, qsparse_on, task_of
+from bench.contenders import CPU, LAYOUTS, qsparse_on, task_of
 from bench.report import table
 
 EPOCHS = 200  # those of the paper
@@ -64,17 +64,28 @@ def _taking_turns(
 ) -> dict[str, Measured]:
     """What each function measured; a machine's ups and downs meet all of them."""
     pipes: dict[str, Connection] = {}
-    for name, function in functions.items():
-        pipes[name], there = get_context("spawn").Pipe()
-        get_context("spawn").Process(target=_serve, args=(there, function, threads, real), daemon=True).start()
-        there.close()
+    processes = []
     measured: dict[str, Measured] = {}
-    while len(measured) < len(functions):
-        for name, pipe in pipes.items():
-            if name not in measured:
-                pipe.send(None)
-                if (done := pipe.recv()) is not None:
-                    measured[name] = done
+    try:
+        for name, function in functions.items():
+            pipes[name], there = get_context("spawn").Pipe()
+            process = get_context("spawn").Process(target=_serve, args=(there, function, threads, real), daemon=True)
+            process.start()
+            processes.append(process)
+            there.close()
+        while len(measured) < len(functions):
+            for name, pipe in pipes.items():
+                if name not in measured:
+                    pipe.send(None)
+                    try:
+                        done = pipe.recv()
+                    except EOFError:
+                        raise RuntimeError(f"the loop {name!r} ended with the error above") from None
+                    if done is not None:
+                        measured[name] = done
+    finally:
+        for process in processes:  # a trainer takes a polite end for a wish to stop after its step
+            process.kill()
     return measured
 
 
@@ -128,8 +139,11 @@ def _authors(turn: Turn, threads: int, real: bool) -> Measured:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, TensorDataset
 
+    from qprune.experiment.layout import arrange
+
     torch.set_num_threads(threads)
     recipe, task = task_of("espcn", *_overrides(real))
+    arrange(task, LAYOUTS["contiguous"], compiled=False, device=CPU)  # qsparse refuses channels last
     times = recipe.timeline(task)
     assert times.weight_step is not None
     assert times.feature_step is not None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import re
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
 from bench.contenders import ours, qsparse_step, torch_step
 from bench.report import table
 from bench.rounds import Arena, Contender, Timing
+from qprune.experiment.memory import HUGE_PAGES, prefer_huge_pages
 
 CIFAR_FLOAT = Contender("float, channels last", ours, ("cifar", "float"))
 
@@ -56,7 +61,7 @@ def phases(threads: int, rounds: int) -> str:
         Contender("pruned", ours, ("cifar", "prune")),
         Contender("decimals being collected", ours, ("cifar", "decimals")),
         Contender("pruned and quantized", ours, ("cifar", "active")),
-        Contender("the same, packed features", ours, ("cifar", "active", "own", "packed")),
+        Contender("the same, packed features (memory kept)", ours, ("cifar", "active", "own", "packed")),
     ]
     return _race(contenders, {"float": CIFAR_FLOAT}, threads, rounds, warm=1)
 
@@ -77,27 +82,29 @@ def compiled(threads: int, rounds: int) -> str:
 
 def espcn(threads: int, rounds: int) -> str:
     """ESPCN at batch 16."""
-    ordinary = Contender("float, ordinary loop (default allocator)", ours, ("espcn", "float"), keep=False)
-    eager = Contender("float", ours, ("espcn", "float"))
+    ordinary = Contender(
+        "float, ordinary loop (NCHW, default allocator)", ours, ("espcn", "float", "contiguous"), keep=False
+    )
+    eager = Contender("float, channels last", ours, ("espcn", "float"))
     compiled_float = Contender("float, compiled as ours", ours, ("espcn", "float", "own", "compiled"))
     contenders = [
         ordinary,
         Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("espcn", "contiguous"), keep=False),
+        Contender("float, NCHW", ours, ("espcn", "float", "contiguous")),
         eager,
-        Contender("float, channels last", ours, ("espcn", "float", "channels last")),
         Contender("float, `torch.compile` as it comes", ours, ("espcn", "float", "own", "torch.compile")),
         compiled_float,
         Contender("ours P+Q, as `qprune run` trains", ours, ("espcn", "active")),
-        Contender("ours P+Q, channels last", ours, ("espcn", "active", "channels last")),
+        Contender("ours P+Q, NCHW", ours, ("espcn", "active", "contiguous")),
         Contender("ours P+Q, without a C compiler", ours, ("espcn", "active", "own", "plain")),
         Contender("ours P+Q, compiled", ours, ("espcn", "active", "own", "compiled")),
         Contender("ours P+Q, packed features", ours, ("espcn", "active", "own", "packed")),
         Contender("ours, idle", ours, ("espcn", "idle")),
         Contender("ours, masks being collected", ours, ("espcn", "masks")),
-        Contender("qsparse 2.0.1 P+Q", qsparse_step, ("espcn", "contiguous")),
-        Contender("torch fake quantization", torch_step, ("espcn", "contiguous")),
+        Contender("qsparse 2.0.1 P+Q, NCHW", qsparse_step, ("espcn", "contiguous")),  # it refuses channels last
+        Contender("torch fake quantization, channels last", torch_step, ("espcn", "channels last")),
     ]
-    bases = {"ordinary float": ordinary, "eager float": eager, "compiled float": compiled_float}
+    bases = {"ordinary float": ordinary, "best eager float": eager, "compiled float": compiled_float}
     return _race(contenders, bases, threads, 3 * rounds, warm=1, in_a_row=101)
 
 
@@ -153,41 +160,59 @@ def memory(threads: int, rounds: int) -> str:
     rows: list[list[str]] = []
     floats: list[float] = []
     for name, arguments in _VARIANTS:
-        peaks = []
+        measured = []
         for keep in (True, False):
-            with get_context("spawn").Pool(1) as pool:
-                peaks.append(pool.apply(_peak, (arguments, keep, threads)))
+            with _memory(keep), get_context("spawn").Pool(1) as pool:
+                measured.append(pool.apply(_peak, (arguments, keep, threads, rounds)))
+        peaks = [peak for peak, _ in measured]
         floats = floats or peaks
-        ratios = [f"{peak / base:.3f}" for peak, base in zip(peaks, floats, strict=True)]
-        rows.append([name, f"{peaks[0]:,.0f}", ratios[0], f"{peaks[1]:,.0f}", ratios[1]])
+        row = [name]
+        for (peak, ms), base in zip(measured, floats, strict=True):
+            row += [f"{peak:,.0f}", f"{peak / base:.3f}", f"{ms:,.0f}"]
+        rows.append(row)
+    columns = [f"{what}{how}" for how in ("kept", "returned") for what in ("MB, ", "against float, ", "ms a step, ")]
     return (
-        "Resident memory at its highest, above that before the network was made, in MB: of the whole process with "
-        "memory kept, as `qprune run` has it, and of steps in this state alone, with the default allocator.\n\n"
-        + table(["step (channels last)", "whole, kept", "against float", "steps alone", "against float"], rows)
+        "Resident memory at its highest, above that before the network was made: of the whole process with freed "
+        "memory kept, as `qprune run` has it; and of steps in this state alone with freed memory returned at once, as "
+        "`trainer.keep_memory=false` has it and `trainer.pack_features=true` by itself.\n\n"
+        + table(["step (channels last)", *columns], rows)
     )
 
 
-def _peak(arguments: tuple[Any, ...], keep: bool, threads: int) -> float:
+@contextmanager
+def _memory(kept: bool) -> Iterator[None]:
+    """Processes that are started inside ask for the pages that `qprune run` asks for: before their first tensor."""
+    before = os.environ.get(HUGE_PAGES)
+    if not kept:
+        prefer_huge_pages()
+    yield
+    if before is None:
+        os.environ.pop(HUGE_PAGES, None)
+
+
+def _peak(arguments: tuple[Any, ...], keep: bool, threads: int, rounds: int) -> tuple[float, float]:
+    """MB at most, and the median ms of a step."""
     import torch
 
     from qprune.compression import kernels
-    from qprune.experiment.memory import keep_freed_memory
+    from qprune.experiment.memory import keep_freed_memory, return_freed_memory
 
     torch.set_num_threads(threads)
+    keep_freed_memory() if keep else return_freed_memory()
     kernels.load()
-    if keep:
-        keep_freed_memory()
     x = torch.randn(2, 3, 8, 8, requires_grad=True)  # libraries that are loaded at first use
     torch.nn.functional.conv2d(x, torch.randn(4, 3, 3, 3)).sum().backward()
     before = _resident("VmRSS")
     step = ours(*arguments)
     if not keep:
-        ctypes.CDLL(None).malloc_trim(0)  # what the steps before left in the heap
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123
             file.write("5")  # the highest so far is that of now
-    for _ in range(2):
+    times = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
         step()
-    return _resident("VmHWM") - before
+        times.append(1e3 * (time.perf_counter() - start))
+    return _resident("VmHWM") - before, statistics.median(times[1:])
 
 
 def _resident(line: str) -> float:

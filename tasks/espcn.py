@@ -70,7 +70,8 @@ class Espcn(Task):
         self.initial_rate = learning_rate
         self.drop_epoch = max(1, round(lr_drop * limits.epochs))
         with seeded(seed, "network"):
-            self.network = ESPCN(scale)
+            # channels last: 0.9 of the time on a CPU
+            self.network: ESPCN = ESPCN(scale).to(memory_format=torch.channels_last)
 
         train, test, self.marks = _images(data, train_folder, test_folder)
         self.dataset = {"train": _checksum(train), "test": _checksum(test)}

@@ -33,6 +33,7 @@ from qprune.command_line.sweeping import (
 )
 from qprune.errors import UserError
 from qprune.experiment.files import write_json
+from qprune.experiment.memory import is_kept, prefer_huge_pages
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -190,6 +191,8 @@ def _job(cfg: DictConfig) -> None:
 def _attempt(cfg: DictConfig, wait: bool) -> tuple[int, str]:
     """Exit code and, for a failure, its explanation, which has been printed."""
     try:
+        if not is_kept(cfg.trainer.keep_memory, cfg.trainer.pack_features):
+            prefer_huge_pages()  # before the first tensor, which an import may make
         from qprune.experiment import run as runner  # late: it imports torch, which --help and --cfg need not wait for
 
         runner.execute(cfg, wait=wait)

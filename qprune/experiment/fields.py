@@ -58,7 +58,7 @@ FIELDS: dict[str, Any] = {
     "trainer.precision": ("float32", "bfloat16", "float16"),
     "trainer.ranks": Annotated[int, Range(1, 1024, "processes")],
     "trainer.threads": Annotated[int, Range(1, 4096, "threads")] | None,
-    "trainer.keep_memory": bool,
+    "trainer.keep_memory": bool | None,
     "trainer.kernels": bool,
     "trainer.channels_last": bool | None,
     "trainer.compile": bool,

@@ -39,7 +39,7 @@ from qprune.experiment.files import (
 )
 from qprune.experiment.histograms import HISTOGRAMS_FILE
 from qprune.experiment.loggers import check_logger, log_curve
-from qprune.experiment.memory import keep_freed_memory
+from qprune.experiment.memory import is_kept, keep_freed_memory, return_freed_memory
 from qprune.experiment.processes import choose_device, launch
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.stem import Stem
@@ -143,10 +143,11 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
     device = choose_device(trainer_config["device"], rank)
     if trainer_config["threads"]:
         torch.set_num_threads(trainer_config["threads"])
-    if trainer_config["keep_memory"] and device.type == "cpu":
-        keep_freed_memory()
-    if trainer_config["kernels"] and device.type == "cpu":
-        kernels.load()
+    if device.type == "cpu":
+        kept = is_kept(trainer_config["keep_memory"], trainer_config["pack_features"])
+        keep_freed_memory() if kept else return_freed_memory()
+        if trainer_config["kernels"]:
+            kernels.load()
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])

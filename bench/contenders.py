@@ -61,9 +61,9 @@ def with_operators(recipe: Recipe, task: Task, times: Timeline) -> Compressor:
 def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager", batch: int = 0) -> Callable[[], Any]:
     """One step of the task with our operators in `mode`, or the float network (`float`).
 
-    layout: `own` (what the task or the way has), `contiguous` or `channels last`. way: `eager`, `plain` (torch's
-    functions alone), `compiled`, `torch.compile` (with its defaults) or `packed`. batch: samples per step if not the
-    recipe's.
+    layout: `own` (what the task or the way has), `contiguous` or `channels last`. way: `eager`, `ordinary` (eager, with
+    the optimizer as torch has it by default), `plain` (torch's functions alone), `compiled`, `torch.compile` (with its
+    defaults) or `packed`. batch: samples per step if not the recipe's.
     """
     recipe, task = task_of(name, *([f"task.batch_size={batch}"] if batch else []))
     arrange(task, LAYOUTS[layout], way == "compiled", CPU)
@@ -85,6 +85,10 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
         compile_training(task, optimizers, CPU)
     elif way == "torch.compile":
         task.network.compile()
+    elif way == "ordinary":
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["fused"] = None
     elif way == "plain":
         context = kernels.unused
     elif compressor is not None:
@@ -145,12 +149,12 @@ def qsparse_on(task: Task, name: str, prune_at: int = 1, quantize_at: int = 2, w
     qsparse.convert(network, quantizing(-1, quantize_at), activation_layers=makers if cifar else [nn.Tanh], **kinds)
 
 
-def qsparse_step(name: str, layout: str) -> Callable[[], Any]:
-    """One step with qsparse's pruning and quantization of weights and features."""
+def qsparse_step(name: str, layout: str, way: str = "eager") -> Callable[[], Any]:
+    """One step with qsparse's pruning and quantization of weights and features; way: `eager` or `ordinary`."""
     _, task = task_of(name)
     arrange(task, LAYOUTS[layout], compiled=False, device=CPU)
     qsparse_on(task, name)
-    return _step(task, None, "eager", 4)
+    return _step(task, None, way, 4)
 
 
 class _Fake(nn.Module):
@@ -165,8 +169,11 @@ class _Fake(nn.Module):
         return out
 
 
-def torch_step(name: str, layout: str) -> Callable[[], Any]:
-    """One step with torch's fake quantization (no pruning) of the weights and features that ours quantizes."""
+def torch_step(name: str, layout: str, way: str = "eager") -> Callable[[], Any]:
+    """One step with torch's fake quantization (no pruning) of the weights and features that ours quantizes.
+
+    way: `eager` or `ordinary`.
+    """
     recipe, task = task_of(name)
     arrange(task, LAYOUTS[layout], compiled=False, device=CPU)
     plan: Plan = recipe.plan(task)
@@ -183,7 +190,7 @@ def torch_step(name: str, layout: str) -> Callable[[], Any]:
         else:
             module = task.network.get_submodule(site.path)
             module.register_forward_hook(lambda module, args, output, fake=fake: fake(output))
-    step = _step(task, None, "eager", 1)
+    step = _step(task, None, way, 1)
     for fake in fakes:
         fake.disable_observer()
     return step

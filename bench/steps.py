@@ -20,7 +20,7 @@ CIFAR_FLOAT = Contender("float, channels last", ours, ("cifar", "float"))
 
 
 CIFAR_ORDINARY = Contender(
-    "float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous"), keep=False
+    "float, ordinary loop (NCHW, default allocator)", ours, ("cifar", "float", "contiguous", "ordinary"), keep=False
 )
 CIFAR_OURS = Contender("ours P+Q, as `qprune run` trains", ours, ("cifar", "active"))
 CIFAR_BASES = {"ordinary float": CIFAR_ORDINARY, "best eager float": CIFAR_FLOAT}
@@ -44,9 +44,9 @@ def peers(threads: int, rounds: int) -> str:
         CIFAR_ORDINARY,
         CIFAR_FLOAT,
         CIFAR_OURS,
-        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("cifar", "contiguous"), keep=False),
+        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("cifar", "contiguous", "ordinary"), keep=False),
         Contender("qsparse 2.0.1 P+Q, NCHW", qsparse_step, ("cifar", "contiguous")),  # it refuses channels last
-        Contender("torch fake quantization, ordinary", torch_step, ("cifar", "contiguous"), keep=False),
+        Contender("torch fake quantization, ordinary", torch_step, ("cifar", "contiguous", "ordinary"), keep=False),
         Contender("torch fake quantization, channels last", torch_step, ("cifar", "channels last")),
     ]
     return _race(contenders, CIFAR_BASES, threads, max(2, rounds // 2), warm=1)
@@ -83,13 +83,13 @@ def compiled(threads: int, rounds: int) -> str:
 def espcn(threads: int, rounds: int) -> str:
     """ESPCN at batch 16."""
     ordinary = Contender(
-        "float, ordinary loop (NCHW, default allocator)", ours, ("espcn", "float", "contiguous"), keep=False
+        "float, ordinary loop (NCHW, default allocator)", ours, ("espcn", "float", "contiguous", "ordinary"), keep=False
     )
     eager = Contender("float, channels last", ours, ("espcn", "float"))
     compiled_float = Contender("float, compiled as ours", ours, ("espcn", "float", "own", "compiled"))
     contenders = [
         ordinary,
-        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("espcn", "contiguous"), keep=False),
+        Contender("qsparse 2.0.1 P+Q, ordinary", qsparse_step, ("espcn", "contiguous", "ordinary"), keep=False),
         Contender("float, NCHW", ours, ("espcn", "float", "contiguous")),
         eager,
         Contender("float, `torch.compile` as it comes", ours, ("espcn", "float", "own", "torch.compile")),

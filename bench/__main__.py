@@ -14,7 +14,7 @@ from bench.parts import events, growth, operators, pipeline, startup
 from bench.report import machine, replace_section
 from bench.rounds import Foreign
 from bench.side_by_side import ranks, together
-from bench.steps import cifar, compiled, espcn, memory, peers, phases
+from bench.steps import cifar, compiled, espcn, layouts, memory, peers, phases
 
 SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", cifar),
@@ -22,6 +22,7 @@ SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "phases": ("The same in the phases of a run", phases),
     "compiled": ("The same, compiled", compiled),
     "espcn": ("A training step of ESPCN, batch 16", espcn),
+    "layouts": ("Layouts", layouts),
     "memory": ("Peak memory", memory),
     "events": ("Events", events),
     "operators": ("Operators against a copy", operators),

@@ -108,6 +108,25 @@ def espcn(threads: int, rounds: int) -> str:
     return _race(contenders, bases, threads, 3 * rounds, warm=1, in_a_row=101)
 
 
+def layouts(threads: int, rounds: int) -> str:
+    """P+Q of the other tasks with channels first and last."""
+    contenders = [
+        Contender(f"{title}, {layout}", ours, (name, "active", layout))
+        for name, title in _OTHERS.items()
+        for layout in ("contiguous", "channels last")
+    ]
+    with Arena(threads) as arena:
+        timings = arena.race(contenders, max(2, rounds // 2), warm=1)
+    rows = []
+    for title in _OTHERS.values():
+        first, last = (timings[f"{title}, {layout}"] for layout in ("contiguous", "channels last"))
+        rows.append([title, f"{first.median:,.4g}", f"{last.median:,.4g}", last.against(first)])
+    return table(["P+Q", "ms, channels first", "ms, channels last", "ratio"], rows)
+
+
+_OTHERS = {"pix2pix": "Pix2Pix", "cyclegan": "CycleGAN", "faster_rcnn": "Faster R-CNN on synthetic pictures"}
+
+
 def _race(
     contenders: list[Contender],
     bases: dict[str, Contender],

@@ -166,6 +166,7 @@ def _race(
     )
 
 
+_DRAWS = 3
 _VARIANTS = (
     ("float", ("cifar", "float")),
     ("ours P+Q", ("cifar", "active")),
@@ -181,8 +182,11 @@ def memory(threads: int, rounds: int) -> str:
     for name, arguments in _VARIANTS:
         measured = []
         for keep in (True, False):
-            with _memory(keep), get_context("spawn").Pool(1) as pool:
-                measured.append(pool.apply(_peak, (arguments, keep, threads, rounds)))
+            drawn = []
+            for _ in range(_DRAWS):
+                with _memory(keep), get_context("spawn").Pool(1) as pool:
+                    drawn.append(pool.apply(_peak, (arguments, keep, threads, rounds)))
+            measured.append([statistics.median(values) for values in zip(*drawn, strict=True)])
         peaks = [peak for peak, _ in measured]
         floats = floats or peaks
         row = [name]
@@ -193,7 +197,8 @@ def memory(threads: int, rounds: int) -> str:
     return (
         "Resident memory at its highest, above that before the network was made: of the whole process with freed "
         "memory kept, as `qprune run` has it; and of steps in this state alone with freed memory returned at once, as "
-        "`trainer.keep_memory=false` has it and `trainer.pack_features=true` by itself.\n\n"
+        "`trainer.keep_memory=false` has it and `trainer.pack_features=true` by itself. Medians of "
+        f"{_DRAWS} processes each: which gaps a heap happens to have makes one some percent larger or smaller.\n\n"
         + table(["step (channels last)", *columns], rows)
     )
 

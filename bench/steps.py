@@ -6,15 +6,14 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 from bench.contenders import ours, qsparse_step, torch_step
 from bench.report import table
 from bench.rounds import Arena, Contender, Timing
-from qprune.experiment.memory import HUGE_PAGES, prefer_huge_pages
+from qprune.experiment.memory import prefer_huge_pages
 
 CIFAR_FLOAT = Contender("float, channels last", ours, ("cifar", "float"))
 
@@ -182,10 +181,7 @@ def memory(threads: int, rounds: int) -> str:
     for name, arguments in _VARIANTS:
         measured = []
         for keep in (True, False):
-            drawn = []
-            for _ in range(_DRAWS):
-                with _memory(keep), get_context("spawn").Pool(1) as pool:
-                    drawn.append(pool.apply(_peak, (arguments, keep, threads, rounds)))
+            drawn = [_peak_in_new_process(arguments, keep, threads, rounds) for _ in range(_DRAWS)]
             measured.append([statistics.median(values) for values in zip(*drawn, strict=True)])
         peaks = [peak for peak, _ in measured]
         floats = floats or peaks
@@ -203,15 +199,13 @@ def memory(threads: int, rounds: int) -> str:
     )
 
 
-@contextmanager
-def _memory(kept: bool) -> Iterator[None]:
-    """Processes that are started inside ask for the pages that `qprune run` asks for: before their first tensor."""
-    before = os.environ.get(HUGE_PAGES)
-    if not kept:
-        prefer_huge_pages()
-    yield
-    if before is None:
-        os.environ.pop(HUGE_PAGES, None)
+def _peak_in_new_process(arguments: tuple[Any, ...], keep: bool, *rest: int) -> tuple[float, float]:
+    """`_peak` in a process that asks for the pages that `qprune run` asks for: by its environment."""
+    with patch.dict(os.environ):
+        if not keep:
+            prefer_huge_pages()
+        with get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak, (arguments, keep, *rest))
 
 
 def _peak(arguments: tuple[Any, ...], keep: bool, threads: int, rounds: int) -> tuple[float, float]:

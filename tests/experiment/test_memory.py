@@ -66,7 +66,7 @@ def _printed(program: str, *arguments: str, **environment: str) -> int:
         capture_output=True,
         text=True,
         check=True,
-        env={name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | environment,
+        env={name: value for name, value in os.environ.items() if name != memory.HUGE_PAGES} | environment,
     )
     return int(done.stdout)
 
@@ -84,15 +84,16 @@ def test_returned_memory_leaves_the_process() -> None:
     assert _printed(_RESIDENT, "keep_freed_memory") <= 8
 
 
-@pytest.mark.skipif(
-    "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
-    else True,
-    reason="this Linux does not give huge pages to those who ask, and to nobody else",
-)
+def _on_request() -> bool:
+    """Whether this Linux gives huge pages to those who ask for them, and to nobody else."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[madvise]" in setting.read_text(encoding="ascii")
+
+
+@pytest.mark.skipif(not _on_request(), reason="this Linux gives huge pages to all or to none")
 def test_large_tensors_are_made_of_huge_pages_unless_the_user_says_no() -> None:
     assert _printed(_HUGE) >= 32 << 10  # of 64 MiB, in kB
-    assert _printed(_HUGE, THP_MEM_ALLOC_ENABLE="0") == 0
+    assert _printed(_HUGE, **{memory.HUGE_PAGES: "0"}) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Imported only where something is compiled: it loads the compiler.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class KeepAsAutograd(CustomPartitionerFn):
     def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
         """The forward and the backward graph of `gm`, which holds both."""
         drop_masks_behind_relus(gm.graph)
+        sum_bias_gradients(gm.graph)
         return default_partition(
             gm,
             joint_inputs,
@@ -50,6 +52,32 @@ def drop_masks_behind_relus(graph: Graph) -> int:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
     return len(useless)
+
+
+def sum_bias_gradients(graph: Graph) -> int:
+    """Have gradients of convolutions' biases computed as sums of their own, which the compiler fuses with what is near.
+
+    The library sums them beside the weights' gradients, slowly: 30 to 50 microseconds each in a step of ESPCN. Returns
+    how many there were.
+    """
+    found = 0
+    for node in list(graph.nodes):
+        if not _calls(node, _ATEN.convolution_backward.default) or not node.args[-1][2]:
+            continue
+        biases = [user for user in node.users if user.target is operator.getitem and user.args[1] == 2]
+        *others, wanted = node.args
+        node.args = (*others, [*wanted[:2], False])
+        for bias in biases:
+            gradient = node.args[0]
+            with graph.inserting_before(node):
+                total = graph.call_function(
+                    _ATEN.sum.dim_IntList, (gradient, [0, *range(2, gradient.meta["val"].dim())])
+                )
+            total.meta.update(bias.meta)
+            bias.replace_all_uses_with(total)
+            graph.erase_node(bias)
+        found += len(biases)
+    return found
 
 
 def _is_masked_to_no_effect(node: Node) -> bool:

@@ -14,7 +14,7 @@ import sys
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's variable: transparent huge pages
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = 1, -1, -3, -4
 _MMAP_MAX = 65536  # glibc's default
 # Smaller buffers stay in the heap: a call of the system for each would cost more than they take.
 _RETURNED = 1 << 20
@@ -36,8 +36,9 @@ def prefer_huge_pages() -> None:
 
 def keep_freed_memory() -> bool:
     """Stop glibc from returning freed memory while this process lives; False where there is no glibc to tell."""
-    # No buffer from mmap, which would go back at once; never trim the heap (-1 is the largest threshold there is).
-    return _tell((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+    # No buffer from mmap, which would go back at once; never trim the heap (-1 is the largest threshold there is). No
+    # lists of small chunks beside each thread's own: with every large buffer that is freed, they would be walked.
+    return _tell((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_MXFAST, 0))
 
 
 def return_freed_memory() -> bool:

@@ -24,6 +24,7 @@ from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 from qprune.experiment import compiling
 from qprune.experiment.identity import signature
+from qprune.experiment.processes import launch
 from tests.experiment.toy import prepared
 
 
@@ -60,6 +61,23 @@ def test_a_compiled_run_trains_as_a_plain_one(counter: CompileCounterWithBackend
     assert counter.frame_count
     decimals = [[p.operator.decimal.tolist() for p in run[1].quantizers("feature")] for run in (plain, compiled)]
     assert decimals[0] == decimals[1]
+
+
+def trained_by_a_rank(folder: Path) -> tuple[list[dict[str, float]], int]:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiling.BACKEND = counter  # type: ignore[assignment]  # of this rank's own process
+    metrics = []
+    for compiled in (False, True):
+        _, _, trainer = prepared(folder / str(compiled), compile=compiled)
+        compiling.fuse(trainer.optimizers)
+        metrics.append(trainer.fit())
+    return metrics, counter.frame_count
+
+
+def test_ranks_compile_too(tmp_path: Path) -> None:
+    (plain, compiled), graphs = launch(2, trained_by_a_rank, tmp_path)
+    assert compiled == plain
+    assert graphs == 4  # as in one process
 
 
 def test_steps_that_collect_and_short_batches_are_not_compiled() -> None:
@@ -212,12 +230,56 @@ def test_gradients_of_depthwise_convolutions_are_not_laid_out_anew() -> None:
     from qprune.experiment.inductor import options_on_a_cpu
 
     torch.compiler.reset()
-    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    sizes: list[dict[str, Any]] = [
+        {"in_channels": 4, "out_channels": 8, "kernel_size": 1},
+        {"in_channels": 8, "out_channels": 8, "kernel_size": 3, "groups": 8},
+        {"in_channels": 8, "out_channels": 4, "kernel_size": 1},
+    ]
+    network = nn.Sequential(*[nn.Conv2d(**size, bias=False) for size in sizes])
     network.to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last)
     _, (_, backward) = run_fw_bw_and_get_code(lambda: torch.compile(network, options=options_on_a_cpu())(x))
     assert backward.count("= torch.ops.aten.convolution_backward.default(") == 3
     assert "cpp_fused" not in backward  # nothing but convolutions: a copy would be one
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(3, 4, 3), nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ConvTranspose2d(3, 4, 3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_gradients_of_biases_are_sums_of_their_own(layer: nn.Module) -> None:
+    from torch._functorch.aot_autograd import aot_function, make_boxed_func
+    from torch.func import functional_call
+
+    from qprune.experiment.inductor import KeepAsAutograd
+
+    graphs: list[torch.fx.Graph] = []
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.append(graph.graph)
+        return make_boxed_func(graph)
+
+    def function(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        hidden = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        out: torch.Tensor = torch.tanh(hidden)
+        return out
+
+    torch.manual_seed(0)
+    inputs = [*(each.detach().double() for each in layer.parameters())]
+    inputs.append(torch.randn(2, 3, *[7] * (inputs[0].dim() - 2), dtype=torch.float64))
+    for each in inputs:
+        each.requires_grad_()
+    compiled = aot_function(function, compiler, compiler, partition_fn=KeepAsAutograd())
+    found = torch.autograd.grad(compiled(*inputs).square().sum(), inputs)
+    expected = torch.autograd.grad(function(*inputs).square().sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    aten = torch.ops.aten
+    [backward] = graphs[1].find_nodes(op="call_function", target=aten.convolution_backward.default)
+    assert backward.args[-1] == [True, True, False]
+    [total] = graphs[1].find_nodes(op="call_function", target=aten.sum.dim_IntList)
+    assert total.args[0] is backward.args[0]
 
 
 def test_compiled_graphs_can_be_stored() -> None:

@@ -10,7 +10,7 @@ uncompiled run: the key is part of a run's identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -78,6 +78,13 @@ def state_of(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
     )
 
 
+@contextmanager
+def as_written(rectified: Sequence[FeatureOperators], pack_features: bool) -> Iterator[None]:
+    """Around a step that is not compiled: the ReLUs behind `rectified` are taken along, and features packed if told."""
+    with packed_features() if pack_features else nullcontext(), rectified_features(rectified):
+        yield
+
+
 class Ways:
     """How steps are carried out: as written, compiled (`compile`), or with packed features (`pack_features`).
 
@@ -126,15 +133,13 @@ class Ways:
             torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
         return nullcontext()
 
-    @contextmanager
-    def _as_written(self, step: int) -> Iterator[None]:
+    def _as_written(self, step: int) -> AbstractContextManager[object]:
         rectified: list[FeatureOperators] = []
         if self.fuse_relu and state_of(self.timeline, step)[2]:
             if self._rectified is None:
                 self._rectified = self._find_rectified()
             rectified = self._rectified
-        with packed_features() if self.pack_features else nullcontext(), rectified_features(rectified):
-            yield
+        return as_written(rectified, self.pack_features)
 
     def of_evaluation(self) -> AbstractContextManager[object]:
         """A context in which networks run as they are written."""

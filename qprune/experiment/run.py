@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -253,9 +254,14 @@ def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
         rows.append(
             {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}
         )
-    for stored in features_left_alone(task.network, task.example):
+    alone = features_left_alone(task.network, task.example)
+    times = Counter(stored.name for stored in alone)
+    for stored in alone:
+        # A module whose forward makes several has one name for all of them.
+        several = times[stored.name] > 1 and stored.readers
+        name = f"{stored.name}, read by {stored.readers[0]}" if several else stored.name
         size = f"{stored.elements} elements"
-        rows.append({"tensor": stored.name, "kind": "feature", "shape": size, "prune": False, "quantize": False})
+        rows.append({"tensor": name, "kind": "feature", "shape": size, "prune": False, "quantize": False})
     return rows
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from qprune.command_line.composing import compose_checked
 from qprune.errors import RunFailure, UserError
 from qprune.experiment import checkpoint, files, identity
 from qprune.experiment.recipe import Recipe
@@ -219,6 +220,14 @@ def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> N
     assert f"plan: {counts}; 1 tensors left alone" in text
     assert "4       feature  1 elements  -      -" in text
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_features_of_one_block_are_told_apart_by_who_reads_them() -> None:
+    [composed] = compose_checked(("task=cifar", "order=baseline", "data=synthetic"))
+    tensors = [line.split(" feature ")[0].strip() for line in plan(composed.config).splitlines() if " feature " in line]
+    assert "layers.0, read by layers.0.conv2" in tensors
+    assert "bn1" in tensors  # the only one of its name
+    assert len(set(tensors)) == len(tensors) > 50
 
 
 def test_budgets_scale_every_time_by_one_factor(tmp_path: Path) -> None:

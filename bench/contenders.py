@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,10 @@ from torch.nn.utils import parametrize
 
 from qprune.command_line.composing import compose_checked
 from qprune.compression.compressor import Compressor, attach
-from qprune.compression.feature import FeatureOperators
-from qprune.compression.packing import packed_features
 from qprune.compression.plan import Plan
-from qprune.compression.rectified import find_rectified, rectified_features
+from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
+from qprune.experiment.compiling import as_written, compile_training
 from qprune.experiment.layout import arrange
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.task import Task
@@ -80,8 +79,6 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
     optimizers = task.optimizers()
     context: Callable[[], Any] = contextlib.nullcontext
     if way == "compiled":
-        from qprune.experiment.compiling import compile_training
-
         compile_training(task, optimizers, CPU)
     elif way == "torch.compile":
         task.network.compile()
@@ -92,7 +89,8 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
     elif way == "plain":
         context = kernels.unused
     elif compressor is not None:
-        context = partial(_as_run, find_rectified(task.network, task.example), way == "packed")
+        # as `qprune run` takes a step where there is a C compiler
+        context = partial(as_written, find_rectified(task.network, task.example), way == "packed")
     task.begin_epoch(0)
     batches = task.train_batches.epoch(0)
     batch, count = next(batches), 0
@@ -109,13 +107,6 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
     for _ in range(last + 1):
         step()
     return step
-
-
-@contextlib.contextmanager
-def _as_run(rectified: list[FeatureOperators], packed: bool) -> Iterator[None]:
-    """A step as `qprune run` takes it with a C compiler: `trainer.fuse_relu`, and `trainer.pack_features` if told."""
-    with packed_features() if packed else contextlib.nullcontext(), rectified_features(rectified):
-        yield
 
 
 def qsparse_on(task: Task, name: str, prune_at: int = 1, quantize_at: int = 2, weights_at: int = 2) -> None:

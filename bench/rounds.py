@@ -1,7 +1,10 @@
-"""Contenders that take turns: every one lives in a process of its own kind and takes one step per round.
+"""Contenders that take turns: every one lives in a process of its own kind and takes some steps per round.
 
 The allocator is a property of a process, so a contender that is measured with the system's default allocator lives in
 another process than one with memory kept. While one of them works all others wait.
+
+Large networks share these two processes, since each holds what it has freed, gigabytes of it. Small ones have a process
+each (`apart`): what a compiler or a peer has left in a process makes Python slower for all that live there.
 """
 
 from __future__ import annotations
@@ -88,21 +91,26 @@ def _serve(pipe: Connection, keep: bool, threads: int, kernels_too: bool) -> Non
 
 
 class Arena:
-    """Processes of contenders, one that keeps freed memory and one with the default allocator, started when needed."""
+    """Processes of contenders, started when needed: one with memory kept and one with the default allocator.
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.pipes: dict[bool, Connection] = {}
+    apart: one for each contender.
+    """
 
-    def _pipe(self, keep: bool) -> Connection:
-        if keep not in self.pipes:
+    def __init__(self, threads: int, apart: bool = False) -> None:
+        self.threads, self.apart = threads, apart
+        self.pipes: dict[tuple[bool, str], Connection] = {}
+
+    def _pipe(self, contender: Contender) -> Connection:
+        keep = contender.keep
+        key = keep, contender.name if self.apart else ""
+        if key not in self.pipes:
             here, there = get_context("spawn").Pipe()
             get_context("spawn").Process(target=_serve, args=(there, keep, self.threads, keep), daemon=True).start()
-            self.pipes[keep] = here
-        return self.pipes[keep]
+            self.pipes[key] = here
+        return self.pipes[key]
 
-    def _ask(self, keep: bool, *words: Any) -> Any:
-        pipe = self._pipe(keep)
+    def _ask(self, contender: Contender, *words: Any) -> Any:
+        pipe = self._pipe(contender)
         pipe.send(words)
         return pipe.recv()
 
@@ -114,14 +122,14 @@ class Arena:
         """
         timings = {contender.name: Timing([]) for contender in contenders}
         for contender in contenders:
-            problem = self._ask(contender.keep, "make", contender.name, contender.make, contender.arguments)
+            problem = self._ask(contender, "make", contender.name, contender.make, contender.arguments)
             timings[contender.name].problem = problem or ""
         for turn in range(warm + rounds):
             for contender in contenders:
                 timing = timings[contender.name]
                 if timing.problem:
                     continue
-                taken = self._ask(contender.keep, "step", contender.name, in_a_row)
+                taken = self._ask(contender, "step", contender.name, in_a_row)
                 if isinstance(taken, str):
                     timing.problem, timing.rounds = taken, []
                 elif turn >= warm:

@@ -163,10 +163,10 @@ def _race(
         rows.append([name, f"{timing.median:,.4g}", timing.spread, *ratios])
     kept = "" if all(contender.keep for contender in contenders) else " Memory is kept but in the `ordinary` lines."
     each = "" if in_a_row == 1 else f" of {in_a_row} steps each, of which the first does not count"
-    times = "" if draws == 1 else f" in each of {draws} sets of processes"
+    times = "" if draws == 1 else f", in each of {draws} sets of processes"
     alone = ", each line in a process of its own" if apart else ""
     return (
-        f"{rounds} interleaved rounds{times}{each}{alone}; ms is the median, ratios are medians over rounds.{kept}\n\n"
+        f"{rounds} interleaved rounds{each}{times}{alone}; ms is the median, ratios are medians over rounds.{kept}\n\n"
         f"{table(['step', 'ms', 'middle half', *[f'against {base}' for base in bases]], rows)}"
     )
 

@@ -31,7 +31,7 @@ def test_a_contender_that_fails_in_one_set_of_processes_has_no_figures(tmp_path:
     failing = Contender("failing", failing_from_its_second_process_on, (str(tmp_path),))
     contenders = [base, failing, Contender("other", steady)]
     text = _race(contenders, {"steady": base}, threads=1, rounds=2, warm=0, in_a_row=1, draws=2)
-    assert text.startswith("2 interleaved rounds in each of 2 sets of processes; ")
+    assert text.startswith("2 interleaved rounds, in each of 2 sets of processes; ")
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines()[4:]}
     assert lines["failing"][0] == "ValueError: no room for a second one"
     assert not "".join(lines["failing"][1:]).strip("| ")

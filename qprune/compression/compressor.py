@@ -99,6 +99,8 @@ class Compressor:
             score = summed(pruner.total) if placed.kind == "feature" else placed.weight_in().abs()
             self._require_finite(score, placed, step)
             pruner.update(score, fraction)
+            if step == self.timeline.prune_steps[-1]:
+                pruner.end_windows()
 
     def _quantize(self, step: int, kind: str) -> None:
         for placed in self.quantizers(kind):
@@ -173,8 +175,11 @@ class Compressor:
     def forget_windows(self) -> None:
         """Empty every window of this process."""
         for placed in self.placed:
-            if placed.chain is None and isinstance(placed.operator, (Pruner, Quantizer)):
-                placed.operator.start_window()
+            operator = placed.operator
+            if placed.chain is not None or (isinstance(operator, Pruner) and not operator.total.numel()):
+                continue
+            if isinstance(operator, (Pruner, Quantizer)):
+                operator.start_window()
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -198,7 +203,7 @@ class Compressor:
             if placed.chain is None and isinstance(operator, Quantizer):
                 operator.kept = operator.kept.new_empty(0)
             elif placed.chain is None and isinstance(operator, Pruner):
-                operator.total = operator.total.new_empty(0)
+                operator.end_windows()
         for module in list(baked.modules()):
             if any(isinstance(inner, Operator) for inner in parametrizations_of(module)):
                 make_plain(module)

@@ -24,7 +24,7 @@ class Pruner(Operator):
     tiling, `keep` leaves the rim unpruned as the authors do.
 
     Buffers: mask, float32 of 0 and 1 (a float mask multiplies faster than a bool one), empty until it is sized;
-    total, float64, the window's sum of |x| per mask entry (features only).
+    total, float64, the window's sum of |x| per mask entry (features only), empty after the last event.
     """
 
     mask: Tensor
@@ -61,7 +61,14 @@ class Pruner(Operator):
 
     def start_window(self) -> None:
         """Forget what was observed; called at the first step of a window, so that an event may fire again on resume."""
-        self.total.zero_()
+        if self.total.numel():
+            self.total.zero_()
+        else:
+            self.total = torch.zeros_like(self.mask, dtype=torch.float64)
+
+    def end_windows(self) -> None:
+        """Give back what a window takes, eight bytes for each entry of the mask: no event follows."""
+        self.total = self.total.new_empty(0)
 
     def observe(self, x: Tensor) -> None:
         """Add |x| of this call's samples (B, C, ...) to `total` (the running form of the sliding window of Eq. 8)."""

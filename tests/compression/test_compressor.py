@@ -174,6 +174,24 @@ def test_compiled_without_graph_breaks_gives_the_same(training: bool) -> None:
         assert all(float(p.operator.total.sum()) > 0 for p in compressor.pruners("feature"))  # type: ignore[union-attr]
 
 
+def test_windows_take_no_memory_after_the_last_event() -> None:
+    net = network()
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4)
+    last = compressor.timeline.prune_steps[-1]
+    pruners = [placed.operator for placed in compressor.pruners("feature")]
+    train(net, compressor, range(last))
+    assert all(p.total.shape == p.mask.shape for p in pruners)
+    train(net, compressor, range(last, last + 1))
+    assert [p.total.numel() for p in pruners] == [0] * len(pruners)
+    compressor.forget_windows()
+    assert [p.total.numel() for p in pruners] == [0] * len(pruners)
+    for pruner in pruners:  # whoever begins another window gets one
+        pruner.start_window()
+        assert not pruner.total.any()
+        assert pruner.total.shape == pruner.mask.shape
+        assert pruner.total.stride() == pruner.mask.stride()
+
+
 def test_an_idle_network_is_the_float_network() -> None:
     net, plain = network(), network()
     compress(net, batch(0), PRUNE_FIRST, 1, 4).at(0)

@@ -200,9 +200,9 @@ def memory(threads: int, rounds: int) -> str:
     return (
         "Resident memory at its highest, above that before the network was made: of the whole process with freed "
         "memory kept, as `qprune run` has it; and of steps in this state alone with freed memory returned at once, as "
-        "`trainer.keep_memory=false` has it and `trainer.pack_features=true` by itself. Kept: medians of "
-        f"{_DRAWS[True]} processes, since which gaps a heap happens to have makes one some percent larger or smaller.\n\n"
-        + table(["step (channels last)", *columns], rows)
+        "`trainer.keep_memory=false` has it and `trainer.pack_features=true` by itself. Kept: medians "
+        f"of {_DRAWS[True]} processes, since which gaps a heap happens to have makes one some percent larger or "
+        "smaller.\n\n" + table(["step (channels last)", *columns], rows)
     )
 
 

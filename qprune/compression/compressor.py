@@ -96,6 +96,8 @@ class Compressor:
         for placed in self.pruners("weight") + self.pruners("feature"):
             pruner = placed.operator
             assert isinstance(pruner, Pruner)
+            if placed.kind == "feature" and not pruner.total.numel():
+                continue  # the last event fires again after loading a state of its own step: the mask is chosen
             score = summed(pruner.total) if placed.kind == "feature" else placed.weight_in().abs()
             self._require_finite(score, placed, step)
             pruner.update(score, fraction)
@@ -175,11 +177,10 @@ class Compressor:
     def forget_windows(self) -> None:
         """Empty every window of this process."""
         for placed in self.placed:
-            operator = placed.operator
-            if placed.chain is not None or (isinstance(operator, Pruner) and not operator.total.numel()):
-                continue
-            if isinstance(operator, (Pruner, Quantizer)):
-                operator.start_window()
+            if isinstance(placed.operator, Pruner):
+                placed.operator.total.zero_()  # not a new window: what was given back stays so
+            else:
+                placed.operator.start_window()
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -200,10 +201,7 @@ class Compressor:
         for placed in find_operators(baked):
             operator = placed.operator
             operator.owner, operator.observing = (), False
-            if placed.chain is None and isinstance(operator, Quantizer):
-                operator.kept = operator.kept.new_empty(0)
-            elif placed.chain is None and isinstance(operator, Pruner):
-                operator.end_windows()
+            operator.end_windows()
         for module in list(baked.modules()):
             if any(isinstance(inner, Operator) for inner in parametrizations_of(module)):
                 make_plain(module)

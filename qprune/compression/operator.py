@@ -84,6 +84,10 @@ class Operator(nn.Module):
     def start_window(self) -> None:
         """Forget what was observed."""
 
+    def end_windows(self) -> None:
+        """Give back what a window takes: no event follows."""
+        self.start_window()
+
     def size_for_weight(self, weight: Tensor) -> None:
         """Size the buffers by the weight that this operator will work on."""
 

@@ -192,6 +192,22 @@ def test_windows_take_no_memory_after_the_last_event() -> None:
         assert pruner.total.stride() == pruner.mask.stride()
 
 
+def test_the_last_event_may_fire_again_when_the_state_of_its_step_is_loaded() -> None:
+    net = network()
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4)
+    last = compressor.timeline.prune_steps[-1]
+    train(net, compressor, range(last))
+    compressor.at(last)
+    saved = copy.deepcopy(net.state_dict())
+    again = network()
+    resumed = compress(again, batch(0), PRUNE_FIRST, 1, 4)
+    again.load_state_dict(saved)
+    for each, used in ((net, compressor), (again, resumed)):
+        train(each, used, range(last, STEPS))
+    assert compressor.sparsity == resumed.sparsity
+    assert torch.equal(net.eval()(batch(99)), again.eval()(batch(99)))
+
+
 def test_an_idle_network_is_the_float_network() -> None:
     net, plain = network(), network()
     compress(net, batch(0), PRUNE_FIRST, 1, 4).at(0)

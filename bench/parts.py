@@ -20,12 +20,13 @@ from bench.rounds import Arena, Contender
 def _here(threads: int) -> None:
     import torch
 
-    from qprune.compression import kernels
+    from qprune.compression import kernels, nodes
     from qprune.experiment.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     kernels.load()
+    nodes.load()
 
 
 def _ms(function: Callable[[], Any], rounds: int) -> float:

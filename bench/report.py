@@ -26,16 +26,25 @@ def machine(foreign: float, seconds: float) -> str:
     """The machine, the versions, and how undisturbed the measurement was."""
     import torch
 
+    from qprune.compression import node_builder
+
     versions = {name: _version(name) for name in ("torch", "torchvision", "qsparse")}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    compiler = shutil.which("cc") or shutil.which("gcc")
+    compilers = [
+        name
+        for name, there in (
+            ("a C compiler", shutil.which("cc") or shutil.which("gcc")),
+            ("operators built in C++", node_builder.built()),
+        )
+        if there
+    ]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return (
         f"{os.cpu_count()} cores, {_processor()}, {gpu}, {torch.backends.cpu.get_cpu_capability()}; Python "
-        f"{platform.python_version()}, {listed}, {'a' if compiler else 'no'} C compiler; qprune at {commit}. "
+        f"{platform.python_version()}, {listed}, {', '.join(compilers) or 'no compiler'}; qprune at {commit}. "
         f"Took {seconds:.0f} s, in which others had {foreign:.1f} % of the CPU"
         f"{': **disturbed**, to be measured again' if foreign > DISTURBED else ''}."
     )

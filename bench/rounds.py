@@ -58,7 +58,7 @@ class Timing:
 def _serve(pipe: Connection, keep: bool, threads: int, kernels_too: bool) -> None:
     import torch
 
-    from qprune.compression import kernels
+    from qprune.compression import kernels, nodes
     from qprune.experiment.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
@@ -66,6 +66,7 @@ def _serve(pipe: Connection, keep: bool, threads: int, kernels_too: bool) -> Non
         keep_freed_memory()
     if kernels_too:
         kernels.load()
+        nodes.load()
     steps: dict[str, Callable[[], Any]] = {}
     while True:
         word, *rest = pipe.recv()

@@ -14,12 +14,13 @@ from qprune.experiment.processes import launch
 def _ready(threads: int) -> None:
     import torch
 
-    from qprune.compression import kernels
+    from qprune.compression import kernels, nodes
     from qprune.experiment.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     kernels.load()
+    nodes.load()
 
 
 def _steps(threads: int, count: int) -> float:

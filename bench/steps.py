@@ -219,12 +219,13 @@ def _peak(arguments: tuple[Any, ...], keep: bool, threads: int, rounds: int) -> 
     """MB at most, and the median ms of a step."""
     import torch
 
-    from qprune.compression import kernels
+    from qprune.compression import kernels, nodes
     from qprune.experiment.memory import keep_freed_memory, return_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory() if keep else return_freed_memory()
     kernels.load()
+    nodes.load()
     x = torch.randn(2, 3, 8, 8, requires_grad=True)  # libraries that are loaded at first use
     torch.nn.functional.conv2d(x, torch.randn(4, 3, 3, 3)).sum().backward()
     before = _resident("VmRSS")

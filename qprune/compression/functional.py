@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qprune.compression import nodes
 from qprune.compression.finite import all_finite
 from qprune.compression.straight_through import quantize_checked, shaped_along
 from qprune.errors import UserError, one_of
@@ -223,4 +224,7 @@ def prune(x: Tensor, mask: Tensor, in_place: bool = False) -> Tensor:
 
     in_place: the result takes the place of x; autograd raises if x is needed elsewhere.
     """
+    done = nodes.prune(x, mask, in_place)
+    if done is not None:
+        return done
     return x.mul_(mask.to(x.dtype)) if in_place else x * mask.to(x.dtype)

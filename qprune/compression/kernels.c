@@ -90,6 +90,17 @@ void quantize(const float *x, const float *mask, float *out, int64_t rows, int64
         x, mask, out, rows, width, decimals, channels, inner, low, high, rectify ? 0.0f : -INFINITY);
 }
 
+/* Eq. 3. `out` may be x. */
+void multiply(const float *x, const float *mask, float *out, int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows * width > PARALLEL)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *in = x + r * width;
+        float *to = out + r * width;
+        SIMD for (int64_t i = 0; i < width; i++)
+            to[i] = in[i] * mask[i];
+    }
+}
+
 /* Eq. 2 behind a ReLU whose output is `result`, for one d: the gradient of both in one pass. */
 void clip_rectified(const float *grad, const float *result, const float *mask, float *out, int64_t rows, int64_t width,
                     const int32_t *decimal, float low, float high) {
@@ -110,6 +121,38 @@ void clip_rectified(const float *grad, const float *result, const float *mask, f
             }
         }
     }
+}
+
+/* The gradient of a tanh that gave v: as torch compiles it, which may contract it into one instruction. */
+static inline float slope_contracted(float v) { return fmaf(-v, v, 1.0f); }
+static inline float slope_separate(float v) { return 1.0f - v * v; }
+
+#define CLIP_BEFORE_TANH(NAME, SLOPE)                                                                                 \
+    static void NAME(const float *grad, const float *result, const float *mask, float *out, int64_t rows,            \
+                     int64_t width, float least, float most) {                                                       \
+        if (mask) {                                                                                                  \
+            _Pragma("omp parallel for if (rows * width > PARALLEL)") for (int64_t r = 0; r < rows; r++) {            \
+                const float *in = grad + r * width, *of = result + r * width;                                        \
+                float *to = out + r * width;                                                                         \
+                SIMD for (int64_t i = 0; i < width; i++)                                                             \
+                    to[i] = clamp(in[i], least, most) * mask[i] * SLOPE(of[i]);                                      \
+            }                                                                                                        \
+        } else {                                                                                                     \
+            _Pragma("omp parallel for simd if (parallel : rows * width > PARALLEL)")                                 \
+            for (int64_t i = 0; i < rows * width; i++)                                                               \
+                out[i] = clamp(grad[i], least, most) * SLOPE(result[i]);                                             \
+        }                                                                                                            \
+    }
+
+CLIP_BEFORE_TANH(clip_before_contracted, slope_contracted)
+CLIP_BEFORE_TANH(clip_before_separate, slope_separate)
+
+/* Eq. 2, then through the tanh in front of the operators, whose output is `result`, for one d: one pass. */
+void clip_before_tanh(const float *grad, const float *result, const float *mask, float *out, int64_t rows,
+                      int64_t width, const int32_t *decimal, float low, float high, int32_t contracted) {
+    const float step = power_of_two(-*decimal);
+    (contracted ? clip_before_contracted : clip_before_separate)(grad, result, mask, out, rows, width, low * step,
+                                                                 high * step);
 }
 
 /* Eq. 2 as the authors coded it: the gradient clamped to the grid's range, then masked. */

@@ -27,7 +27,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 # No contraction and no -ffast-math: the bits are those of torch. Linked without OpenMP's library, so that its functions
 # are those of the one that torch has loaded: one pool of threads, and torch.set_num_threads holds here too.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-_ROUNDINGS = {"trunc": 0, "floor": 1, "nearest": 2}
+ROUNDING_NUMBERS = {"trunc": 0, "floor": 1, "nearest": 2}
 
 _pointer, _count, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ON_TENSORS = (*(_pointer,) * 3, _count, _count, _pointer, _count, _count, _real, _real)
@@ -57,6 +57,11 @@ def in_use() -> bool:
     return _library is not None
 
 
+def library() -> Any:
+    """The loaded kernels, as functions of C; None while they are not in use."""
+    return _library
+
+
 @contextmanager
 def unused() -> Iterator[None]:
     """Inside, all is computed by torch's functions."""
@@ -84,7 +89,7 @@ def quantize(
         return None
     out = x if in_place else torch.empty_like(x)
     at_mask = None if mask is None else mask.data_ptr()
-    _library.quantize(x.data_ptr(), at_mask, out.data_ptr(), *shape, *bounds, _ROUNDINGS[rounding], rectify)
+    _library.quantize(x.data_ptr(), at_mask, out.data_ptr(), *shape, *bounds, ROUNDING_NUMBERS[rounding], rectify)
     return out
 
 
@@ -200,9 +205,11 @@ def _compiled() -> Any:
     library.clip_rectified.argtypes = [*(_pointer,) * 4, _count, _count, _pointer, _real, _real]
     library.clip_gradient.argtypes = list(_ON_TENSORS)
     library.changes_gradient.argtypes = [_pointer, _pointer, _count, _count, _pointer, _real, _real]
+    library.clip_before_tanh.argtypes = [*library.clip_rectified.argtypes, ctypes.c_int32]
+    library.multiply.argtypes = [*(_pointer,) * 3, _count, _count]
     library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
-    for function in (library.quantize, library.clip_gradient, library.clip_rectified, library.add_magnitudes):
-        function.restype = None
+    for name in ("quantize", "multiply", "clip_gradient", "clip_rectified", "clip_before_tanh", "add_magnitudes"):
+        getattr(library, name).restype = None
     library.changes_gradient.restype = ctypes.c_int32
     return library
 

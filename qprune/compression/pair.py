@@ -23,22 +23,22 @@ def operate(pruner: Pruner | None, quantizer: Quantizer | None, x: Tensor, in_pl
     if pruner is not None and quantizer is not None and _act_as_one(pruner, quantizer):
         return quantizer.quantized(x, pruner.mask_for(x), in_place)
     if pruner is not None:
-        x = _called(pruner, x, in_place)
-    return x if quantizer is None else _called(quantizer, x, in_place)
+        x = called(pruner, x, in_place)
+    return x if quantizer is None else called(quantizer, x, in_place)
 
 
 def _act_as_one(pruner: Pruner, quantizer: Quantizer) -> bool:
-    apart = quantizer.collecting or _has_hooks(pruner) or _has_hooks(quantizer)
+    apart = quantizer.collecting or has_hooks(pruner) or has_hooks(quantizer)
     return pruner.active and quantizer.active and not apart
 
 
-def _called(module: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+def called(module: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     """What a call of the module gives, past all that a call does for hooks where there are none."""
-    result: Tensor = module(x, *rest) if _has_hooks(module) else module.forward(x, *rest)
+    result: Tensor = module(x, *rest) if has_hooks(module) else module.forward(x, *rest)
     return result
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether somebody waits for a call of this module, or for its gradient."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -56,5 +56,5 @@ class WeightOperators(parametrize.ParametrizationList):
             return operate(around[0], around[1], x)
         for each in around:
             assert each is not None
-            x = _called(each, x)
+            x = called(each, x)
         return x

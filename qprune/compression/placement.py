@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.operator import Operator
 from qprune.compression.options import Pruning, Quantization
+from qprune.compression.pair import called
 from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, weight_place
 from qprune.errors import UserError
 
@@ -76,6 +77,7 @@ def _place_on_feature(
         quantization.for_features() if site.quantize and quantization else None,
         site.path,
         fresh=not at_input and parametrize.type_before_parametrizations(module) in _MAKERS,
+        of_tanh=not at_input and type(module) is nn.Tanh,
     )
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
@@ -107,7 +109,8 @@ def _operate_on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ..
             f"{type(module).__name__} is given {given} as its first positional argument, not a tensor of floating "
             f"point numbers: its input cannot be a site; leave {getattr(module, INPUT_CHILD).site!r} out of the plan"
         )
-    return (getattr(module, INPUT_CHILD)(args[0]), *args[1:])
+    operators: FeatureOperators = module._modules[INPUT_CHILD]  # type: ignore[assignment]  # past Module.__getattr__
+    return args if operators.at_rest else (called(operators, args[0]), *args[1:])
 
 
 def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -116,7 +119,8 @@ def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) ->
             f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
             "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
         )
-    return _of_output(module)(output, _may_overwrite(module, output))
+    operators = _of_output(module)
+    return output if operators.at_rest else called(operators, output, _is_sole_reader(module, output))
 
 
 def _of_output(module: nn.Module) -> FeatureOperators:
@@ -130,11 +134,12 @@ _MAKERS = (
 )
 
 
-def _may_overwrite(module: nn.Module, output: Tensor) -> bool:
-    """Whether operators may work in the memory of the output: nobody else has got it, and no gradient needs it."""
+def _is_sole_reader(module: nn.Module, output: Tensor) -> bool:
+    """Whether the operators of `module` are the only ones who have got its output, a new tensor."""
+    operators = _of_output(module)
     return (
-        not torch.compiler.is_compiling()  # a compiler decides itself
-        and _of_output(module).fresh
+        not torch.compiler.is_compiling()  # a compiler decides itself what is worked in and taken along
+        and (operators.fresh or operators.of_tanh)
         and len(module._forward_hooks) == 1  # ours: another one may have kept the output
         and not nn.modules.module._global_forward_hooks
         and not output._is_view()

@@ -97,18 +97,24 @@ class Quantizer(Operator):
             self.observe(x)
         return self.quantized(x, None, in_place) if self.active else x
 
-    def quantized(self, x: Tensor, mask: Tensor | None = None, in_place: bool = False, rectify: bool = False) -> Tensor:
+    def quantized(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        in_place: bool = False,
+        rectify: bool = False,
+        sole_reader: bool = False,
+    ) -> Tensor:
         """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x.
 
-        rectify: what a ReLU makes of that, with the gradient of both.
+        rectify: what a ReLU makes of that, with the gradient of both. sole_reader: nobody else reads x.
         """
         decimal: Tensor = self._buffers["decimal"]  # type: ignore[assignment]  # past Module.__getattr__
         of_feature = self.of_feature
         if of_feature:
             packing.remember(decimal, self.bounds)
-        return quantize_checked(
-            x, self.bounds, decimal, self.rounding, self.gradient, self.axis, mask, in_place, of_feature, rectify
-        )
+        how = self.rounding, self.gradient, self.axis
+        return quantize_checked(x, self.bounds, decimal, *how, mask, in_place, of_feature, rectify, sole_reader)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

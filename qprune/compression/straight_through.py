@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qprune.compression import kernels
+from qprune.compression import kernels, nodes
 from qprune.compression.ranks import batch_share, of_whole_batch
 from qprune.errors import UserError
 
@@ -109,7 +109,7 @@ class _Quantize(torch.autograd.Function):
         decimal, mask = ctx.decimal, ctx.mask
         if ctx.rectify:
             [result] = ctx.saved_tensors
-            if batch_share() == 1.0:
+            if batch_share() == 1.0 and not torch.is_grad_enabled():
                 clipped = kernels.clip_rectified(grad, result, decimal, ctx.bounds, mask)
                 if clipped is not None:
                     return clipped.to(ctx.dtype), *[None] * 9
@@ -118,7 +118,8 @@ class _Quantize(torch.autograd.Function):
             # The one gradient that is not linear: it must see what one process would, which has the whole batch.
             grad = of_whole_batch(grad, ctx.of_samples)
             clipped = None
-            if not torch.compiler.is_compiling():
+            # with gradients on, somebody wants the gradient of this gradient, which only torch's functions have
+            if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
                 clipped = kernels.clip_gradient(grad, decimal, ctx.axis, ctx.bounds, mask)
             if clipped is None:
                 step = powers(decimal, grad, ctx.axis)[1]
@@ -145,12 +146,17 @@ def quantize_checked(
     in_place: bool,
     of_samples: bool = True,
     rectify: bool = False,
+    sole_reader: bool = False,
 ) -> Tensor:
     """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32.
 
     of_samples: False for a weight, which all ranks have alike. rectify: with the ReLU that reads the result, in the
-    same passes; for the gradient `clip_value`.
+    same passes; for the gradient `clip_value`. sole_reader: nobody else reads x.
     """
+    if gradient == "clip_value":
+        done = nodes.quantize(x, decimal, axis, bounds, rounding, mask, in_place, rectify, sole_reader)
+        if done is not None:
+            return done
     kind = x.dtype
     in_place = in_place and (kind is torch.float32 or kind is torch.float64)
     out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place, of_samples, rectify)

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from qprune.compression import kernels
+from qprune.compression import kernels, node_builder, nodes
 from qprune.compression.compressor import Compressor
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.packing import packed_features
+from qprune.compression.ranks import rank_and_world
 from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
@@ -78,10 +79,16 @@ def state_of(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
     )
 
 
-@contextmanager
-def as_written(rectified: Sequence[FeatureOperators], pack_features: bool) -> Iterator[None]:
+def as_written(rectified: Sequence[FeatureOperators], pack_features: bool) -> AbstractContextManager[object]:
     """Around a step that is not compiled: the ReLUs behind `rectified` are taken along, and features packed if told."""
-    with packed_features() if pack_features else nullcontext(), rectified_features(rectified):
+    if pack_features:
+        return _packed(rectified)
+    return rectified_features(rectified) if rectified else nullcontext()
+
+
+@contextmanager
+def _packed(rectified: Sequence[FeatureOperators]) -> Iterator[None]:
+    with packed_features(), rectified_features(rectified):
         yield
 
 
@@ -117,8 +124,16 @@ class Ways:
         self.compile_seconds = 0.0
         self._met: set[tuple[bool, bool, bool]] = set()
         self._compiling = False
+        self._nodes = device.type == "cpu" and kernels.in_use() and not compile and rank_and_world()[1] == 1
         if compile:
             compile_training(task, optimizers, device)
+        elif self._nodes:
+            node_builder.build_beside()
+
+    def begin_epoch(self) -> None:
+        """Take what has been built in the meantime: the operators as nodes of torch's engine, with the same bits."""
+        if self._nodes:
+            nodes.load()
 
     def of_step(self, step: int) -> AbstractContextManager[object]:
         """The context of a training step."""

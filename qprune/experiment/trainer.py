@@ -127,6 +127,7 @@ class Trainer:
         """Train the steps of an epoch from `offset` on; yields each step's losses, the state being that after it."""
         task, state = self.task, self.state
         task.begin_epoch(epoch)
+        self.ways.begin_epoch()
         task.train()
         for batch in task.train_batches.epoch(epoch, start=offset):
             self.compressor.at(state.step)

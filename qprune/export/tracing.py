@@ -132,6 +132,8 @@ _mask.register_fake(lambda x, mask, border: torch.empty_like(x))
 class _Marks(nn.Module):
     """Stands where operators stood, so that the trace shows them as one node each."""
 
+    at_rest = False  # as `FeatureOperators` is asked
+
     def __init__(self, operators: list[Operator]) -> None:
         super().__init__()
         self.operators = [operator for operator in operators if operator.active]
@@ -139,7 +141,7 @@ class _Marks(nn.Module):
             if isinstance(operator, Pruner):
                 self.register_buffer(f"mask{i}", operator.mask.clone())
 
-    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
+    def forward(self, x: Tensor, sole_reader: bool = False) -> Tensor:
         for i, operator in enumerate(self.operators):
             if isinstance(operator, Pruner):
                 x = torch.ops.qprune.mask(x, getattr(self, f"mask{i}"), operator.border)

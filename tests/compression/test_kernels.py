@@ -243,10 +243,10 @@ def trained(steps: int = 12) -> tuple[list[Tensor], nn.Module]:
 def test_training_has_the_same_bits_with_kernels_in_place_and_with_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for library in (None, LIBRARY):
-        for may in (placement._may_overwrite, lambda module, output: False):
+        for may in (placement._is_sole_reader, lambda module, output: False):
             with monkeypatch.context() as patch:
                 patch.setattr(kernels, "_library", library)
-                patch.setattr(placement, "_may_overwrite", may)
+                patch.setattr(placement, "_is_sole_reader", may)
                 results.append(trained())
     losses, network = results[0]
     for others, other in results[1:]:
@@ -258,12 +258,13 @@ def test_training_has_the_same_bits_with_kernels_in_place_and_with_neither(monke
 def test_only_outputs_that_nobody_else_has_are_overwritten() -> None:
     _, network = trained()
     sites = {name: module for name, module in network.named_modules() if hasattr(module, placement.OUTPUT_CHILD)}
-    may = {name: placement._may_overwrite(module, torch.zeros(2)) for name, module in sites.items()}
-    assert may == {"conv1": True, "bn1": True, "conv2": True, "tanh": False, "pool": True, "linear": True}
-    assert not placement._may_overwrite(sites["bn1"], torch.zeros(2)[:1])  # a view: its base is somebody's
+    may = {name: placement._is_sole_reader(module, torch.zeros(2)) for name, module in sites.items()}
+    assert may == {"conv1": True, "bn1": True, "conv2": True, "tanh": True, "pool": True, "linear": True}
+    assert [name for name, module in sites.items() if not getattr(module, placement.OUTPUT_CHILD).fresh] == ["tanh"]
+    assert not placement._is_sole_reader(sites["bn1"], torch.zeros(2)[:1])  # a view: its base is somebody's
     sites["bn1"].register_forward_hook(lambda module, args, output: None)  # who knows what it keeps
-    assert not placement._may_overwrite(sites["bn1"], torch.zeros(2))
+    assert not placement._is_sole_reader(sites["bn1"], torch.zeros(2))
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
-    assert not placement._may_overwrite(sites["conv1"], torch.zeros(2))
+    assert not placement._is_sole_reader(sites["conv1"], torch.zeros(2))
     handle.remove()
-    assert placement._may_overwrite(sites["conv1"], torch.zeros(2))
+    assert placement._is_sole_reader(sites["conv1"], torch.zeros(2))

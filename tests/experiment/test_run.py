@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune.command_line.composing import compose_checked
+from qprune.compression import kernels, node_builder, nodes
 from qprune.errors import RunFailure, UserError
 from qprune.experiment import checkpoint, files, identity
 from qprune.experiment.recipe import Recipe
@@ -125,6 +126,25 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path: P
         execute(config(tmp_path / name, f"seed={seed}"))
         rows.append(next((tmp_path / name).rglob("result.json")).read_bytes())
     assert rows[0] == rows[1] != rows[2]
+
+
+def test_operators_in_cpp_that_are_built_during_a_run_change_no_bit(
+    built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    for name, found in (("never", []), ("in epoch 4", [None] * 3), ("at once", [])):
+        monkeypatch.setattr(kernels, "_library", None)
+        monkeypatch.setattr(nodes, "_operate", None)
+        answers = iter(found)
+        there = None if name == "never" else built_nodes
+        monkeypatch.setattr(node_builder, "built", lambda: next(answers, there))  # noqa: B023
+        execute(config(tmp_path / name))
+        assert (nodes._operate is not None) == (name != "never")
+        assert next(answers, "all were given") == "all were given"
+        written.append(
+            [next((tmp_path / name).rglob(file)).read_bytes() for file in ("result.json", "network.safetensors")]
+        )
+    assert written[0] == written[1] == written[2]
 
 
 def test_a_baseline_has_no_operators(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def espcn(threads: int, rounds: int) -> str:
         Contender("torch fake quantization, channels last", torch_step, ("espcn", "channels last")),
     ]
     bases = {"ordinary float": ordinary, "best eager float": eager, "compiled float": compiled_float}
-    return _race(contenders, bases, threads, 3 * rounds, warm=1, in_a_row=101, apart=True)
+    return _race(contenders, bases, threads, rounds, warm=1, in_a_row=101, draws=4, apart=True)
 
 
 def layouts(threads: int, rounds: int) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from qprune.compression.pair import has_hooks, operate
+from qprune.compression.operator import has_hooks
+from qprune.compression.pair import operate
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -42,7 +43,7 @@ class FeatureOperators(nn.Module):
     def at_rest(self) -> bool:
         """Whether a call would do nothing: no operator changes x or observes it, and nobody waits for a call."""
         for each in self._modules.values():
-            if each is not None and (each.active or each.observing or has_hooks(each)):
+            if each is not None and not each.at_rest:
                 return False
         return not has_hooks(self)
 

@@ -13,6 +13,13 @@ from qprune.errors import UserError
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for a call of this module, or for its gradient."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 class Operator(nn.Module):
     """A module that owns numbers (buffers) but never time: `active` and `observing` are set by a `Compressor`.
 
@@ -41,6 +48,11 @@ class Operator(nn.Module):
         """Whether the input of this call is to be observed."""
         return self.observing and (self.owner[0].training if self.owner else self.training)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether a call would do nothing: neither changes its input nor observes it, and nobody waits for a call."""
+        return not (self.active or self.observing or has_hooks(self))
+
     def in_window(self, x: Tensor) -> Tensor:
         """The samples of this call, (B, ...), that belong to the window."""
         x = x.detach()
@@ -53,7 +65,7 @@ class Operator(nn.Module):
         than `weight`. Raises UserError when the layer has no such parameter of two dimensions or more, or has it from
         a parametrization of another kind.
         """
-        from qprune.compression.pair import WeightOperators  # made of all kinds of operators
+        from qprune.compression.pair import WeightOperators, read_directly  # made of all kinds of operators
 
         weight = getattr(layer, name, None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
@@ -78,7 +90,10 @@ class Operator(nn.Module):
             )
         self.size_for_weight(weight)
         parametrize.register_parametrization(layer, name, self)
-        layer.parametrizations[name].__class__ = WeightOperators  # type: ignore[index]
+        chain = layer.parametrizations[name]  # type: ignore[index]
+        if not isinstance(chain, WeightOperators):
+            chain.__class__ = WeightOperators
+            read_directly(layer, name)
         return layer
 
     def start_window(self) -> None:

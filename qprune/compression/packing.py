@@ -24,6 +24,11 @@ _SMALLEST = 1 << 12  # elements; below, packing costs more than it saves
 _last: list[Any] | None = None
 
 
+def in_use() -> bool:
+    """Whether features are being packed."""
+    return _last is not None
+
+
 def remember(decimal: Tensor, bounds: tuple[int, int]) -> None:
     """Note the grid of a feature that was just quantized, if features are being packed."""
     if _last is not None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qprune.compression.operator import Operator, has_hooks
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -32,17 +34,10 @@ def _act_as_one(pruner: Pruner, quantizer: Quantizer) -> bool:
     return pruner.active and quantizer.active and not apart
 
 
-def called(module: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+def called(module: nn.Module, *args: Any) -> Tensor:
     """What a call of the module gives, past all that a call does for hooks where there are none."""
-    result: Tensor = module(x, *rest) if has_hooks(module) else module.forward(x, *rest)
+    result: Tensor = module(*args) if has_hooks(module) else module.forward(*args)
     return result
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody waits for a call of this module, or for its gradient."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 class WeightOperators(parametrize.ParametrizationList):
@@ -52,9 +47,25 @@ class WeightOperators(parametrize.ParametrizationList):
         """The weight as the layer uses it."""
         x: Tensor = self._parameters["original"]  # type: ignore[assignment]  # past Module.__getattr__
         around = tuple(self._modules.values())
+        if all(isinstance(each, Operator) and each.at_rest for each in around):
+            return x
         if len(around) == 2 and isinstance(around[0], Pruner) and isinstance(around[1], Quantizer):
             return operate(around[0], around[1], x)
         for each in around:
             assert each is not None
             x = called(each, x)
         return x
+
+
+def read_directly(layer: nn.Module, name: str) -> None:
+    """Have `layer.<name>`, which is parametrized, computed with fewer calls than torch needs to get there."""
+    kind = type(layer)  # made by torch for this layer, and shared by its copies
+    as_torch_does: property = getattr(kind, name)
+
+    def read(self: Any) -> Tensor:
+        if parametrize._cache_enabled or torch.compiler.is_compiling():
+            value: Tensor = as_torch_does.fget(self)  # type: ignore[misc]
+            return value
+        return called(self._modules["parametrizations"]._modules[name])
+
+    setattr(kind, name, property(read, as_torch_does.fset))

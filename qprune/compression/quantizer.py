@@ -113,6 +113,8 @@ class Quantizer(Operator):
         of_feature = self.of_feature
         if of_feature:
             packing.remember(decimal, self.bounds)
+            # a tanh that is taken along keeps its output a second time, which packing would look at a second time
+            sole_reader = sole_reader and not packing.in_use()
         how = self.rounding, self.gradient, self.axis
         return quantize_checked(x, self.bounds, decimal, *how, mask, in_place, of_feature, rectify, sole_reader)
 

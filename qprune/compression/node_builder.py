@@ -119,7 +119,8 @@ def _failed_lately(made: Path) -> bool:
 
 
 def _command(made: Path) -> list[str]:
-    return [sys.executable, "-m", __spec__.name, str(made)]
+    # -P: whatever modules lie in the folder that somebody happens to be in are not to be met
+    return [sys.executable, "-P", "-m", __spec__.name, str(made)]
 
 
 def _work(made: Path) -> None:

@@ -64,6 +64,15 @@ def test_another_process_builds_beside_this_one(
     assert nodes.load()
 
 
+def test_modules_in_the_current_folder_are_not_met(
+    cache: Path, built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(tmp_path, monkeypatch, f'cp {built_nodes} "$out"')
+    (tmp_path / "torch.py").write_text("raise SystemExit('a stranger')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert node_builder.build()
+
+
 def test_processes_that_build_at_once_build_once(
     cache: Path, built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,8 @@ def _agrees(tried: Path) -> bool:
 
 if __name__ == "__main__":
     os.nice(19)
+    with contextlib.suppress(OSError):  # only what the training leaves: its threads wait for one another
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     from qprune.compression import node_builder  # this module's ordinary self, whose globals others see
 
     node_builder._work(Path(sys.argv[1]))

@@ -10,6 +10,8 @@ uncompiled run: the key is part of a run's identity.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -30,6 +32,8 @@ from qprune.experiment.task import Task
 BACKEND = "inductor"
 # One graph per combination of operators that are active; torch's default is 8, and then it silently stops compiling.
 _GRAPHS = 64
+# Building operators beside a run slows it down meanwhile: one that is soon over is left alone.
+SECONDS_BEFORE_BUILDING = 30.0
 
 
 def compile_training(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device) -> None:
@@ -127,13 +131,13 @@ class Ways:
         self._nodes = device.type == "cpu" and kernels.in_use() and not compile and rank_and_world()[1] == 1
         if compile:
             compile_training(task, optimizers, device)
-        elif self._nodes:
-            node_builder.build_beside()
+        self._to_build_at = time.monotonic() + SECONDS_BEFORE_BUILDING
 
     def begin_epoch(self) -> None:
-        """Take what has been built in the meantime: the operators as nodes of torch's engine, with the same bits."""
-        if self._nodes:
-            nodes.load()
+        """Use the operators as nodes of torch's engine, with the same bits, if they are built; else have them built."""
+        if self._nodes and not nodes.load() and time.monotonic() > self._to_build_at:
+            self._to_build_at = math.inf  # once
+            node_builder.build_beside()
 
     def of_step(self, step: int) -> AbstractContextManager[object]:
         """The context of a training step."""

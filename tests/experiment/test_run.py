@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from qprune.command_line.composing import compose_checked
 from qprune.compression import kernels, node_builder, nodes
 from qprune.errors import RunFailure, UserError
-from qprune.experiment import checkpoint, files, identity
+from qprune.experiment import checkpoint, compiling, files, identity
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.run import execute, plan
 
@@ -145,6 +145,20 @@ def test_operators_in_cpp_that_are_built_during_a_run_change_no_bit(
             [next((tmp_path / name).rglob(file)).read_bytes() for file in ("result.json", "network.safetensors")]
         )
     assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 1), (30.0, 0)])
+def test_operators_in_cpp_are_built_once_and_beside_a_run_that_is_not_soon_over(
+    seconds: float, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_library", None)
+    if not kernels.load():
+        pytest.skip("no C compiler here makes the kernels")
+    started: list[None] = []
+    monkeypatch.setattr(compiling, "SECONDS_BEFORE_BUILDING", seconds)
+    monkeypatch.setattr(node_builder, "build_beside", lambda: started.append(None))
+    execute(config(tmp_path))
+    assert len(started) == times
 
 
 def test_a_baseline_has_no_operators(tmp_path: Path) -> None:

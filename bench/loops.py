@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from bench.contenders import CPU, LAYOUTS, qsparse_on, task_of
 from bench.report import table
+from bench.rounds import make_ready
 
 EPOCHS = 200  # those of the paper
 EPOCHS_OF_A_TURN = 10  # five seconds: what a change of loops disturbs is then no part of what is measured
@@ -119,16 +120,10 @@ def _serve(pipe: Connection, function: Callable[[Turn, Setting], Measured], sett
 
 
 def _ours(turn: Turn, setting: Setting, compiled: bool = False) -> Measured:
-    import torch
-
-    from qprune.compression import kernels
     from qprune.experiment.layout import arrange
-    from qprune.experiment.memory import keep_freed_memory
     from qprune.experiment.trainer import Loop, Trainer
 
-    torch.set_num_threads(setting.threads)
-    keep_freed_memory()
-    kernels.load()
+    make_ready(setting.threads)
     recipe, task = task_of("espcn", *setting.overrides)
     arrange(task, None, compiled, CPU)
     compressor = recipe.attached(task)

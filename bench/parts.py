@@ -14,19 +14,7 @@ from typing import Any
 
 from bench.contenders import NEVER, ours, task_of, with_operators
 from bench.report import table
-from bench.rounds import Arena, Contender
-
-
-def _here(threads: int) -> None:
-    import torch
-
-    from qprune.compression import kernels, nodes
-    from qprune.experiment.memory import keep_freed_memory
-
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    kernels.load()
-    nodes.load()
+from bench.rounds import Arena, Contender, make_ready
 
 
 def _ms(function: Callable[[], Any], rounds: int) -> float:
@@ -47,7 +35,7 @@ def operators(threads: int, rounds: int) -> str:
     from qprune.compression.functional import prune, quantize
     from qprune.compression.pruner import Pruner
 
-    _here(threads)
+    make_ready(threads)
     rows = []
     for shape in ((16, 64, 17, 17), (128, 192, 16, 16), (128, 96, 32, 32)):
         x = torch.randn(shape).to(memory_format=torch.channels_last)
@@ -89,7 +77,7 @@ def events(threads: int, rounds: int) -> str:
     from qprune.compression.functional import magnitude_mask, optimal_decimal
     from qprune.compression.schedule import Timeline
 
-    _here(threads)
+    make_ready(threads)
     recipe, task = task_of("cifar")
     batch = task.train_batches.batch_size
     window = recipe.config["prune"]["window"]
@@ -122,7 +110,7 @@ def events(threads: int, rounds: int) -> str:
 
 def pipeline(threads: int, rounds: int) -> str:
     """Batches per second that the data gives, against those that training takes."""
-    _here(threads)
+    make_ready(threads)
     rows = []
     for name in ("cifar", "espcn"):
         _, task = task_of(name)
@@ -177,7 +165,7 @@ def growth(threads: int, rounds: int) -> str:
         for size in sizes
     ]
     parts = ["ESPCN by batch:\n\n" + table(["batch", "float ms", "ours P+Q ms", "ratio"], rows)]
-    _here(threads)
+    make_ready(threads)
     parts.append("By number of sites, a chain of small layers:\n\n" + _by_sites(rounds))
     parts.append("By size of a tensor:\n\n" + _by_size(rounds))
     parts.append("`qprune tables` by number of stored runs:\n\n" + _by_runs())

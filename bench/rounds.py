@@ -55,18 +55,26 @@ class Timing:
         return f"{statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True)):.3f}"
 
 
-def _serve(pipe: Connection, keep: bool, threads: int, kernels_too: bool) -> None:
+def make_ready(threads: int) -> None:
+    """Give this process what `qprune run` has on a CPU: memory that is kept, the kernels, and the nodes."""
     import torch
 
     from qprune.compression import kernels, nodes
     from qprune.experiment.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
+    kernels.load()
+    nodes.load()
+
+
+def _serve(pipe: Connection, keep: bool, threads: int) -> None:
+    import torch
+
     if keep:
-        keep_freed_memory()
-    if kernels_too:
-        kernels.load()
-        nodes.load()
+        make_ready(threads)
+    else:
+        torch.set_num_threads(threads)
     steps: dict[str, Callable[[], Any]] = {}
     while True:
         word, *rest = pipe.recv()
@@ -106,7 +114,7 @@ class Arena:
         key = keep, contender.name if self.apart else ""
         if key not in self.pipes:
             here, there = get_context("spawn").Pipe()
-            get_context("spawn").Process(target=_serve, args=(there, keep, self.threads, keep), daemon=True).start()
+            get_context("spawn").Process(target=_serve, args=(there, keep, self.threads), daemon=True).start()
             self.pipes[key] = here
         return self.pipes[key]
 

@@ -8,23 +8,12 @@ from multiprocessing.pool import Pool
 
 from bench.contenders import ours, task_of, timeline, with_operators
 from bench.report import table
+from bench.rounds import make_ready
 from qprune.experiment.processes import launch
 
 
-def _ready(threads: int) -> None:
-    import torch
-
-    from qprune.compression import kernels, nodes
-    from qprune.experiment.memory import keep_freed_memory
-
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    kernels.load()
-    nodes.load()
-
-
 def _steps(threads: int, count: int) -> float:
-    _ready(threads)
+    make_ready(threads)
     step = ours("espcn")
     for _ in range(20):
         step()
@@ -76,7 +65,7 @@ def _shared_steps(name: str, batch: int, count: int) -> tuple[float, float]:
     from qprune.compression.ranks import rank_and_world, set_batch_share
     from qprune.experiment.processes import average_gradients, share_of
 
-    _ready(1)
+    make_ready(1)
     recipe, task = task_of(name, f"task.batch_size={batch}")
     compressor = with_operators(recipe, task, timeline("active", batch, batch))
     optimizers = task.optimizers()

@@ -53,7 +53,7 @@ struct Call : torch::CustomClassHolder {
     int64_t axis = -1;
     float low = 0, high = 0;
     int32_t rounding = 0;
-    bool in_place = false, rectify = false, sole_reader = false, behind_tanh = false;
+    bool in_place = false, rectify = false, behind_tanh = false;
 
     const float *at_mask() const { return mask.defined() ? mask.const_data_ptr<float>() : nullptr; }
     const int32_t *decimals() const { return decimal.const_data_ptr<int32_t>(); }
@@ -241,14 +241,14 @@ PyObject *operate(PyObject *, PyObject *const *given, Py_ssize_t count) {
     call->rounding = static_cast<int32_t>(PyLong_AsLong(given[6]));
     call->in_place = given[7] == Py_True;
     call->rectify = given[8] == Py_True;
-    call->sole_reader = given[9] == Py_True;
+    const bool sole_reader = given[9] == Py_True;
     if (PyErr_Occurred())
         return nullptr;
     const bool has_no_place = call->in_place && ((x.is_leaf() && x.requires_grad()) || x.is_view());
     const auto of = shape_for(x, *call);
     if (!of || has_no_place) /* what torch says of such places, it says of the function in Python */
         Py_RETURN_NONE;
-    if (call->sole_reader && call->decimal.defined() && of->channels == 1 && !call->in_place && !call->rectify &&
+    if (sole_reader && call->decimal.defined() && of->channels == 1 && !call->in_place && !call->rectify &&
         at::GradMode::is_enabled()) {
         const Tensor before = in_place_of_tanhs_input(x);
         if (before.defined()) {

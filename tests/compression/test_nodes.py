@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qprune.compression import functional, kernels, nodes
 from qprune.compression.compressor import attach
 from qprune.compression.options import Pruning, Quantization
-from qprune.compression.packing import packed_features
 from qprune.compression.plan import Plan
-from qprune.compression.rectified import find_rectified, rectified_features
+from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
 from qprune.compression.straight_through import quantize_checked
+from qprune.experiment.compiling import as_written
 from tests.compression.test_kernels import LAYOUTS, SHAPES, same_bits, sample
 
 BOUNDS = (-128, 127)
@@ -196,14 +196,9 @@ def test_training_has_the_same_bits(packed: bool) -> None:
             compressor.at(step)
             active = rectified if step >= 8 else []
             optimizer.zero_grad()
-            if packed:
-                with packed_features(), rectified_features(active):
-                    loss = F.cross_entropy(network(x), target)
-                    loss.backward()
-            else:
-                with rectified_features(active):
-                    loss = F.cross_entropy(network(x), target)
-                    loss.backward()
+            with as_written(active, packed):
+                loss = F.cross_entropy(network(x), target)
+                loss.backward()
             optimizer.step()
             losses.append(loss.detach())
         return [*losses, *network.state_dict().values()]

@@ -15,7 +15,7 @@ from bench.report import machine, replace_section
 from bench.rounds import Foreign
 from bench.side_by_side import ranks, together
 from bench.steps import cifar, compiled, espcn, layouts, memory, peers, phases
-from qprune.compression import node_builder
+from qprune.compression import node_cache
 
 SECTIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", cifar),
@@ -48,7 +48,7 @@ def main() -> None:
     for name in given.sections:
         if name not in SECTIONS:
             parser.error(f"{name!r} is not a section; give some of {', '.join(SECTIONS)}")
-    node_builder.build()  # what a first run has built, for the runs after it
+    node_cache.build()  # what a first run has built, for the runs after it
     for name in given.sections or [name for name in SECTIONS if name != "gpu"]:
         title, measure = SECTIONS[name]
         foreign, start = Foreign(), time.monotonic()

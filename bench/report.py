@@ -26,7 +26,7 @@ def machine(foreign: float, seconds: float) -> str:
     """The machine, the versions, and how undisturbed the measurement was."""
     import torch
 
-    from qprune.compression import node_builder
+    from qprune.compression import node_cache
 
     versions = {name: _version(name) for name in ("torch", "torchvision", "qsparse")}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -35,7 +35,7 @@ def machine(foreign: float, seconds: float) -> str:
         name
         for name, there in (
             ("a C compiler", shutil.which("cc") or shutil.which("gcc")),
-            ("operators built in C++", node_builder.built()),
+            ("operators built in C++", node_cache.built()),
         )
         if there
     ]

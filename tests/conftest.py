@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
-from qprune.compression import kernels, node_builder
+from qprune.compression import kernels, node_cache
 
 # No deadline: the first example pays for torch's start. Derandomized: a change that breaks a property fails at once,
 # for everyone, and not by chance for someone later.
@@ -52,9 +52,9 @@ def built_nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(kernels, "_library", None)
         if not kernels.load():
             pytest.skip("no C compiler here makes the kernels")
-        patch.setenv(node_builder.CACHE, str(tmp_path_factory.getbasetemp().parent / "qprune-nodes"))
-        if not node_builder.build():
+        patch.setenv(node_cache.CACHE, str(tmp_path_factory.getbasetemp().parent / "qprune-nodes"))
+        if not node_cache.build():
             pytest.skip("no C++ compiler here builds the operators, or Python's headers are missing")
-        built = node_builder.built()
+        built = node_cache.built()
         assert built is not None
         return built

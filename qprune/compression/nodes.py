@@ -1,6 +1,6 @@
 """The operators as nodes of torch's autograd engine (nodes.cpp): no Python between two layers, and the same bits.
 
-In use where they have been built (`node_builder`) and where the kernels that they call are.
+In use where they have been built (`node_cache`) and where the kernels that they call are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qprune.compression import kernels, node_builder
+from qprune.compression import kernels, node_cache
 from qprune.compression.ranks import rank_and_world
 
 # Functions of kernels.c, in the order in which nodes.cpp is given their addresses.
@@ -26,7 +26,7 @@ _operate: Any = None
 def load() -> bool:
     """Use in this process what has been built, if it is not in use yet; whether it is."""
     global _operate
-    if _operate is None and kernels.in_use() and (built := node_builder.built()) is not None:
+    if _operate is None and kernels.in_use() and (built := node_cache.built()) is not None:
         _operate = loaded(built)
     return _operate is not None
 

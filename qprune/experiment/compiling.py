@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from qprune.compression import kernels, node_builder, nodes
+from qprune.compression import kernels, node_cache, nodes
 from qprune.compression.compressor import Compressor
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.packing import packed_features
@@ -137,7 +137,7 @@ class Ways:
         """Use the operators as nodes of torch's engine, with the same bits, if they are built; else have them built."""
         if self._nodes and not nodes.load() and time.monotonic() > self._to_build_at:
             self._to_build_at = math.inf  # once
-            node_builder.build_beside()
+            node_cache.build_beside()
 
     def of_step(self, step: int) -> AbstractContextManager[object]:
         """The context of a training step."""

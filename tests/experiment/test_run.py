@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune.command_line.composing import compose_checked
-from qprune.compression import kernels, node_builder, nodes
+from qprune.compression import kernels, node_cache, nodes
 from qprune.errors import RunFailure, UserError
 from qprune.experiment import checkpoint, compiling, files, identity
 from qprune.experiment.recipe import Recipe
@@ -137,7 +137,7 @@ def test_operators_in_cpp_that_are_built_during_a_run_change_no_bit(
         monkeypatch.setattr(nodes, "_operate", None)
         answers = iter(found)
         there = None if name == "never" else built_nodes
-        monkeypatch.setattr(node_builder, "built", lambda: next(answers, there))  # noqa: B023
+        monkeypatch.setattr(node_cache, "built", lambda: next(answers, there))  # noqa: B023
         execute(config(tmp_path / name))
         assert (nodes._operate is not None) == (name != "never")
         assert next(answers, "all were given") == "all were given"
@@ -156,7 +156,7 @@ def test_operators_in_cpp_are_built_once_and_beside_a_run_that_is_not_soon_over(
         pytest.skip("no C compiler here makes the kernels")
     started: list[None] = []
     monkeypatch.setattr(compiling, "SECONDS_BEFORE_BUILDING", seconds)
-    monkeypatch.setattr(node_builder, "build_beside", lambda: started.append(None))
+    monkeypatch.setattr(node_cache, "build_beside", lambda: started.append(None))
     execute(config(tmp_path))
     assert len(started) == times
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from qprune.compression import kernels, node_builder, nodes
+from qprune.compression import kernels, node_cache, nodes
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a process that uses nothing yet."""
     folder = tmp_path / "cache"
-    monkeypatch.setenv(node_builder.CACHE, str(folder))
+    monkeypatch.setenv(node_cache.CACHE, str(folder))
     monkeypatch.setattr(kernels, "_library", None)
     monkeypatch.setattr(nodes, "_operate", None)
     if not kernels.load():
@@ -44,11 +44,11 @@ def test_what_is_built_is_kept_for_this_user_and_used(
     calls = compiler(tmp_path, monkeypatch, f'cp {built_nodes} "$out"')
     assert not nodes.load()
     assert not cache.exists()  # looking leaves nothing behind
-    assert node_builder.build()
+    assert node_cache.build()
     assert sorted(path.name for path in cache.iterdir()) == sorted(["lock", built_nodes.name])
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert nodes.load()
-    assert node_builder.build()
+    assert node_cache.build()
     assert len(calls.read_text().splitlines()) == 1
 
 
@@ -57,9 +57,9 @@ def test_another_process_builds_beside_this_one(
 ) -> None:
     compiler(tmp_path, monkeypatch, f'cp {built_nodes} "$out"')
     before = time.monotonic()
-    node_builder.build_beside()
-    assert node_builder.built() is None  # nobody waited
-    while node_builder.built() is None and time.monotonic() < before + 60:
+    node_cache.build_beside()
+    assert node_cache.built() is None  # nobody waited
+    while node_cache.built() is None and time.monotonic() < before + 60:
         time.sleep(0.1)
     assert nodes.load()
 
@@ -70,14 +70,14 @@ def test_modules_in_the_current_folder_are_not_met(
     compiler(tmp_path, monkeypatch, f'cp {built_nodes} "$out"')
     (tmp_path / "torch.py").write_text("raise SystemExit('a stranger')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert node_builder.build()
+    assert node_cache.build()
 
 
 def test_processes_that_build_at_once_build_once(
     cache: Path, built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = compiler(tmp_path, monkeypatch, f'sleep 1; cp {built_nodes} "$out"')
-    probe = "from qprune.compression import node_builder; assert node_builder.build()"
+    probe = "from qprune.compression import node_cache; assert node_cache.build()"
     started = [subprocess.Popen([sys.executable, "-c", probe]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     assert len(calls.read_text().splitlines()) == 1
@@ -87,15 +87,15 @@ def test_what_cannot_be_built_is_said_in_a_file_and_not_tried_again_for_a_day(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = compiler(tmp_path, monkeypatch, "echo 'no such header' >&2; exit 1")
-    assert not node_builder.build()
+    assert not node_cache.build()
     [log] = cache.glob("*.log")
     assert log.read_text().startswith(str(tmp_path / "c++"))
     assert "no such header" in log.read_text()
-    assert not node_builder.build()
+    assert not node_cache.build()
     assert len(calls.read_text().splitlines()) == 1
     yesterday = time.time() - 25 * 3600
     os.utime(log, (yesterday, yesterday))
-    assert not node_builder.build()
+    assert not node_cache.build()
     assert len(calls.read_text().splitlines()) == 2
 
 
@@ -122,7 +122,7 @@ def test_what_computes_otherwise_is_not_kept(
     include = sysconfig.get_path("include")
     compiler(tmp_path, monkeypatch, f'cc -shared -fPIC -I{include} {tmp_path}/other.c -o "$out"')
     (cache / "building-long-ago").mkdir(parents=True)  # of a process that was killed
-    assert not node_builder.build()
+    assert not node_cache.build()
     [log] = cache.glob("*.log")
     assert log.read_text() == f"{said}\n"
     assert not list(cache.glob("nodes-*.so"))
@@ -133,7 +133,7 @@ def test_a_file_that_was_cut_off_is_thrown_away(
     cache: Path, built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler(tmp_path, monkeypatch, f'cp {built_nodes} "$out"')
-    assert node_builder.build()
+    assert node_cache.build()
     built = cache / built_nodes.name
     built.write_bytes(built.read_bytes()[:1000])
     assert not nodes.load()
@@ -150,7 +150,7 @@ def test_nothing_is_taken_from_a_folder_that_others_may_write_to(
     (cache / built_nodes.name).write_bytes(built_nodes.read_bytes())
     assert not nodes.load()
     (cache / built_nodes.name).unlink()
-    assert not node_builder.build()
+    assert not node_cache.build()
     assert not calls.exists()
 
 
@@ -158,24 +158,24 @@ def test_nothing_is_taken_from_a_folder_that_others_may_write_to(
 def test_without_a_compiler_no_process_is_started(command: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", command)
     monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("started"))
-    node_builder.build_beside()
+    node_cache.build_beside()
     assert not cache.exists()
 
 
 def test_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def place() -> Path | None:
-        path = node_builder._path()
+        path = node_cache._path()
         return path and path.parent
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv(node_builder.CACHE)
+    monkeypatch.delenv(node_cache.CACHE)
     assert place() == tmp_path / ".cache" / "qprune"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert place() == tmp_path / "x" / "qprune"
-    monkeypatch.setenv(node_builder.CACHE, str(tmp_path / "q"))
+    monkeypatch.setenv(node_cache.CACHE, str(tmp_path / "q"))
     assert place() == tmp_path / "q"
-    monkeypatch.setenv(node_builder.CACHE, "")
+    monkeypatch.setenv(node_cache.CACHE, "")
     assert place() is None
-    assert not node_builder.build()
+    assert not node_cache.build()
     assert not nodes.load()

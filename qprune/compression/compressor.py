@@ -17,7 +17,7 @@ from qprune.compression.placement import Placed, find_operators, make_plain, par
 from qprune.compression.plan import Plan
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
-from qprune.compression.ranks import gathered, rank_and_world, summed
+from qprune.compression.ranks import rank_and_world, summed
 from qprune.compression.schedule import Schedule, Timeline, Window
 from qprune.errors import RunFailure, UserError
 
@@ -108,11 +108,11 @@ class Compressor:
         for placed in self.quantizers(kind):
             quantizer = placed.operator
             assert isinstance(quantizer, Quantizer)
-            values = placed.weight_in() if kind == "weight" else gathered(quantizer.kept)
-            self._require_finite(values, placed, step)
-            if quantizer.searches and values.numel() == 0:
+            seen = placed.weight_in() if kind == "weight" else quantizer.observed()
+            self._require_finite(seen, placed, step)
+            if quantizer.searches and seen.numel() == 0:
                 raise UserError(f"the feature of {placed.path!r} was never observed before step {step}: does it fire?")
-            quantizer.update(values)
+            quantizer.update(seen) if kind == "weight" else quantizer.update_by_window(seen)
 
     def _require_finite(self, values: Tensor, placed: Placed, step: int) -> None:
         if not all_finite(values):
@@ -170,7 +170,7 @@ class Compressor:
             if isinstance(operator, Pruner):
                 operator.total.copy_(summed(operator.total))
             elif isinstance(operator, Quantizer):
-                operator.kept = gathered(operator.kept)
+                operator.kept = operator.observed()
         if not first:
             self.forget_windows()
 

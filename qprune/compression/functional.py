@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qprune.compression import nodes
+from qprune.compression import kernels, nodes
 from qprune.compression.finite import all_finite
 from qprune.compression.straight_through import quantize_checked, shaped_along
 from qprune.errors import UserError, one_of
@@ -114,15 +114,24 @@ def squared_errors(
     Q(x, d) - x is exact in float32 where nothing saturates (power-of-two grids), and squares are added in float64.
     """
     candidates = list(decimals)
+    if axis is None and (done := kernels.squared_errors(x, candidates, integer_range(bits), rounding)) is not None:
+        return done
     rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
     total = torch.zeros(len(candidates), rows.shape[0], dtype=torch.float64, device=x.device)
-    width = max(1, _SEARCH_CHUNK // rows.shape[0])
+    at_once = _candidates_at_once(x, len(candidates))
+    width = max(1, _SEARCH_CHUNK // (rows.shape[0] * at_once))
+    tried = torch.tensor(candidates, dtype=torch.int32, device=x.device).split(at_once)
     for part in rows.split(width, dim=1):
         part = part if part.dtype == torch.float64 else part.float()
-        for k, d in enumerate(candidates):
-            difference = quantize(part, bits, d, rounding, "ste").sub_(part)
-            total[k] += difference.double().square_().sum(1)
+        for sums, some in zip(total.split(at_once), tried, strict=True):
+            difference = quantize(part.expand(len(some), *part.shape), bits, some, rounding, "ste", axis=0).sub_(part)
+            sums += difference.double().square_().sum(-1)
     return total[:, 0] if axis is None else total
+
+
+def _candidates_at_once(x: Tensor, count: int) -> int:
+    """On a GPU all, for each call costs time there; on a CPU one, on a part of x that stays in caches."""
+    return count if x.is_cuda else 1
 
 
 def optimal_decimal(
@@ -160,16 +169,22 @@ def _search(x: Tensor, bits: int, candidates: Sequence[int], rounding: str, axis
     scales = torch.tensor([2.0**d for d in candidates], dtype=torch.float64, device=x.device)
     fitting = (largest[:, None] * scales <= most).sum(1).sub(1).clamp(min=0)  # fits at d: fits at all smaller ones
     low, high = int(fitting.min()), int(fitting.max())
-    errors = squared_errors(rows, bits, candidates[low : high + 1], rounding, 0)
+
+    def errors_of(tried: Sequence[int]) -> Tensor:
+        if len(rows) == 1:
+            return squared_errors(rows[0], bits, tried, rounding)[:, None]
+        return squared_errors(rows, bits, tried, rounding, 0)
+
+    errors = errors_of(candidates[low : high + 1])
     while high + 1 < len(candidates):
         lost = _lost_beyond(rows, -least / float(scales[high + 1])) * (1 - 1e-6)  # for the rounding of float32
         if bool((lost > errors.min(dim=0).values).all()):
             break
         high += 1
-        errors = torch.cat([errors, squared_errors(rows, bits, candidates[high : high + 1], rounding, 0)])
+        errors = torch.cat([errors, errors_of(candidates[high : high + 1])])
     while low > 0 and bool((errors[0] == errors.min(dim=0).values).any()):
         low -= 1
-        errors = torch.cat([squared_errors(rows, bits, candidates[low : low + 1], rounding, 0), errors])
+        errors = torch.cat([errors_of(candidates[low : low + 1]), errors])
     chosen = smallest_error(errors, candidates[low : high + 1])
     return chosen[0] if axis is None else chosen
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 # are those of the one that torch has loaded: one pool of threads, and torch.set_num_threads holds here too.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 ROUNDING_NUMBERS = {"trunc": 0, "floor": 1, "nearest": 2}
+_SUMMED_BY_THEMSELVES = 8192  # elements, SCAN in kernels.c
 
 _pointer, _count, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ON_TENSORS = (*(_pointer,) * 3, _count, _count, _pointer, _count, _count, _real, _real)
@@ -139,6 +140,17 @@ def add_magnitudes(x: Tensor, total: Tensor) -> bool:
     return True
 
 
+def squared_errors(x: Tensor, decimals: Sequence[int], bounds: tuple[int, int], rounding: str) -> Tensor | None:
+    """Sum of (Q(x, d) - x)^2 over all of x for each d: (K,), float64; None where the kernel does not fit."""
+    if _library is None or not _usable(x):
+        return None
+    candidates, count = torch.tensor(decimals, dtype=torch.int32), len(decimals)
+    sums = torch.empty(1 + -(-x.numel() // _SUMMED_BY_THEMSELVES), count, dtype=torch.float64)
+    over = x.numel(), candidates.data_ptr(), count
+    _library.squared_errors(x.data_ptr(), sums.data_ptr(), *over, *bounds, ROUNDING_NUMBERS[rounding])
+    return sums[0].clone()
+
+
 def _usable(x: Tensor) -> bool:
     """Whether x is an ordinary float32 tensor in this machine's memory, without gaps."""
     return (
@@ -208,8 +220,10 @@ def _compiled() -> Any:
     library.clip_before_tanh.argtypes = [*library.clip_rectified.argtypes, ctypes.c_int32]
     library.multiply.argtypes = [*(_pointer,) * 3, _count, _count]
     library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
-    for name in ("quantize", "multiply", "clip_gradient", "clip_rectified", "clip_before_tanh", "add_magnitudes"):
+    library.squared_errors.argtypes = [_pointer, _pointer, _count, _pointer, _count, _real, _real, ctypes.c_int32]
+    for name in ("quantize", "multiply", "clip_gradient", "clip_rectified", "clip_before_tanh"):
         getattr(library, name).restype = None
+    library.add_magnitudes.restype = library.squared_errors.restype = None
     library.changes_gradient.restype = ctypes.c_int32
     return library
 
@@ -233,19 +247,26 @@ def _agrees() -> bool:
         behind = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False, rectify=True)
         if behind is None or not _same_bits(behind, (rounded * 0.125).relu()):
             return False
+    finite = torch.nan_to_num(x, 1.0, 2.0, 3.0)
+    for rounding in expected:
+        on_grids = [quantize(finite, d, None, (-128, 127), rounding, None, in_place=False) for d in (0, 3)]
+        errors = squared_errors(finite, (0, 3), (-128, 127), rounding)
+        sums = torch.stack([(q - finite).double().square().sum() for q in on_grids if q is not None])
+        if errors is None or not torch.allclose(errors, sums, rtol=1e-12, atol=0):
+            return False
     clipped = clip_gradient(x, 3, None, (-128, 127), mask)
     if clipped is None or not _same_bits(clipped, x.clamp(-16.0, 15.875) * mask):
         return False
-    result = (rounded * 0.125).relu()
+    result = (expected["nearest"] * 0.125).relu()
     passed = torch.ops.aten.threshold_backward(x, result, 0)
     clipped = clip_rectified(x, result, 3, (-128, 127), mask)
     if clipped is None or not _same_bits(clipped, passed.clamp(-16.0, 15.875) * mask):
         return False
     total = torch.zeros(16, 8, 8, dtype=torch.float64)
-    finite = torch.nan_to_num(x, 1.0, 2.0, 3.0).pow(5)  # of so many magnitudes that the order of a sum shows
-    if not add_magnitudes(finite, total):
+    wide = finite.pow(5)  # of so many magnitudes that the order of a sum shows
+    if not add_magnitudes(wide, total):
         return False
-    return torch.equal(total, finite.abs().sum(0, dtype=torch.float64))
+    return torch.equal(total, wide.abs().sum(0, dtype=torch.float64))
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -237,11 +237,17 @@ def test_each_channel_gets_its_own_decimal() -> None:
     assert chosen.tolist() == [int(optimal_decimal(x[:, c])) for c in range(4)]
 
 
-def test_the_search_in_parts_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2))
-    whole = squared_errors(x, 8, range(20), axis=0)
+@pytest.mark.parametrize("axis", [0, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_search_in_parts_and_over_candidates_at_once_adds_up(
+    axis: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)).to(dtype)
+    whole = squared_errors(x, 8, range(20), axis=axis)
     monkeypatch.setattr("qprune.compression.functional._SEARCH_CHUNK", 128)
-    assert torch.allclose(squared_errors(x, 8, range(20), axis=0), whole, rtol=1e-12)
+    assert torch.allclose(squared_errors(x, 8, range(20), axis=axis), whole, rtol=1e-12)
+    monkeypatch.setattr("qprune.compression.functional._candidates_at_once", lambda x, count: count)  # as on a GPU
+    assert torch.allclose(squared_errors(x, 8, range(20), axis=axis), whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize("x", [torch.tensor([1.0, math.nan]), torch.tensor([math.inf])])

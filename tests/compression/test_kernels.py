@@ -171,6 +171,36 @@ def test_windows_add_up_to_the_same_bits(batch: int, threads: int, layout: torch
     assert torch.allclose(totals[0], x.double().abs().sum(0) + x[: max(1, batch - 1)].double().abs().sum(0), rtol=1e-14)
 
 
+@needs_compiler
+@pytest.mark.usefixtures("compiled")
+@given(
+    st.integers(1, 3 * 8192 + 5), st.sampled_from(functional.ROUNDINGS), st.sampled_from([2, 8, 16]), st.integers(-8, 8)
+)
+def test_sums_of_squared_errors_are_those_of_torch(size: int, rounding: str, bits: int, magnitude: int) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2.0**magnitude
+    candidates = range(-4, 20)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(functional.squared_errors(x, bits, candidates, rounding))
+    finally:
+        torch.set_num_threads(before)
+    with kernels.unused():
+        expected = functional.squared_errors(x, bits, candidates, rounding)
+    assert torch.equal(*found)
+    assert torch.allclose(found[0], expected, rtol=1e-12, atol=0)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_show_in_sums_of_errors(special: float) -> None:
+    x = torch.zeros(20_000)
+    x[17_000] = special
+    assert not functional.squared_errors(x, 8, range(20)).isfinite().any()
+
+
 def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_library", object())  # calling it would fail
     x, d = torch.randn(4, 3, 5, 5), torch.tensor(4)

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qprune.compression import quantizer as quantizer_module
-from qprune.compression.functional import magnitude_mask, optimal_decimal
+from qprune.compression.functional import ROUNDINGS, magnitude_mask, optimal_decimal, squared_errors
 from qprune.compression.pruner import Pruner, tile_mask
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
@@ -74,7 +73,7 @@ def test_evaluation_observes_nothing() -> None:
     network[1].eval()  # a frozen norm puts its children into evaluation mode: they observe all the same
     network(torch.ones(1, 1, 2, 2))
     assert float(network[1].total.sum()) > 0
-    assert network[2].kept.numel() == 4
+    assert network[2].kept.numel() == 20  # a sum for each candidate
 
 
 def test_a_feature_of_another_size_in_training_is_refused() -> None:
@@ -104,11 +103,13 @@ def test_effective_zeros_on_set5_with_the_authors_border() -> None:
     assert found == pytest.approx(expected, abs=0.11)
 
 
+VALUES = (0.0, 0.999)  # with saturation, a window's values are kept
+
+
 @pytest.mark.parametrize("capacity", [10**6, 400])
-def test_windows_are_kept_whole_or_sampled_evenly(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer_module, "WINDOW_CAPACITY", capacity)
+def test_windows_are_taken_whole_or_sampled_evenly(capacity: int) -> None:
     x = torch.randn(8, 4, 10, 10, generator=torch.Generator().manual_seed(0))
-    quantizer = Quantizer()
+    quantizer = Quantizer(saturate=VALUES)
     quantizer.budget = capacity
     observing(quantizer)
     quantizer(x)
@@ -119,20 +120,73 @@ def test_windows_are_kept_whole_or_sampled_evenly(capacity: int, monkeypatch: py
         assert kept.numel() == capacity
         assert set(kept.tolist()) <= set(x.flatten().tolist())
         assert len(set(kept.tolist())) == capacity
-    quantizer.update(kept)
-    assert int(quantizer.decimal) == int(optimal_decimal(x)) == 5
+    quantizer.update_by_window(kept)
+    assert int(quantizer.decimal) == int(optimal_decimal(x, saturate=VALUES)) == 5
     assert quantizer.kept.numel() == 0
 
 
-def test_a_split_batch_keeps_what_the_whole_batch_keeps() -> None:
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(1, 400),
+    st.sampled_from(ROUNDINGS),
+    st.floats(-6, 6),
+    st.integers(0, 2**16),
+)
+def test_sums_of_errors_choose_as_the_values_would(
+    batches: list[int], budget: int, rounding: str, magnitude: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    window = [torch.randn(size, 3, 4, 5, generator=generator).mul(2.0**magnitude) for size in batches]
+    sums, values = Quantizer(rounding=rounding), Quantizer(rounding=rounding, saturate=VALUES)
+    for quantizer in (sums, values):
+        quantizer.budget = budget
+        observing(quantizer)
+        for x in window:
+            assert quantizer(x) is x  # observing alone changes nothing
+    expected = squared_errors(values.kept, 8, range(20), rounding)
+    assert sums.kept.dtype == torch.float64
+    assert torch.allclose(sums.kept, expected, rtol=1e-12, atol=0)
+    sums.update_by_window(sums.observed())
+    assert int(sums.decimal) == int(optimal_decimal(values.kept, rounding=rounding))
+    assert sums.kept.numel() == 0
+
+
+def test_the_smallest_decimal_of_equal_sums_is_chosen() -> None:
+    quantizer = Quantizer()
+    observing(quantizer)
+    for value in (0.5, -3.5, 12.5):  # on the grids of d = 1 to 3 without an error
+        quantizer(torch.full((3, 700, 9), value))
+    assert quantizer.kept[:5].tolist() == [3 * 18_900 * 0.25, 0.0, 0.0, 0.0, 18_900 * (12.5 - 127 / 16) ** 2]
+    quantizer.update_by_window(quantizer.observed())
+    assert int(quantizer.decimal) == 1
+
+
+def test_a_split_batch_is_taken_in_as_the_whole_batch() -> None:
     x = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
-    whole, first, second = Quantizer(), Quantizer(), Quantizer()
+    whole, first, second = (Quantizer(saturate=VALUES) for _ in range(3))
     whole.budget, first.budget, second.budget = 160, 80, 80
     second.first_sample = 4
     for operator in (whole, first, second):
         observing(operator)
     whole(x), first(x[:4]), second(x[4:])
     assert torch.equal(whole.kept, torch.cat([first.kept, second.kept]))
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(1, 40))
+def test_what_is_taken_in_does_not_depend_on_the_layout(
+    count: int, channels: int, high: int, wide: int, budget: int
+) -> None:
+    x = torch.randn(count, channels, high, wide, generator=torch.Generator().manual_seed(budget))
+    first, last = Quantizer(saturate=VALUES), Quantizer(saturate=VALUES)
+    for quantizer, laid_out in ((first, x), (last, x.to(memory_format=torch.channels_last))):
+        quantizer.budget, quantizer.first_sample = budget * count, 2
+        observing(quantizer)
+        quantizer(laid_out)
+    assert torch.equal(first.kept, last.kept)
+    size = x[0].numel()
+    if budget < size:  # which elements: written out
+        places = [[((sample + 2) * 7919 + size // budget * n) % size for n in range(budget)] for sample in range(count)]
+        assert torch.equal(first.kept, torch.cat([one.flatten()[at] for one, at in zip(x, places, strict=True)]))
 
 
 def test_a_fixed_decimal_is_never_searched() -> None:

@@ -114,8 +114,10 @@ def squared_errors(
     Q(x, d) - x is exact in float32 where nothing saturates (power-of-two grids), and squares are added in float64.
     """
     candidates = list(decimals)
-    if axis is None and (done := kernels.squared_errors(x, candidates, integer_range(bits), rounding)) is not None:
-        return done
+    if axis is None and not torch.compiler.is_compiling():
+        done = kernels.squared_errors(x, candidates, integer_range(bits), rounding)
+        if done is not None:
+            return done
     rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
     total = torch.zeros(len(candidates), rows.shape[0], dtype=torch.float64, device=x.device)
     at_once = _candidates_at_once(x, len(candidates))
@@ -130,8 +132,8 @@ def squared_errors(
 
 
 def _candidates_at_once(x: Tensor, count: int) -> int:
-    """On a GPU all, for each call costs time there; on a CPU one, on a part of x that stays in caches."""
-    return count if x.is_cuda else 1
+    """On a GPU and for a compiler all, for each call costs time; on a CPU one, on a part of x that stays in caches."""
+    return count if x.is_cuda or torch.compiler.is_compiling() else 1
 
 
 def optimal_decimal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from qprune.compression.functional import (
 from qprune.compression.operator import Operator
 from qprune.compression.ranks import gathered
 from qprune.compression.straight_through import quantize_checked
-from qprune.errors import one_of
+from qprune.errors import UserError, one_of
 
 # Elements of a feature window on which d is chosen. A window that holds more is sampled evenly (spec 7.9: the authors
 # keep all of it, 13.5 GB for MobileNetV2), of one that holds fewer every element counts.
@@ -148,6 +149,16 @@ class Quantizer(Operator):
             sole_reader = sole_reader and not packing.in_use()
         how = self.rounding, self.gradient, self.axis
         return quantize_checked(x, self.bounds, decimal, *how, mask, in_place, of_feature, rectify, sole_reader)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        kept = state_dict.get(f"{prefix}kept")
+        if kept is not None and not self.keeps_values and kept.numel() not in (0, len(self.decimals)):
+            raise UserError(
+                f"the state was saved inside a window of decimal bits and does not fit: {prefix}kept has "
+                f"{kept.numel()} numbers, and there are {len(self.decimals)} candidates; take a state from before the "
+                "window, or delete the run's checkpoints to train it afresh"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

@@ -151,6 +151,19 @@ def test_sums_of_errors_choose_as_the_values_would(
     assert sums.kept.numel() == 0
 
 
+def test_a_window_of_other_candidates_is_refused() -> None:
+    quantizer = Quantizer()
+    observing(quantizer)
+    quantizer(torch.randn(2, 3, 4))
+    state = quantizer.state_dict()
+    again = Quantizer()
+    again.load_state_dict(state)
+    assert torch.equal(again.kept, quantizer.kept)
+    message = "inside a window of decimal bits and does not fit: kept has 20 numbers, and there are 3 candidates; take"
+    with pytest.raises(UserError, match=message):
+        Quantizer(decimals=(1, 2, 3)).load_state_dict(state)
+
+
 def test_the_smallest_decimal_of_equal_sums_is_chosen() -> None:
     quantizer = Quantizer()
     observing(quantizer)

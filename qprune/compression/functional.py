@@ -114,11 +114,11 @@ def squared_errors(
     Q(x, d) - x is exact in float32 where nothing saturates (power-of-two grids), and squares are added in float64.
     """
     candidates = list(decimals)
-    if axis is None and not torch.compiler.is_compiling():
-        done = kernels.squared_errors(x, candidates, integer_range(bits), rounding)
-        if done is not None:
-            return done
     rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
+    if len(rows) == 1 and not torch.compiler.is_compiling():
+        done = kernels.squared_errors(rows, candidates, integer_range(bits), rounding)
+        if done is not None:
+            return done if axis is None else done[:, None]
     total = torch.zeros(len(candidates), rows.shape[0], dtype=torch.float64, device=x.device)
     at_once = _candidates_at_once(x, len(candidates))
     width = max(1, _SEARCH_CHUNK // (rows.shape[0] * at_once))
@@ -171,22 +171,16 @@ def _search(x: Tensor, bits: int, candidates: Sequence[int], rounding: str, axis
     scales = torch.tensor([2.0**d for d in candidates], dtype=torch.float64, device=x.device)
     fitting = (largest[:, None] * scales <= most).sum(1).sub(1).clamp(min=0)  # fits at d: fits at all smaller ones
     low, high = int(fitting.min()), int(fitting.max())
-
-    def errors_of(tried: Sequence[int]) -> Tensor:
-        if len(rows) == 1:
-            return squared_errors(rows[0], bits, tried, rounding)[:, None]
-        return squared_errors(rows, bits, tried, rounding, 0)
-
-    errors = errors_of(candidates[low : high + 1])
+    errors = squared_errors(rows, bits, candidates[low : high + 1], rounding, 0)
     while high + 1 < len(candidates):
         lost = _lost_beyond(rows, -least / float(scales[high + 1])) * (1 - 1e-6)  # for the rounding of float32
         if bool((lost > errors.min(dim=0).values).all()):
             break
         high += 1
-        errors = torch.cat([errors, errors_of(candidates[high : high + 1])])
+        errors = torch.cat([errors, squared_errors(rows, bits, candidates[high : high + 1], rounding, 0)])
     while low > 0 and bool((errors[0] == errors.min(dim=0).values).any()):
         low -= 1
-        errors = torch.cat([errors_of(candidates[low : low + 1]), errors])
+        errors = torch.cat([squared_errors(rows, bits, candidates[low : low + 1], rounding, 0), errors])
     chosen = smallest_error(errors, candidates[low : high + 1])
     return chosen[0] if axis is None else chosen
 

@@ -15,7 +15,7 @@
 #define PARALLEL (1 << 15)
 /* Columns that are summed at a time: their partial sums stay in the first-level cache. */
 #define BLOCK 512
-/* Elements that are looked at before it is asked whether to go on, or summed by themselves. */
+/* Elements that are looked at before it is asked whether to go on. */
 #define SCAN 8192
 
 static inline float power_of_two(int32_t exponent) {
@@ -265,20 +265,20 @@ SQUARED_ERRORS(errors_of_floor, floor_)
 SQUARED_ERRORS(errors_of_nearest, nearest_)
 
 /* Sum of (Q(x, d) - x)^2 for each of `count` decimals d; equal errors have equal sums. `sums` has rows of `count`: the
- * first is the result, and one for each SCAN elements of x, which are summed by themselves and then in their order, so that
- * the number of threads does not show. */
-void squared_errors(const float *x, double *sums, int64_t size, const int32_t *decimals, int64_t count, float low,
-                    float high, int32_t rounding) {
+ * first is the result, and one for each `part` elements of x, which are summed by themselves and then in their order,
+ * so that the number of threads does not show. */
+void squared_errors(const float *x, double *sums, int64_t size, int64_t part, const int32_t *decimals, int64_t count,
+                    float low, float high, int32_t rounding) {
     double (*const sum)(const float *, int64_t, float, float, float, float) =
         rounding == 0 ? errors_of_trunc : rounding == 1 ? errors_of_floor : errors_of_nearest;
 #pragma omp parallel for if (size * count > PARALLEL)
-    for (int64_t at = 0; at < size; at += SCAN)
+    for (int64_t at = 0; at < size; at += part)
         for (int64_t k = 0; k < count; k++)
-            sums[(1 + at / SCAN) * count + k] = sum(x + at, size - at < SCAN ? size - at : SCAN,
+            sums[(1 + at / part) * count + k] = sum(x + at, size - at < part ? size - at : part,
                                                     power_of_two(decimals[k]), power_of_two(-decimals[k]), low, high);
     for (int64_t k = 0; k < count; k++) {
         sums[k] = 0;
-        for (int64_t at = 0; at < size; at += SCAN)
-            sums[k] += sums[(1 + at / SCAN) * count + k];
+        for (int64_t at = 0; at < size; at += part)
+            sums[k] += sums[(1 + at / part) * count + k];
     }
 }

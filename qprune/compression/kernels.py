@@ -28,7 +28,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 # are those of the one that torch has loaded: one pool of threads, and torch.set_num_threads holds here too.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 ROUNDING_NUMBERS = {"trunc": 0, "floor": 1, "nearest": 2}
-_SUMMED_BY_THEMSELVES = 8192  # elements, SCAN in kernels.c
+_SUMMED_BY_THEMSELVES = 8192  # elements: they stay in a near cache while each candidate is tried
 
 _pointer, _count, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ON_TENSORS = (*(_pointer,) * 3, _count, _count, _pointer, _count, _count, _real, _real)
@@ -146,7 +146,7 @@ def squared_errors(x: Tensor, decimals: Sequence[int], bounds: tuple[int, int], 
         return None
     candidates, count = torch.tensor(decimals, dtype=torch.int32), len(decimals)
     sums = torch.empty(1 + -(-x.numel() // _SUMMED_BY_THEMSELVES), count, dtype=torch.float64)
-    over = x.numel(), candidates.data_ptr(), count
+    over = x.numel(), _SUMMED_BY_THEMSELVES, candidates.data_ptr(), count
     _library.squared_errors(x.data_ptr(), sums.data_ptr(), *over, *bounds, ROUNDING_NUMBERS[rounding])
     return sums[0].clone()
 
@@ -220,10 +220,10 @@ def _compiled() -> Any:
     library.clip_before_tanh.argtypes = [*library.clip_rectified.argtypes, ctypes.c_int32]
     library.multiply.argtypes = [*(_pointer,) * 3, _count, _count]
     library.add_magnitudes.argtypes = [_pointer, _pointer, _count, _count]
-    library.squared_errors.argtypes = [_pointer, _pointer, _count, _pointer, _count, _real, _real, ctypes.c_int32]
-    for name in ("quantize", "multiply", "clip_gradient", "clip_rectified", "clip_before_tanh"):
+    library.squared_errors.argtypes = [*(_pointer,) * 2, *(_count,) * 2, _pointer, _count, _real, _real, ctypes.c_int32]
+    of_gradients = ("clip_gradient", "clip_rectified", "clip_before_tanh")
+    for name in ("quantize", "multiply", *of_gradients, "add_magnitudes", "squared_errors"):
         getattr(library, name).restype = None
-    library.add_magnitudes.restype = library.squared_errors.restype = None
     library.changes_gradient.restype = ctypes.c_int32
     return library
 
@@ -240,6 +240,7 @@ def _agrees() -> bool:
         "floor": scaled.floor(),
         "nearest": scaled.round(),
     }
+    finite = torch.nan_to_num(x, 1.0, 2.0, 3.0)
     for rounding, rounded in expected.items():
         found = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False)
         if found is None or not _same_bits(found, rounded * 0.125):
@@ -247,8 +248,6 @@ def _agrees() -> bool:
         behind = quantize(x, 3, None, (-128, 127), rounding, mask, in_place=False, rectify=True)
         if behind is None or not _same_bits(behind, (rounded * 0.125).relu()):
             return False
-    finite = torch.nan_to_num(x, 1.0, 2.0, 3.0)
-    for rounding in expected:
         on_grids = [quantize(finite, d, None, (-128, 127), rounding, None, in_place=False) for d in (0, 3)]
         errors = squared_errors(finite, (0, 3), (-128, 127), rounding)
         sums = torch.stack([(q - finite).double().square().sum() for q in on_grids if q is not None])
@@ -257,7 +256,7 @@ def _agrees() -> bool:
     clipped = clip_gradient(x, 3, None, (-128, 127), mask)
     if clipped is None or not _same_bits(clipped, x.clamp(-16.0, 15.875) * mask):
         return False
-    result = (expected["nearest"] * 0.125).relu()
+    result = (rounded * 0.125).relu()
     passed = torch.ops.aten.threshold_backward(x, result, 0)
     clipped = clip_rectified(x, result, 3, (-128, 127), mask)
     if clipped is None or not _same_bits(clipped, passed.clamp(-16.0, 15.875) * mask):

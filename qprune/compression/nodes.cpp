@@ -1,9 +1,9 @@
 /* The operators as nodes of torch's autograd engine: what straight_through.py computes with kernels.c, the same bits,
  * without a line of Python between two layers, which in a step of a few milliseconds is most of what they cost.
  *
- * Built by node_builder.py against the headers of the torch that is installed, on its public C++ interface for functions with a
- * gradient. The passes over memory stay those of kernels.c: `use` is given their addresses, so nothing here depends on
- * the CPU. Where they do not fit, `operate` answers None, and the function in Python decides what to do.
+ * Built by node_builder.py against the headers of the torch that is installed, on its public C++ interface for
+ * functions with a gradient. The passes over memory stay those of kernels.c: `use` is given their addresses, so nothing
+ * here depends on the CPU. Where they do not fit, `operate` answers None, and the function in Python decides what to do.
  */
 #include <Python.h>
 

@@ -21,6 +21,7 @@ from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
 from qprune.experiment.compiling import as_written, compile_training
 from qprune.experiment.layout import arrange
+from qprune.experiment.optimizers import shorten_steps
 from qprune.experiment.recipe import Recipe
 from qprune.experiment.task import Task
 
@@ -91,6 +92,8 @@ def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Cal
     elif compressor is not None:
         # as `qprune run` takes a step where there is a C compiler
         context = partial(as_written, find_rectified(task.network, task.example), way == "packed")
+    if way != "ordinary":
+        shorten_steps(optimizers)  # float steps too: what operators cost is compared, not what an optimizer does
     task.begin_epoch(0)
     batches = task.train_batches.epoch(0)
     batch, count = next(batches), 0

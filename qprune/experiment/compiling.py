@@ -27,11 +27,17 @@ from qprune.compression.ranks import rank_and_world
 from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
+from qprune.experiment.optimizers import fuse, shorten_steps
 from qprune.experiment.task import Task
 
 BACKEND = "inductor"
 # One graph per combination of operators that are active; torch's default is 8, and then it silently stops compiling.
 _GRAPHS = 64
+# Torch's names of guards that ask whether the program is still the same.
+_OF_THE_PROGRAM = {
+    *("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "MODULE_MATCH"),
+    *("DICT_NOT_CONTAINS", "NOT_PRESENT_IN_GENERIC_DICT"),  # no object's attribute hides a method
+}
 # Building operators beside a run slows it down meanwhile: one that is soon over is left alone.
 SECONDS_BEFORE_BUILDING = 30.0
 
@@ -39,14 +45,18 @@ SECONDS_BEFORE_BUILDING = 30.0
 def compile_training(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device) -> None:
     """Have calls of the task's network compiled, and its optimizers take their step in one pass where they can."""
     torch._dynamo.config.recompile_limit = _GRAPHS
-    network, mode, options = task.network, None, None
-    if BACKEND == "inductor":
-        if device.type == "cuda":
-            mode = "reduce-overhead"  # small steps are bound by launches: replay them as CUDA graphs
-        else:
-            from qprune.experiment.inductor import options_on_a_cpu
+    # Graphs with operators are functions with gradients of their own, which torch keeps for a next run only if told to.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    network, mode = task.network, None
+    guards = {"guard_filter_fn": guards_of_a_run}
+    options: dict[str, Any] | None = guards
+    if BACKEND == "inductor" and device.type == "cuda":
+        # Small steps are bound by launches: replay them as CUDA graphs. Torch takes a mode or options, not both.
+        mode, options = "reduce-overhead", None
+    elif BACKEND == "inductor":
+        from qprune.experiment.inductor import options_on_a_cpu
 
-            options = options_on_a_cpu()
+        options = guards | options_on_a_cpu()
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return network._call_impl(*args, **kwargs)
@@ -57,12 +67,13 @@ def compile_training(task: Task, optimizers: Mapping[str, torch.optim.Optimizer]
     fuse(optimizers)
 
 
-def fuse(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Have optimizers that can take their step in one pass over all parameters do so."""
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            if "fused" in group:
-                group["fused"], group["foreach"] = True, False
+def guards_of_a_run(guards: Sequence[Any]) -> list[bool]:
+    """Which of a compiler's guards are asked before each step: those of what can change while a run trains.
+
+    Values, tensors, lists and torch's own state can. The functions, classes and modules of Python that were
+    compiled stay what they are, and asking for each takes a hundredth of a step of ESPCN.
+    """
+    return [guard.guard_type not in _OF_THE_PROGRAM for guard in guards]
 
 
 def is_compiled(timeline: Timeline, step: int) -> bool:
@@ -131,6 +142,7 @@ class Ways:
         self._nodes = device.type == "cpu" and kernels.in_use() and not compile and rank_and_world()[1] == 1
         if compile:
             compile_training(task, optimizers, device)
+        shorten_steps(optimizers)
         self._to_build_at = time.monotonic() + SECONDS_BEFORE_BUILDING
 
     def begin_epoch(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 from qprune.experiment import compiling
 from qprune.experiment.identity import signature
+from qprune.experiment.optimizers import fuse
 from qprune.experiment.processes import launch
 from tests.experiment.toy import prepared
 
@@ -56,7 +57,7 @@ def test_one_graph_per_kind_of_event(counter: CompileCounterWithBackend, tmp_pat
 
 def test_a_compiled_run_trains_as_a_plain_one(counter: CompileCounterWithBackend, tmp_path: Path) -> None:
     plain, compiled = (prepared(tmp_path / f"{word}", compile=word) for word in (False, True))
-    compiling.fuse(plain[2].optimizers)  # which rounds in another order
+    fuse(plain[2].optimizers)  # which rounds in another order
     assert compiled[2].fit() == plain[2].fit()
     assert counter.frame_count
     decimals = [[p.operator.decimal.tolist() for p in run[1].quantizers("feature")] for run in (plain, compiled)]
@@ -69,7 +70,7 @@ def trained_by_a_rank(folder: Path) -> tuple[list[dict[str, float]], int]:
     metrics = []
     for compiled in (False, True):
         _, _, trainer = prepared(folder / str(compiled), compile=compiled)
-        compiling.fuse(trainer.optimizers)
+        fuse(trainer.optimizers)
         metrics.append(trainer.fit())
     return metrics, counter.frame_count
 
@@ -292,6 +293,69 @@ def test_compiled_graphs_can_be_stored() -> None:
     assert (
         pickle.loads(pickle.dumps(options))["custom_partitioner_fn"].uuid() == options["custom_partitioner_fn"].uuid()
     )
+
+
+def test_graphs_with_operators_are_kept_for_a_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._functorch import config
+    from torch._inductor.utils import fresh_cache
+
+    monkeypatch.setattr(config, "autograd_cache_allow_custom_autograd_functions", False)  # what it is before and after
+    network = nn.Tanh()
+    task = SimpleNamespace(network=network)
+    x = torch.linspace(-3, 3, 50)
+    hits = torch._dynamo.utils.counters["aot_autograd"]
+    hits.clear()
+
+    def gradient_of(gradient: str) -> torch.Tensor:
+        torch._dynamo.reset()
+        network.forward = lambda x: quantize(4 * x, 4, 2, gradient=gradient).square()  # type: ignore[method-assign]
+        compiling.compile_training(task, {}, torch.device("cpu"))  # type: ignore[arg-type]
+        leaf = x.clone().requires_grad_()
+        [found] = torch.autograd.grad(network(leaf).sum(), leaf)
+        return found
+
+    with fresh_cache():
+        first = {gradient: gradient_of(gradient) for gradient in ("clip_value", "in_range")}
+        assert hits["autograd_cache_miss"] == 2  # graphs that differ backward alone are two
+        again = {gradient: gradient_of(gradient) for gradient in first}
+        assert hits["autograd_cache_hit"] == 2
+    torch._dynamo.reset()
+    for gradient, found in first.items():
+        leaf = x.clone().requires_grad_()
+        [expected] = torch.autograd.grad(quantize(4 * leaf, 4, 2, gradient=gradient).square().sum(), leaf)
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(again[gradient], found)
+    assert not torch.equal(first["clip_value"], first["in_range"])
+
+
+def test_only_what_may_change_is_asked_before_a_step() -> None:
+    torch._dynamo.reset()
+    left_out: list[str] = []
+
+    def noted(guards: Sequence[Any]) -> list[bool]:
+        kept = compiling.guards_of_a_run(guards)
+        left_out.extend(guard.guard_type for guard, keep in zip(guards, kept, strict=True) if not keep)
+        return kept
+
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(
+        lambda layer, x: torch.tanh(layer(x)) * layer.padding[0],
+        backend=counter,
+        dynamic=False,
+        options={"guard_filter_fn": noted},
+    )
+    layer, x = nn.Conv1d(2, 2, 3), torch.randn(1, 2, 9)
+    for _ in range(2):
+        compiled(layer, x)
+    assert counter.frame_count == 1
+    assert "MODULE_MATCH" in left_out
+    layer.padding = (1,)  # a value
+    assert compiled(layer, x).shape == (1, 2, 9)
+    layer.weight.data.zero_()
+    layer.bias = None  # a tensor; the values of one are no matter of the graph
+    assert not compiled(layer, x).any()
+    assert counter.frame_count == 3
+    torch._dynamo.reset()
 
 
 def test_optimizers_are_fused(counter: CompileCounterWithBackend, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def loops(threads: int, rounds: int) -> str:
     head = ["loop", "minutes", "against authors'", "of it compiling, s", "evaluating and saving, s", "the rest alone"]
     return (
         f"{'T91' if real else 'Synthetic patches'}: {EPOCHS} epochs of {steps} steps, once each, in processes that "
-        f"take turns of {EPOCHS_OF_A_TURN} epochs, the Python of each on the machine's last CPU. Both evaluate after each epoch. Ours: `qprune run`'s trainer, with "
+        f"take turns of {EPOCHS_OF_A_TURN} epochs. Both evaluate after each epoch. Ours: `qprune run`'s trainer, with "
         f"checkpoints; authors': DataLoader, eager, default allocator, qsparse 2.0.1 on the same network, no "
         f"checkpoints, and test images in squares of a training patch's size, since qsparse refuses others. The "
         f"compiler's cache was filled before; with an empty one the same graphs took {first:.1f} s.\n\n"
@@ -70,11 +70,7 @@ Measured = tuple[float, float, float, int]  # seconds in all, of compiling, of e
 
 
 class Turn:
-    """Lets one loop at a time go on, and does not count its waits.
-
-    After a wait a system may put a loop's Python on another CPU than before, by chance, and the first CPU, where a
-    machine's interrupts arrive, is slower by some percent. So every loop has its Python on the last one.
-    """
+    """Lets one loop at a time go on, and does not count its waits."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.waited, self.epochs = pipe, 0.0, 0
@@ -82,8 +78,6 @@ class Turn:
     def end_epoch(self) -> None:
         """Say that an epoch is done; at the end of a turn, wait for the next."""
         self.epochs += 1
-        if self.epochs == 1 and hasattr(os, "sched_setaffinity"):  # by now the other threads are there, and stay free
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         if self.epochs % EPOCHS_OF_A_TURN:
             return
         start = time.perf_counter()

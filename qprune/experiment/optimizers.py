@@ -26,7 +26,8 @@ def shorten_steps(optimizers: Mapping[str, Optimizer]) -> None:
     usual case is left to torch, step by step: hooks, closures, other dtypes and devices, a parameter's first step.
     """
     for optimizer in optimizers.values():
-        if type(optimizer) in (Adam, AdamW) and "step" not in vars(optimizer):  # a scheduler's stays where it is
+        # A scheduler's own step stays where it is; one that comes later asks for a bound method.
+        if type(optimizer) in (Adam, AdamW) and "step" not in vars(optimizer):
             optimizer.step = MethodType(_short(optimizer.step), optimizer)  # type: ignore[method-assign]
             optimizer.zero_grad = MethodType(_drop_gradients, optimizer)  # type: ignore[method-assign]
 

@@ -295,7 +295,7 @@ def test_compiled_graphs_can_be_stored() -> None:
     )
 
 
-def test_graphs_with_operators_are_kept_for_a_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_with_operators_are_kept_for_a_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._functorch import config
     from torch._inductor.utils import fresh_cache
 

@@ -7,9 +7,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +18,6 @@ from bench.report import table
 from bench.rounds import make_ready
 
 EPOCHS = 200  # those of the paper
-EPOCHS_OF_A_TURN = 10  # five seconds: what a change of loops disturbs is then no part of what is measured
 
 
 @dataclass(frozen=True)
@@ -39,87 +38,48 @@ def loops(threads: int, rounds: int) -> str:
     """The recipe `prune_first` on T91, or on synthetic patches where QPRUNE_DATA names none, in full."""
     real = Path(os.environ.get("QPRUNE_DATA", "none"), "t91").is_dir()
     setting = Setting(threads, real)
+    functions = {"ours": _ours, "ours, compiled": _compiled, "authors": _authors}
+    measured: dict[str, list[Measured]] = {name: [] for name in functions}
     with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
-        short = _taking_turns({"ours, compiled": _compiled}, replace(setting, epochs=EPOCHS // 20))
-        measured = _taking_turns({"ours": _ours, "ours, compiled": _compiled, "authors": _authors}, setting)
-    first = short["ours, compiled"][1]
-    plain, _, _, steps = measured["authors"]
-    rows = [
-        [
-            name,
-            f"{whole / 60:.2f}",
-            f"{whole / plain:.3f}",
-            f"{compiling:.1f}",
-            f"{other:.1f}",
-            f"{(whole - compiling - other) / plain:.3f}",
-        ]
-        for name, (whole, compiling, other, _) in measured.items()
-    ]
+        first = _alone(_compiled, replace(setting, epochs=EPOCHS // 20))[1]
+        for name in (*functions, *reversed(functions)):  # there and back: a machine that slows down slows all alike
+            measured[name].append(_alone(functions[name], setting))
+    steps = measured["authors"][0][3]
+    plain = sum(whole for whole, *_ in measured["authors"])
+    rows = []
+    for name, runs in measured.items():
+        whole, compiling, other = (sum(run[part] for run in runs) for part in range(3))
+        rows.append(
+            [
+                name,
+                " and ".join(f"{run[0] / 60:.2f}" for run in runs),
+                f"{whole / plain:.3f}",
+                f"{compiling / len(runs):.1f}",
+                f"{other / len(runs):.1f}",
+                f"{(whole - compiling - other) / plain:.3f}",
+            ]
+        )
     head = ["loop", "minutes", "against authors'", "of it compiling, s", "evaluating and saving, s", "the rest alone"]
     return (
-        f"{'T91' if real else 'Synthetic patches'}: {EPOCHS} epochs of {steps} steps, once each, in processes that "
-        f"take turns of {EPOCHS_OF_A_TURN} epochs. Both evaluate after each epoch. Ours: `qprune run`'s trainer, with "
-        f"checkpoints; authors': DataLoader, eager, default allocator, qsparse 2.0.1 on the same network, no "
-        f"checkpoints, and test images in squares of a training patch's size, since qsparse refuses others. The "
-        f"compiler's cache was filled before; with an empty one the same graphs took {first:.1f} s.\n\n"
-        + table(head, rows)
+        f"{'T91' if real else 'Synthetic patches'}: {EPOCHS} epochs of {steps} steps, each loop whole and by itself, "
+        f"twice: down this table and up again; ratios are of both runs together. Both evaluate after each epoch. Ours: "
+        f"`qprune run`'s trainer, with checkpoints; authors': DataLoader, eager, default allocator, qsparse 2.0.1 on "
+        f"the same network, no checkpoints, and test images in squares of a training patch's size, since qsparse "
+        f"refuses others. The compiler's cache was filled before; with an empty one the same graphs took "
+        f"{first:.1f} s.\n\n" + table(head, rows)
     )
 
 
 Measured = tuple[float, float, float, int]  # seconds in all, of compiling, of evaluating and saving; steps an epoch
 
 
-class Turn:
-    """Lets one loop at a time go on, and does not count its waits."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.waited, self.epochs = pipe, 0.0, 0
-
-    def end_epoch(self) -> None:
-        """Say that an epoch is done; at the end of a turn, wait for the next."""
-        self.epochs += 1
-        if self.epochs % EPOCHS_OF_A_TURN:
-            return
-        start = time.perf_counter()
-        self.pipe.send(None)
-        self.pipe.recv()
-        self.waited += time.perf_counter() - start
+def _alone(function: Callable[[Setting], Measured], setting: Setting) -> Measured:
+    """What a loop measures in a process of its own, with nothing beside it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, setting).result()
 
 
-def _taking_turns(functions: dict[str, Callable[[Turn, Setting], Measured]], setting: Setting) -> dict[str, Measured]:
-    """What each function measured; a machine's ups and downs meet all of them."""
-    pipes: dict[str, Connection] = {}
-    processes = []
-    measured: dict[str, Measured] = {}
-    try:
-        for name, function in functions.items():
-            pipes[name], there = get_context("spawn").Pipe()
-            process = get_context("spawn").Process(target=_serve, args=(there, function, setting), daemon=True)
-            process.start()
-            processes.append(process)
-            there.close()
-        while len(measured) < len(functions):
-            for name, pipe in pipes.items():
-                if name not in measured:
-                    pipe.send(None)
-                    try:
-                        done = pipe.recv()
-                    except EOFError:
-                        raise RuntimeError(f"the loop {name!r} ended with the error above") from None
-                    if done is not None:
-                        measured[name] = done
-    finally:
-        for process in processes:  # a trainer takes a polite end for a wish to stop after its step
-            process.kill()
-    return measured
-
-
-def _serve(pipe: Connection, function: Callable[[Turn, Setting], Measured], setting: Setting) -> None:
-    pipe.recv()
-    pipe.send(function(Turn(pipe), setting))
-
-
-def _ours(turn: Turn, setting: Setting, compiled: bool = False) -> Measured:
+def _ours(setting: Setting, compiled: bool = False) -> Measured:
     from qprune.experiment.layout import arrange
     from qprune.experiment.trainer import Loop, Trainer
 
@@ -134,22 +94,20 @@ def _ours(turn: Turn, setting: Setting, compiled: bool = False) -> Measured:
             seed=0,
             compile=compiled,
             fuse_relu=True,
-            checkpoint_seconds_apart=Loop.checkpoint_seconds_apart * 3,  # by the clock, which runs for all three
-            watch=lambda _: turn.end_epoch(),
         )
         trainer = Trainer(task, compressor, loop, CPU)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
             start = time.perf_counter()
             trainer.fit()
-        whole, compiling = time.perf_counter() - start - turn.waited, trainer.ways.compile_seconds
+        whole, compiling = time.perf_counter() - start, trainer.ways.compile_seconds
         return whole, compiling, whole - compiling - trainer.state.seconds, trainer.steps_per_epoch
 
 
-def _compiled(turn: Turn, setting: Setting) -> Measured:
-    return _ours(turn, setting, compiled=True)
+def _compiled(setting: Setting) -> Measured:
+    return _ours(setting, compiled=True)
 
 
-def _authors(turn: Turn, setting: Setting) -> Measured:
+def _authors(setting: Setting) -> Measured:
     import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, TensorDataset
@@ -188,5 +146,4 @@ def _authors(turn: Turn, setting: Setting) -> Measured:
         with torch.no_grad():
             torch.stack([psnr_db(network(low), high) for low, high in test]).mean().item()
         evaluating += time.perf_counter() - trained
-        turn.end_epoch()
-    return time.perf_counter() - start - turn.waited, 0.0, evaluating, len(loader)
+    return time.perf_counter() - start, 0.0, evaluating, len(loader)

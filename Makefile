@@ -40,7 +40,7 @@ check: $(READY) ## check format, lint and types
 	ln -s $(CURDIR)/bench $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
 	cd .venv/typing && ../bin/mypy -p qprune -p bench -p tests
 
-bench: $(READY) ## measure what training costs (80 minutes) into results/bench.md; ARGS="cifar espcn" picks sections
+bench: $(READY) ## measure what training costs (90 minutes) into results/bench.md; ARGS="cifar espcn" picks sections
 	@$(BIN)/python -c 'import qsparse' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m bench $(ARGS)
 

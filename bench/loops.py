@@ -88,13 +88,7 @@ def _ours(setting: Setting, compiled: bool = False) -> Measured:
     arrange(task, None, compiled, CPU)
     compressor = recipe.attached(task)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(
-            epochs=setting.epochs,
-            folder=Path(folder),
-            seed=0,
-            compile=compiled,
-            fuse_relu=True,
-        )
+        loop = Loop(setting.epochs, Path(folder), seed=0, compile=compiled, fuse_relu=True)
         trainer = Trainer(task, compressor, loop, CPU)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
             start = time.perf_counter()

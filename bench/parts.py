@@ -192,7 +192,7 @@ def _by_sites(rounds: int) -> str:
             [_ms(lambda: network(x).sum().backward(), 1) for network in (plain, chain)]  # noqa: B023
             for _ in range(5 * rounds)
         ]
-        added = statistics.median(ours - float_ms for float_ms, ours in pairs)
+        added = statistics.median(ours_ms - float_ms for float_ms, ours_ms in pairs)
         timeline = iter(range(4, NEVER))
         at = _ms(lambda: compressor.at(next(timeline)), 5 * rounds)  # noqa: B023
         rows.append([f"{count}", f"{1e3 * added / (2 * count):.0f}", f"{1e3 * at / (2 * count):.1f}"])

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qprune.command_line.composing import compose_checked
 from qprune.compression.compressor import Compressor, attach
 from qprune.compression.plan import Plan
 from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
-from qprune.experiment.compiling import as_written, compile_training
-from qprune.experiment.layout import arrange
-from qprune.experiment.optimizers import shorten_steps
-from qprune.experiment.recipe import Recipe
-from qprune.experiment.task import Task
+from qprune.config.build import Recipe
+from qprune.config.compose import compose_checked
+from qprune.training.compile import as_written, compile_training
+from qprune.training.layout import arrange
+from qprune.training.optimizers import shorten_steps
+from qprune.training.task import Task
 
 NEVER = 10**9
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager
 
 
 def _step(task: Task, compressor: Compressor | None, way: str, last: int) -> Callable[[], Any]:
-    from qprune.compression import kernels
+    from qprune.compression import native as kernels
 
     optimizers = task.optimizers()
     context: Callable[[], Any] = contextlib.nullcontext

@@ -49,8 +49,8 @@ def gpu(threads: int, rounds: int) -> str:
 def _cuda_step(mode: str, precision: str, compiled: bool) -> Callable[[], Any]:
     import torch
 
-    from qprune.experiment.compiling import compile_training
-    from qprune.experiment.processes import autocast
+    from qprune.training.compile import compile_training
+    from qprune.training.distributed import autocast
 
     device = torch.device("cuda")
     recipe, task = task_of("cifar")

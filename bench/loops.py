@@ -80,8 +80,8 @@ def _alone(function: Callable[[Setting], Measured], setting: Setting) -> Measure
 
 
 def _ours(setting: Setting, compiled: bool = False) -> Measured:
-    from qprune.experiment.layout import arrange
-    from qprune.experiment.trainer import Loop, Trainer
+    from qprune.training.layout import arrange
+    from qprune.training.trainer import Loop, Trainer
 
     make_ready(setting.threads)
     recipe, task = task_of("espcn", *setting.overrides)
@@ -106,9 +106,9 @@ def _authors(setting: Setting) -> Measured:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, TensorDataset
 
-    from qprune.experiment.layout import arrange
     from qprune.tasks.espcn import Espcn
     from qprune.tasks.metrics.psnr import psnr_db
+    from qprune.training.layout import arrange
 
     torch.set_num_threads(setting.threads)
     recipe, task = task_of("espcn", *setting.overrides)

@@ -32,7 +32,7 @@ def operators(threads: int, rounds: int) -> str:
     """One operator on one tensor, against a copy of the same bytes."""
     import torch
 
-    from qprune.compression import kernels
+    from qprune.compression import native as kernels
     from qprune.compression.functional import prune, quantize
     from qprune.compression.pruner import Pruner
 
@@ -134,11 +134,12 @@ def startup(threads: int, rounds: int) -> str:
     """The command line's start."""
     rows = []
     probe = (
-        "import sys, qprune.cli; code = qprune.cli.main(['--help']); sys.exit(2 if 'torch' in sys.modules else code)"
+        "import sys; from qprune.cli.main import main; code = main(['--help']); "
+        "sys.exit(2 if 'torch' in sys.modules else code)"
     )
     for name, command in (
         ("`qprune --help`", [sys.executable, "-c", probe]),
-        ("`qprune list tasks`", [sys.executable, "-m", "qprune.cli", "list", "tasks"]),
+        ("`qprune list tasks`", [sys.executable, "-m", "qprune.cli.main", "list", "tasks"]),
         ("`python -c 'import torch'`", [sys.executable, "-c", "import torch"]),
     ):
         taken = _ms(lambda: subprocess.run(command, check=True, capture_output=True), max(3, rounds // 2))  # noqa: B023

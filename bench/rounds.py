@@ -59,8 +59,9 @@ def make_ready(threads: int) -> None:
     """Give this process what `qprune run` has on a CPU: memory that is kept, the kernels, and the nodes."""
     import torch
 
-    from qprune.compression import kernels, nodes
-    from qprune.experiment.memory import keep_freed_memory
+    from qprune.compression import native as kernels
+    from qprune.compression import nodes
+    from qprune.training.allocator import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()

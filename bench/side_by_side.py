@@ -9,7 +9,7 @@ from multiprocessing.pool import Pool
 from bench.contenders import ours, task_of, timeline, with_operators
 from bench.report import table
 from bench.rounds import make_ready
-from qprune.experiment.processes import launch
+from qprune.training.distributed import launch
 
 
 def _steps(threads: int, count: int) -> float:
@@ -62,8 +62,8 @@ def _shared_steps(name: str, batch: int, count: int) -> tuple[float, float]:
     """Seconds of a step of this rank, and what of them goes into bringing gradients together."""
     import torch
 
-    from qprune.compression.ranks import rank_and_world, set_batch_share
-    from qprune.experiment.processes import average_gradients, share_of
+    from qprune.compression.distributed import rank_and_world, set_batch_share
+    from qprune.training.distributed import average_gradients, share_of
 
     make_ready(1)
     recipe, task = task_of(name, f"task.batch_size={batch}")

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from bench.contenders import ours, qsparse_step, torch_step
 from bench.report import table
 from bench.rounds import Arena, Contender, Timing
-from qprune.experiment.memory import prefer_huge_pages
+from qprune.training.allocator import prefer_huge_pages
 
 # Steps of a turn of MobileNetV2. The first, which does not count, finds the gaps in memory that another left.
 IN_A_ROW = 3
@@ -219,8 +219,9 @@ def _peak(arguments: tuple[Any, ...], keep: bool, threads: int, rounds: int) -> 
     """MB at most, and the median ms of a step."""
     import torch
 
-    from qprune.compression import kernels, nodes
-    from qprune.experiment.memory import keep_freed_memory, return_freed_memory
+    from qprune.compression import native as kernels
+    from qprune.compression import nodes
+    from qprune.training.allocator import keep_freed_memory, return_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory() if keep else return_freed_memory()

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qprune.compression.compressor import Compressor, attach, compress
+    from qprune.compression.config import Pruning, Quantization
+    from qprune.compression.coverage import Untouched, untouched
     from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
     from qprune.compression.functional import magnitude_mask, optimal_decimal, prune, quantize, saturate
-    from qprune.compression.options import Pruning, Quantization
     from qprune.compression.plan import Plan, Site
     from qprune.compression.pruner import Pruner
     from qprune.compression.quantizer import Quantizer
     from qprune.compression.schedule import Schedule, Timeline
-    from qprune.compression.untouched import Untouched, untouched
     from qprune.errors import RunFailure, UserError
 
 __version__ = "0.1.0"

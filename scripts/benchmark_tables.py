@@ -18,8 +18,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from qprune.command_line.overrides import Composer
-from qprune.experiment import identity
+from qprune.config import signature as identity
+from qprune.config.compose_many import Composer
 
 RECIPES = (
     ["order=baseline"],
@@ -79,7 +79,9 @@ def measure(folder: Path) -> tuple[float, float, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "qprune.cli", "tables", f"results_dir={folder}"], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "qprune.cli.main", "tables", f"results_dir={folder}"],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

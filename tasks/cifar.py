@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qprune.config.types import Momentum, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
-from qprune.experiment.ranges import Momentum, Rate, Samples, Weight
-from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
@@ -19,6 +18,7 @@ from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic import classified_gratings
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
+from qprune.training.task import DataOptions, Limits, Task
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's red, green and blue
 STD = (0.2023, 0.1994, 0.2010)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.utils import make_grid
 
+from qprune.config.types import Channels, Momentum, Pixels, Range, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
-from qprune.experiment.ranges import Channels, Momentum, Pixels, Range, Rate, Samples, Weight
-from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.image_pool import ImagePool
 from qprune.tasks.data.parts import part, training_part
@@ -26,6 +25,7 @@ from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, 
 from qprune.tasks.models.initialisation import gaussian_
 from qprune.tasks.models.patchgan import PatchGAN
 from qprune.tasks.models.resnet_generator import ResnetGenerator
+from qprune.training.task import DataOptions, Limits, Task
 
 PUBLISHED = {"trainA": 1067, "trainB": 1334, "testA": 120, "testB": 140}  # pictures of the published horse2zebra
 WIDTH, TRIAL_WIDTH = 64, 16

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 
+from qprune.config.types import Fraction, Pixels, Range, Rate, Samples
 from qprune.errors import UserError, one_of
-from qprune.experiment.ranges import Fraction, Pixels, Range, Rate, Samples
-from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.images import NamedImage, read_images
@@ -26,6 +25,7 @@ from qprune.tasks.data.superres import ImagePairs
 from qprune.tasks.data.synthetic import textured_pictures
 from qprune.tasks.metrics.psnr import psnr_db
 from qprune.tasks.models.espcn import ESPCN
+from qprune.training.task import DataOptions, Limits, Task
 
 # Of the decoded images of Yang et al. 2010 (91) and Bevilacqua et al. 2012 (5), in the order of their file names.
 PUBLISHED = {

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from qprune.config.types import Fraction, Momentum, Pixels, Range, Rate, Samples, Weight, check
 from qprune.errors import UserError, closest, one_of
-from qprune.experiment.ranges import Fraction, Momentum, Pixels, Range, Rate, Samples, Weight, check
-from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.detection import DetectionBatches, DetectionSet, Sample
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
@@ -33,6 +32,7 @@ from qprune.tasks.data.synthetic_detection import ShapePictures
 from qprune.tasks.data.voc import PUBLISHED, VocPictures
 from qprune.tasks.metrics.voc_map import Found, Truth, voc07_average_precisions
 from qprune.tasks.models.faster_rcnn import FasterRCNN, spread_regions
+from qprune.training.task import DataOptions, Limits, Task
 
 SIZE_COUNTED_AT = (480, 720)  # height and width in pixels of the input whose features the density charges
 Regions = Annotated[int, Range(1, 10**4, "regions")]

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from qprune.config.types import Channels, Fraction, Momentum, Pixels, Range, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
-from qprune.experiment.ranges import Channels, Fraction, Momentum, Pixels, Range, Rate, Samples, Weight
-from qprune.experiment.task import DataOptions, Limits, Task
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.facades import DIRECTIONS, read_pairs
@@ -25,6 +24,7 @@ from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, 
 from qprune.tasks.models.initialisation import gaussian_
 from qprune.tasks.models.patchgan import PatchGAN
 from qprune.tasks.models.unet import UNet
+from qprune.training.task import DataOptions, Limits, Task
 
 PUBLISHED = {"training": 400, "test": 106}  # pairs of the published facades
 WIDTH, TRIAL_WIDTH = 64, 32

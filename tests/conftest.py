@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
-from qprune.compression import kernels, node_cache
+from qprune.compression import native as kernels
+from qprune.compression import node_cache
 
 # No deadline: the first example pays for torch's start. Derandomized: a change that breaks a property fails at once,
 # for everyone, and not by chance for someone later.

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from qprune.command_line.composing import compose_checked
-from qprune.command_line.listing import choices
-from qprune.experiment.identity import notation
-from qprune.experiment.recipe import Recipe
+from qprune.cli.list import choices
+from qprune.config.build import Recipe
+from qprune.config.compose import compose_checked
+from qprune.config.signature import notation
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qprune.compression.functional import magnitude_mask, optimal_decimal, quantize
-from qprune.experiment.run import execute
-from tests.experiment.test_run import config
+from qprune.runs.execute import execute
+from tests.runs.test_execute import config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from qprune import cli
-from qprune.command_line import data
-from qprune.command_line.data import Archive, fetch
+from qprune.cli import data
+from qprune.cli import main as cli
+from qprune.cli.data import Archive, fetch
 from qprune.errors import RunFailure, UserError
 
 

@@ -27,7 +27,7 @@ def test_the_library_snippet_runs_and_keeps_its_promises(capsys: pytest.CaptureF
 
 
 def test_every_command_of_the_readme_names_a_verb() -> None:
-    from qprune.cli import VERBS
+    from qprune.cli.main import VERBS
 
     verbs = re.findall(r"^\.venv/bin/qprune (\w+)", README.read_text(), re.MULTILINE)
     assert len(verbs) >= 5

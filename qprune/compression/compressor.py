@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qprune.compression.automatic import automatic_plan
+from qprune.compression.auto_plan import automatic_plan
+from qprune.compression.config import Pruning, Quantization
+from qprune.compression.distributed import rank_and_world, summed
 from qprune.compression.finite import all_finite
 from qprune.compression.operator import Operator
-from qprune.compression.options import Pruning, Quantization
-from qprune.compression.placement import Placed, find_operators, make_plain, parametrizations_of, place, run_example
 from qprune.compression.plan import Plan
+from qprune.compression.prepare import Placed, find_operators, make_plain, parametrizations_of, place, run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
-from qprune.compression.ranks import rank_and_world, summed
 from qprune.compression.schedule import Schedule, Timeline, Window
 from qprune.errors import RunFailure, UserError
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from qprune.compression.dataflow import FLOAT_BITS, stored_features
+from qprune.compression.activation_trace import FLOAT_BITS, stored_features
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.operator import Operator
-from qprune.compression.options import Pruning, Quantization
-from qprune.compression.placement import find_operators, run_example, weight_path
 from qprune.compression.plan import INPUT, match
+from qprune.compression.prepare import find_operators, run_example, weight_path
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qprune.compression import kernels, nodes
+from qprune.compression import native as kernels
+from qprune.compression import nodes
+from qprune.compression.fake_quantize import quantize_checked, shaped_along
 from qprune.compression.finite import all_finite
-from qprune.compression.straight_through import quantize_checked, shaped_along
 from qprune.errors import UserError, one_of
 
 ROUNDINGS = ("trunc", "floor", "nearest")

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from qprune.compression import kernels, nodes
+from qprune.compression import native as kernels
+from qprune.compression import nodes
+from qprune.compression.fake_quantize import quantize_checked
 from qprune.compression.functional import prune
 from qprune.compression.node_cache import FLAGS, SOURCE, compiler, complaint, failed_lately, is_own
-from qprune.compression.straight_through import quantize_checked
 
 _LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch_python")
 _BUILDING = "building-"  # names of folders

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qprune.compression import kernels, node_cache
-from qprune.compression.ranks import rank_and_world
+from qprune.compression import native as kernels
+from qprune.compression import node_cache
+from qprune.compression.distributed import rank_and_world
 
 # Functions of kernels.c, in the order in which nodes.cpp is given their addresses.
 _KERNELS = ("quantize", "clip_gradient", "clip_rectified", "changes_gradient", "multiply", "clip_before_tanh")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from qprune.compression.straight_through import powers
+from qprune.compression.fake_quantize import powers
 
 _SMALLEST = 1 << 12  # elements; below, packing costs more than it saves
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
 from qprune.errors import UserError, closest
 
 INPUT = "input"  # the site of the network's input, among the feature sites

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qprune.compression import kernels
+from qprune.compression import native as kernels
 from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_mask, prune
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from qprune.compression import packing
+from qprune.compression.distributed import gathered
+from qprune.compression.fake_quantize import quantize_checked
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
@@ -19,8 +21,6 @@ from qprune.compression.functional import (
     squared_errors,
 )
 from qprune.compression.operator import Operator
-from qprune.compression.ranks import gathered
-from qprune.compression.straight_through import quantize_checked
 from qprune.errors import UserError, one_of
 
 # Elements of a feature window on which d is chosen. A window that holds more is sampled evenly (spec 7.9: the authors

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from qprune.compression.dataflow import with_all_active
+from qprune.compression.activation_trace import with_all_active
 from qprune.compression.feature import FeatureOperators
 from qprune.errors import RunFailure
 

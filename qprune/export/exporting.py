@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qprune import __version__
+from qprune.atomic_write import write_atomically
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
-from qprune.experiment.files import write_atomically
-from qprune.experiment.finished import FinishedRun
 from qprune.export.calibration import missing_decimals
 from qprune.export.integer import integer_program
 from qprune.export.lowering import exact_program
@@ -24,6 +23,7 @@ from qprune.export.program import Program
 from qprune.export.sparse import SUFFIX, sparse_bytes
 from qprune.export.stored import FORMS as WEIGHTS
 from qprune.export.tracing import Trace, trace
+from qprune.runs.load import FinishedRun
 
 FOLDER = "export"
 FOLDS = ("integer", "exact")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
+from qprune.compression.fake_quantize import power_of_two
 from qprune.compression.functional import quantize
 from qprune.compression.pruner import tile_mask
-from qprune.compression.straight_through import power_of_two
 from qprune.export.program import Grid
 from qprune.export.weights import Weight
 from qprune.export.writer import TYPES, Writer

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from qprune.compression.straight_through import power_of_two
+from qprune.compression.fake_quantize import power_of_two
 from qprune.errors import UserError
 from qprune.export.weights import weights_of
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from qprune.errors import UserError
-from qprune.experiment.finished import FinishedRun
 from qprune.export.exporting import NETWORK_KEY, Export, file_of
 from qprune.export.lowering import exact_program
 from qprune.export.program import Program, Simulation
 from qprune.export.runtime import Session, latencies, peak_activation_bytes
+from qprune.runs.load import FinishedRun
 
 # Without exact arithmetic two correct programs round some features to different sides, and layers carry that on. The
 # bound is on the mean difference of outputs, in steps of 8 bits over their range.

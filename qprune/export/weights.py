@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qprune.compression.fake_quantize import power_of_two
 from qprune.compression.functional import integer_range
-from qprune.compression.placement import find_operators
+from qprune.compression.prepare import find_operators
 from qprune.compression.quantizer import Quantizer
-from qprune.compression.straight_through import power_of_two
 
 
 @dataclass(frozen=True)

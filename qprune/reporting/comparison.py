@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qprune.experiment import identity
-from qprune.experiment.store import Store
+from qprune.config import signature as identity
 from qprune.reporting.units import unit_of_difference
+from qprune.runs.store import Store
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -12,9 +12,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qprune.experiment.files import write_atomically
-from qprune.experiment.results import Row
+from qprune.atomic_write import write_atomically
 from qprune.reporting.units import unit_of_score
+from qprune.runs.row import Row
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
 DARK = ("#0072b2", "#000000")  # of COLOURS: on these, letters are white

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
-from qprune.experiment.results import Row
 from qprune.reporting.drawing import COLOURS, MARKER_SIZE, MARKERS, PHASES, inside, stacked, title_of, with_unit
 from qprune.reporting.front import pareto_front
+from qprune.runs.row import Row
 
 KINDS = ("weight", "feature")
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, by numbers in their points

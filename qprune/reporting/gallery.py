@@ -18,13 +18,13 @@ from safetensors.numpy import load_file
 
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
+from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError
-from qprune.experiment.histograms import HISTOGRAMS_FILE
-from qprune.experiment.identity import MACHINE_KEYS, later_at_default, without
-from qprune.experiment.results import Row
-from qprune.experiment.store import Store
 from qprune.reporting import figures, pictures
 from qprune.reporting.drawing import Drawn, drawn
+from qprune.runs.histograms import HISTOGRAMS_FILE
+from qprune.runs.row import Row
+from qprune.runs.store import Store
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
@@ -113,7 +113,7 @@ def _of_most(values: Sequence[str]) -> str | None:
 
 def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
     """The schedule of a run in its own steps, or None where its config is missing or not this version's."""
-    from qprune.experiment.recipe import Recipe
+    from qprune.config.build import Recipe
 
     if config is None or row.steps % row.epochs:
         return None

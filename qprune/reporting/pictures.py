@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from qprune.experiment.results import Row
 from qprune.reporting.drawing import COLOURS, PHASES, WIDTH, plain, title_of
+from qprune.runs.row import Row
 
 SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from qprune.experiment.digests import write_sums
-from qprune.experiment.environment import ENVIRONMENT_FILE
-from qprune.experiment.files import write_atomically, write_json
-from qprune.experiment.identity import MACHINE_KEYS
-from qprune.experiment.results import ROW_FILE
-from qprune.experiment.store import CONFIG_FILE, METRICS_FILE, PUBLISHED, Store, read_config
+from qprune.atomic_write import write_atomically, write_json
+from qprune.config.signature import MACHINE_KEYS
+from qprune.runs.checksums import write_sums
+from qprune.runs.environment import ENVIRONMENT_FILE
+from qprune.runs.row import ROW_FILE
+from qprune.runs.store import CONFIG_FILE, METRICS_FILE, PUBLISHED, Store, read_config
 
 COPIED = (METRICS_FILE, "operators.json", "histograms.json", "timing.json")
 # Folders of one machine, and what stands for them in a published config.

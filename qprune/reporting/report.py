@@ -10,12 +10,12 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from qprune.experiment.results import Row
-from qprune.experiment.store import Store
 from qprune.reporting import gallery, rendering
 from qprune.reporting.comparison import compare_orders, too_few_text
 from qprune.reporting.drawing import Drawn
 from qprune.reporting.gallery import Names
+from qprune.runs.row import Row
+from qprune.runs.store import Store
 
 RUNS_DRAWN = 20  # runs whose figures are in the page, a seed of every recipe before the others
 _FILES = ("config.yaml", "environment.json")

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from qprune.errors import UserError, closest
-from qprune.experiment.store import Store
+from qprune.runs.store import Store
 
 FLOAT_BITS = 32.0
 COLUMNS: dict[str, str] = {  # of a joined table: name -> pandas dtype

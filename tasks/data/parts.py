@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qprune.experiment.task import Limits
+from qprune.training.task import Limits
 
 
 def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.data.images import NamedImage
+from qprune.training.task import DataOptions, Limits
 
 SIZE = 256  # pixels of a side, in the paper
 SMALL = 64  # where synthetic data meets a budget that cuts epochs short

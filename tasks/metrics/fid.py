@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from qprune.errors import UserError, one_of
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.data.seeds import generator
+from qprune.training.task import DataOptions, Limits
 
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_FILE}"

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import qprune
-from qprune.compression.automatic import automatic_plan
+from qprune.compression.auto_plan import automatic_plan
 from qprune.compression.compressor import Compressor, compress
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.plan import INPUT, Plan
 from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Schedule

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import qprune
 from qprune.compression.compressor import Compressor, attach, compress
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.plan import Plan, Site
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer

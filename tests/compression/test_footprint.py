@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor, compress
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
-from qprune.compression.options import Pruning, Quantization
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 from qprune.compression.schedule import Schedule

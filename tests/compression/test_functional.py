@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qprune.compression.fake_quantize import power_of_two
 from qprune.compression.functional import (
     integer_range,
     magnitude_mask,
@@ -23,7 +24,6 @@ from qprune.compression.functional import (
     smallest_error,
     squared_errors,
 )
-from qprune.compression.straight_through import power_of_two
 from qprune.errors import UserError
 
 REFERENCE_ROUNDING = {"trunc": math.trunc, "floor": math.floor, "nearest": round}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qprune.compression import kernels, node_cache, nodes
+from qprune.compression import native as kernels
+from qprune.compression import node_cache, nodes
 
 
 @pytest.fixture

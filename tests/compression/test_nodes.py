@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qprune.compression import functional, kernels, nodes
+from qprune.compression import functional, nodes
+from qprune.compression import native as kernels
 from qprune.compression.compressor import attach
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
+from qprune.compression.fake_quantize import quantize_checked
 from qprune.compression.plan import Plan
 from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
-from qprune.compression.straight_through import quantize_checked
-from qprune.experiment.compiling import as_written
-from tests.compression.test_kernels import LAYOUTS, SHAPES, same_bits, sample
+from qprune.training.compile import as_written
+from tests.compression.test_native import LAYOUTS, SHAPES, same_bits, sample
 
 BOUNDS = (-128, 127)
 D = torch.tensor(4, dtype=torch.int32)

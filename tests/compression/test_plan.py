@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qprune.compression.automatic import automatic_plan
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.auto_plan import automatic_plan
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.plan import INPUT, Plan, match
 from qprune.errors import UserError
 

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qprune.compression import kernels
+from qprune.compression import native as kernels
 from qprune.compression.compressor import Compressor, attach
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
+from qprune.compression.fake_quantize import quantize_checked
 from qprune.compression.packing import packed_features
 from qprune.compression.plan import Plan
 from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
-from qprune.compression.straight_through import quantize_checked
 from qprune.errors import RunFailure
-from tests.compression.test_kernels import same_bits
+from tests.compression.test_native import same_bits
 
 needs_compiler = pytest.mark.skipif(not kernels.load(), reason="no C compiler here makes the kernels")
 kernels._library, LIBRARY = None, kernels._library  # each test says what it uses

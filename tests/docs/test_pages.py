@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import qprune
-from qprune import cli
-from qprune.command_line.composing import compose_checked
+from qprune.cli import main as cli
+from qprune.config.compose import compose_checked
 from tests.docs.pages import DOCS, blocks
 
 ROOT = DOCS.parent

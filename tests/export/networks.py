@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor, compress
-from qprune.compression.options import Pruning, Quantization
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.plan import INPUT, Plan, Site
 from qprune.compression.schedule import Schedule
 

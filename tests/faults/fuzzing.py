@@ -17,17 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from qprune.command_line import failures
+from qprune.atomic_write import write_json
+from qprune.cli import exit_codes as failures
+from qprune.config.build import Recipe
+from qprune.config.schema import FIELDS
+from qprune.config.types import taken_apart
 from qprune.errors import RunFailure, UserError
-from qprune.experiment import checkpoint, results, run
-from qprune.experiment.decimals import fix_decimals
-from qprune.experiment.digests import SUMS_FILE, check_sum
-from qprune.experiment.fields import FIELDS
-from qprune.experiment.files import write_json
-from qprune.experiment.ranges import taken_apart
-from qprune.experiment.recipe import Recipe
-from qprune.experiment.store import Store
-from tests.experiment import toy
+from qprune.runs import execute as run
+from qprune.runs import row as results
+from qprune.runs.checksums import SUMS_FILE, check_sum
+from qprune.runs.decimals import fix_decimals
+from qprune.runs.store import Store
+from qprune.training import checkpoint
+from tests.training import toy
 
 MEMORY = 8 << 30  # bytes of address space: a config that asks for more must be refused, not kill the machine
 
@@ -149,7 +151,7 @@ def fuzz_configs(bases: dict[str, dict[str, Any]], task: str, examples: int) -> 
 
 def fuzz_commands(examples: int) -> Counter[str]:
     """Give the command line changed overrides: each makes a plan, or one paragraph and an exit code."""
-    from qprune import cli
+    from qprune.cli import main as cli
 
     found: Counter[str] = Counter()
     keys = st.sampled_from([*FIELDS, "task", "order", "data", "budget", "hydra.run.dir", "+task.x", "~seed", "++a.b"])

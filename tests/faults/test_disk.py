@@ -15,11 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from qprune.config import signature as identity
 from qprune.errors import RunFailure, UserError
-from qprune.experiment import checkpoint, identity, state
-from qprune.experiment.run import execute
-from tests.experiment.test_run import config as toy_config
+from qprune.runs.execute import execute
+from qprune.training import checkpoint, state
 from tests.faults.recipes import config_of, small
+from tests.runs.test_execute import config as toy_config
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -187,7 +188,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("task", ["espcn", "cifar", "pix2pix", "cyclegan", "faster_rcnn"])
 def test_a_score_on_fewer_pictures_than_the_set_holds_says_so(task: str) -> None:
-    from qprune.experiment.recipe import Recipe
+    from qprune.config.build import Recipe
 
     tiny = {"pix2pix": ("task.image_size=32", "task.width=4"), "faster_rcnn": ("task.on_synthetic.short_side=96",)}
     overrides = small(task) if task in ("espcn", "cifar", "cyclegan") else (f"task={task}", "data=synthetic")

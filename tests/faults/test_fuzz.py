@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from qprune.experiment import identity
-from qprune.experiment.run import execute
-from tests.experiment import toy
-from tests.experiment.test_run import config as toy_config
+from qprune.config import signature as identity
+from qprune.runs.execute import execute
 from tests.faults import fuzzing
 from tests.faults.conftest import LONG
 from tests.faults.recipes import config_of, small
 from tests.faults.test_kills import server
+from tests.runs.test_execute import config as toy_config
+from tests.training import toy
 
 PLANS = {"espcn": 560, "pix2pix": 120, "cyclegan": 120, "cifar": 40, "faster_rcnn": 40} if LONG else {"espcn": 60}
 COMMANDS = 240 if LONG else 15

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from qprune.experiment import identity, results
+from qprune.config import signature as identity
+from qprune.runs import row as results
 from tests.faults.attempts import Death, attempt
 from tests.faults.conftest import LONG
 from tests.faults.fuzzing import check_all

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qprune.errors import RunFailure
-from qprune.experiment import checkpoint
-from tests.experiment.toy import prepared
+from qprune.training import checkpoint
+from tests.training.toy import prepared
 
 
 def fails(folder: Path, harm: Any, **changes: Any) -> str:

@@ -17,7 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from qprune.experiment import identity, results
+from qprune.config import signature as identity
+from qprune.runs import row as results
 from tests.faults.attempts import attempt
 from tests.faults.conftest import LONG
 from tests.faults.recipes import config_of, small

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from qprune import cli
+from qprune.cli import main as cli
+from qprune.config.build import Recipe
 from qprune.errors import UserError
-from qprune.experiment.recipe import Recipe
 from tests.faults.recipes import config_of, small
 
 STRANGER = """\

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from qprune.command_line.overrides import Composer
-from qprune.experiment import identity, results
-from qprune.experiment.results import Row
+from qprune.config import signature as identity
+from qprune.config.compose_many import Composer
+from qprune.runs import row as results
+from qprune.runs.row import Row
 
 
 def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **changes: Any) -> Row:

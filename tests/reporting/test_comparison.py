@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qprune import cli
-from qprune.command_line.overrides import Composer
-from qprune.experiment.store import Store
+from qprune.cli import main as cli
+from qprune.config.compose_many import Composer
 from qprune.reporting.comparison import bootstrap_interval, compare_orders
+from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
 

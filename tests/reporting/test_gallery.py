@@ -14,13 +14,13 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from PIL import Image
 
-from qprune.command_line.overrides import Composer
 from qprune.compression.schedule import Timeline
-from qprune.experiment.results import Row
-from qprune.experiment.store import Store
+from qprune.config.compose_many import Composer
 from qprune.reporting import figures, gallery, pictures
 from qprune.reporting.drawing import drawn, with_unit
 from qprune.reporting.gallery import Names
+from qprune.runs.row import Row
+from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
 CURVE = pd.DataFrame(

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qprune.command_line.overrides import Composer
+from qprune.atomic_write import write_json
+from qprune.config.compose_many import Composer
 from qprune.errors import UserError
-from qprune.experiment import results
-from qprune.experiment.files import write_json
-from qprune.experiment.store import Store
 from qprune.reporting.publishing import publish
+from qprune.runs import row as results
+from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
 

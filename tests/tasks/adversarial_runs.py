@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from qprune.compression.compressor import attach
-from qprune.experiment.recipe import Recipe
-from qprune.experiment.task import Task
-from qprune.experiment.trainer import Loop, Trainer
+from qprune.config.build import Recipe
+from qprune.training.task import Task
+from qprune.training.trainer import Loop, Trainer
 
 
 def recipe_of(task: str, *overrides: str) -> Recipe:

@@ -4,8 +4,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional as reference
 
 from qprune.errors import UserError
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.cifar import MEAN, STD, Cifar
+from qprune.training.task import DataOptions, Limits
 
 SYNTHETIC = DataOptions(source="synthetic")
 SMOKE = Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64)

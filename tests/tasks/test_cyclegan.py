@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from qprune.errors import UserError
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.cyclegan import CycleGAN
+from qprune.training.task import DataOptions, Limits
 from tests.tasks.adversarial_runs import assert_same_state, killed, prepared, recipe_of
 
 SYNTHETIC = DataOptions("synthetic")

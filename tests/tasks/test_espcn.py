@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from qprune.errors import UserError
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.espcn import Espcn
+from qprune.training.task import DataOptions, Limits
 
 SYNTHETIC = DataOptions(source="synthetic")
 

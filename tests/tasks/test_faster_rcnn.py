@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models import ResNet101_Weights
 
+from qprune.compression.activation_trace import features_left_alone
 from qprune.compression.compressor import attach
-from qprune.compression.dataflow import features_left_alone
+from qprune.compression.config import Pruning, Quantization
 from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
-from qprune.compression.options import Pruning, Quantization
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.faster_rcnn import FasterRcnn, imagenet_weights
 from qprune.tasks.models.faster_rcnn import FasterRCNN
+from qprune.training.task import DataOptions, Limits
 
 SYNTHETIC = DataOptions(source="synthetic")
 SMOKE = Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64)

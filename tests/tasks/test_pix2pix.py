@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from qprune import cli
+from qprune.cli import main as cli
 from qprune.errors import UserError
-from qprune.experiment.results import read_rows
-from qprune.experiment.task import DataOptions, Limits
+from qprune.runs.row import read_rows
 from qprune.tasks.data.translation import signed
 from qprune.tasks.pix2pix import Pix2Pix
+from qprune.training.task import DataOptions, Limits
 from tests.tasks.adversarial_runs import assert_same_state, killed, prepared, recipe_of
 
 SYNTHETIC = DataOptions("synthetic")

@@ -12,7 +12,7 @@ from torch import nn
 
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
 from qprune.compression.plan import Plan
-from qprune.experiment.recipe import Recipe
+from qprune.config.build import Recipe
 from qprune.tasks.models.resnet_generator import ResnetGenerator
 from qprune.tasks.models.unet import UNet
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from qprune.experiment.task import Limits
 from qprune.tasks.data.parts import part, training_part
+from qprune.training.task import Limits
 
 
 def test_part_is_spread_evenly_and_marked() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from qprune.errors import UserError
-from qprune.experiment.task import DataOptions, Limits
 from qprune.tasks.metrics.fid import WEIGHTS_FILE, FrechetDistance, RandomFeatures, inception_weights
 from qprune.tasks.pix2pix import Pix2Pix
+from qprune.training.task import DataOptions, Limits
 
 
 def pictures(count: int, brightness: float, seed: int) -> torch.Tensor:

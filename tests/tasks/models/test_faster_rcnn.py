@@ -7,7 +7,7 @@ from torchvision.models import resnet101
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import Bottleneck
 
-from qprune.compression.dataflow import stored_features
+from qprune.compression.activation_trace import stored_features
 from qprune.compression.footprint import paper_footprint
 from qprune.errors import UserError
 from qprune.tasks.models.faster_rcnn import FasterRCNN, FrozenBatchNorm, ProposalHead, spread_regions

@@ -1,0 +1,74 @@
+"""From an exception to what a person reads: one paragraph and an exit code; the traceback only on request."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from qprune.atomic_write import explained
+from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError
+
+USER, FAILURE, STOPPED, INTERRUPTED = 2, 1, 75, 130  # exit codes
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def debugging() -> bool:
+    """Whether tracebacks were asked for with --debug."""
+    return os.environ.get(DEBUG_VARIABLE) == "1"
+
+
+def report(error: BaseException) -> tuple[int, str]:
+    """Print the error on stderr and return its exit code and explanation."""
+    if debugging():
+        traceback.print_exception(error)
+    code, message = explain(error)
+    print(f"error: {message}", file=sys.stderr)
+    return code, message
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and a paragraph. An error inside another one (`raise ... from`) is found and explained."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            # every file that a run writes is below results_dir, so that is where one without a name belongs
+            cause = explained(cause, Path(cause.filename or "the results folder"))
+        elif "No space left on device" in str(cause) and not isinstance(cause, RunFailure):
+            # libraries that write through native code lose the error number
+            cause = explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
+        if isinstance(cause, UserError):
+            return USER, _paragraph(cause)
+        if isinstance(cause, RunFailure):
+            return FAILURE, _paragraph(cause)
+        if isinstance(cause, Interrupted):
+            return STOPPED, _paragraph(cause)
+        if isinstance(cause, KeyboardInterrupt):
+            return INTERRUPTED, "interrupted; the same command again resumes from the last checkpoint"
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return FAILURE, f"out of memory ({_paragraph(cause)}); smaller batches need less: budget.batch_size=..."
+        if _is_of_the_config(cause):
+            return USER, _paragraph(cause)
+    return FAILURE, (
+        f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
+        "that the same command prints with --debug"
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_of_the_config(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf refused the config itself."""
+    roots = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}  # by name: no import needed
+    return bool(roots & {"hydra.errors.HydraException", "omegaconf.errors.OmegaConfBaseException"})
+
+
+def _paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

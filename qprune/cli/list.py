@@ -1,0 +1,100 @@
+"""`qprune list`: what there is to choose from, and the runs that are finished."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qprune.cli.exit_codes import FAILURE
+from qprune.errors import UserError, one_of
+from qprune.runs.row import Row, read_rows
+
+GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
+RESULTS = "results_dir="
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print choices of groups with the first comment of their YAML, or the rows of finished runs."""
+    parser = argparse.ArgumentParser(
+        "qprune list", description="Print what there is to choose from, or the finished runs below results_dir."
+    )
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(GROUPS)} or runs; default: all but runs")
+    options = parser.parse_intermixed_args(arguments)
+    folder = next((word.removeprefix(RESULTS) for word in options.what if word.startswith(RESULTS)), "results/runs")
+    wanted = [word for word in options.what if not word.startswith(RESULTS)] or list(GROUPS)
+    for word in wanted:
+        one_of("qprune list: WHAT", word, [*GROUPS, "runs"])
+    code = 0
+    for word in wanted:
+        code = max(code, _print_runs(Path(folder)) if word == "runs" else _print_group(word))
+    return code
+
+
+def choices(group: str) -> list[tuple[str, str]]:
+    """Name and one-line description of every choice of a group that qprune brings along."""
+    return sorted(_described(files("qprune.configs") / group))
+
+
+def _described(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.name.startswith("_"):
+            yield from _described(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield f"{prefix}{entry.name.removesuffix('.yaml')}", _first_comment(entry)
+
+
+def _first_comment(yaml: Traversable) -> str:
+    for line in yaml.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if line.startswith("#") and text and not text.startswith("@"):  # `@package` is for Hydra
+            return text
+    return ""
+
+
+def _print_group(word: str) -> int:
+    found = choices(GROUPS[word])
+    width = max((len(name) for name, _ in found), default=0)
+    print(f"{word} ({GROUPS[word]}=...)")
+    for name, description in found:
+        print(f"  {name:<{width}}  {description}".rstrip())
+    return 0
+
+
+def _print_runs(folder: Path) -> int:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS}...")
+    rows, problems = read_rows(folder)
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit into
+    console.print(rows_table(rows) if rows else f"no finished runs below {folder}")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return FAILURE if problems else 0
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """Many rows for people, one line each; sizes and densities in the `actual` accounting."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "recipe", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data"):
+        table.add_column(
+            name, justify="right" if name in {"seed", "score", "weights Mb", "features Mb", "density"} else "left"
+        )
+    for row in rows:
+        table.add_row(
+            row.task,
+            row.notation,
+            str(row.seed),
+            f"{row.score:.4g} {row.metric}",
+            f"{row.weight_bits_actual / 1e6:.4g}",
+            f"{row.feature_bits_actual / 1e6:.4g}",
+            f"{row.density_actual:.4g}",
+            row.budget,
+            row.data_source,
+        )
+    return table

@@ -1,0 +1,90 @@
+"""`qprune report`: one HTML page with tables, figures and every run's config and environment."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qprune.atomic_write import write_atomically
+from qprune.cli.exit_codes import FAILURE
+from qprune.cli.tables import DEFAULT_RESULTS, join_all, table_files, taken
+from qprune.errors import UserError
+from qprune.reporting.rendering import cells
+from qprune.runs.store import Store
+
+
+def make(arguments: Sequence[str]) -> int:
+    """Write the page and its figures. Exit code 1 when rows or parts of tables were left out."""
+    parser = argparse.ArgumentParser(
+        "qprune report",
+        description="Write one self-contained HTML page: tables, figures, configs and environments of the stored runs.",
+        epilog="KEY=VALUE as for qprune tables: results_dir=..., task=..., seed=..., budget=smoke data=synthetic",
+    )
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="results_dir=... and overrides for all tables")
+    parser.add_argument("--output", metavar="FILE", help="default: report.html beside results_dir; figures/ beside it")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--runs", type=_count, default=20, metavar="N", help="runs whose own figures are drawn (20)")
+    parser.add_argument(
+        "--histograms",
+        action="store_true",
+        help="first count the features of runs that have no histograms.json, from their trained network and its data",
+    )
+    parser.add_argument("--config-dir", help="a further folder of configs")
+    options = parser.parse_intermixed_args(arguments)
+    for word in options.keys:
+        if "=" not in word:
+            raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
+    keys = list(options.keys)
+    folder = Path(taken(keys, "results_dir", DEFAULT_RESULTS))
+    output = Path(options.output) if options.output else folder.parent / "report.html"
+    store = Store.read(folder)
+    sources = table_files(options.config_dir)
+    joined = join_all(list(sources), sources, store, keys, options.config_dir)
+    try:
+        from qprune.reporting.gallery import Names
+        from qprune.reporting.report import Shown, page
+    except ModuleNotFoundError as error:
+        if error.name in ("jinja2", "matplotlib"):
+            raise UserError(f"{error.name} is not installed; type: pip install 'qprune[report]'") from error
+        raise
+    if options.histograms:
+        _count_features(store)
+    parts = [part for entry in joined for part in entry.table.parts]
+    names = Names({part.task: part.density_unit for part in parts}, {part.metric: part.unit for part in parts})
+    tables = [Shown(entry.table.name, entry.table.title, [cells(part) for part in entry.parts]) for entry in joined]
+    write_atomically(output, page(store, tables, names, output.parent / "figures", options.runs).encode())
+    print(f"report: {output}\nfigures: {output.parent / 'figures'}")
+    for problem in store.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if options.open:
+        webbrowser.open(output.resolve().as_uri())
+    return FAILURE if store.problems else 0
+
+
+def _count(text: str) -> int:
+    """A whole number >= 0; argparse turns the ValueError of any other text into advice."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+_count.__name__ = "whole number >= 0"  # what argparse calls it
+
+
+def _count_features(store: Store) -> None:
+    """Make the histograms of features that runs lack; what cannot be made is added to the store's problems."""
+    from qprune.runs.count_features import count_features
+    from qprune.runs.histograms import HISTOGRAMS_FILE
+
+    for signature in store.rows:
+        folder = store.paths[signature].parent
+        if not (folder / HISTOGRAMS_FILE).exists():
+            try:
+                count_features(folder)
+                print(f"counted features: {folder}")
+            except UserError as error:
+                store.problems.append(f"no histograms of {folder.name}: {error}")

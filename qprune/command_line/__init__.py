@@ -1,1 +1,0 @@
-"""The command line: verbs, composed configs, error messages and shell completion."""

@@ -1,0 +1,144 @@
+"""A plan for any network: sites found by module type and by what one example shows of the data flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from qprune.compression.activation_trace import ATTENTION, COMPUTE, Stored, Trace, traced
+from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, match, weight_places
+from qprune.errors import UserError
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_JOINS = ("cat", "stack")
+
+
+def automatic_plan(
+    network: nn.Module, example: Any, include: Sequence[str] = ("**",), exclude: Sequence[str] = ()
+) -> Plan:
+    """All convolutions and linear layers, and the features that layers read, as the paper does it (Appendix B.1).
+
+    Weights: of convolutions, linear layers and the projections of `nn.MultiheadAttention`; a parameter that two
+    modules share is left alone. Features: each tensor that something reads from memory, at the module that makes it,
+    before a ReLU or a pooling that keeps its grid; so of a residual block its sum, and not the addends. Weights and
+    features are quantized, the network's input included and its results not; all but those of the first and the last
+    layer (in the order in which the example passes them) and those that no layer makes (of a mean, say) are pruned.
+
+    A feature is left alone where no module returns it or the module is called several times, unless a single layer
+    reads it, which is then the site (`conv2.input`); and where its first dimension is not the batch. `untouched` says
+    which and why. An input of integers is no feature.
+
+    include, exclude: globs over module paths: of layers, with the features that they make, and of features.
+    """
+    return _Planner(network, example, include, exclude).plan()
+
+
+class _Planner:
+    def __init__(self, network: nn.Module, example: Any, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self.trace: Trace = traced(network, example)
+        if not self.trace.layers:
+            raise UserError(
+                "the example passed no convolution, no linear layer and no attention: there is nothing to compress; "
+                "for layers of another kind place operators by hand, qprune.Quantizer(8).on(layer)"
+            )
+        self.modules = dict(network.named_modules())
+        self.weights = weight_places(network)
+        known = list(dict.fromkeys([INPUT, *(path for path in self.modules if path), *self.weights]))
+        self.included = match(include, known, "include") | ({""} if "**" in include else set())
+        self.excluded = match(exclude, known, "exclude") if exclude else set()
+        self.ends = (self.trace.layers[0], self.trace.layers[-1])
+        self.layers = set(self.trace.layers)
+
+    def plan(self) -> Plan:
+        sites = []
+        for path, (module, name) in self.weights.items():
+            if isinstance(module, COMPUTE + ATTENTION):
+                chosen = self._chosen(path, {path}) and not self._is_shared(module, name)
+                inner = self._layer_of(path) not in self.ends
+                sites.append(Site(path, "weight", chosen and inner, chosen))
+        found: dict[str, Site] = {}
+        for stored in self.trace.reads:
+            site = self._site(stored)
+            if site is not None:
+                other = found.get(site.path, site)
+                found[site.path] = Site(
+                    site.path, "feature", site.prune or other.prune, site.quantize or other.quantize
+                )
+        return Plan((*sites, *found.values()))
+
+    def _site(self, stored: Stored) -> Site | None:
+        """Where the operators of a stored tensor stand, if it is to have some and if there is a place."""
+        sources = self._sources(stored)
+        if not stored.readers or self._is_left_to_its_norm(stored) or self._is_result(stored, sources):
+            return None
+        prune = bool(sources - {*self.ends})
+        path, quantize = self._place(stored, "grid"), True
+        if path is None and stored.uses == 1 and self._reads_alone(stored.readers[0]):
+            path = INPUT_OF.format(stored.readers[0])
+        if path is None and prune:  # zeros outlive more functions than grids do
+            path, quantize = self._place(stored, "zeros"), False
+        if path is None or not self._chosen(path, sources or {stored.name, *stored.readers}):
+            return None
+        return Site(path, "feature", prune and path != INPUT, quantize)
+
+    def _place(self, stored: Stored, kept: str) -> str | None:
+        """The first module on the way to `stored` behind which only functions stand that keep the grid, or zeros."""
+        chain = [stored]
+        while kept in chain[-1].keeps and len(chain[-1].inputs) == 1:
+            chain.append(chain[-1].inputs[0])
+        for made in reversed(chain):
+            if made is self.trace.first:
+                return INPUT
+            for path, shape in made.outputs.items():
+                if path and self.trace.calls[path] == 1 and self._is_batch(shape):
+                    return path
+        return None
+
+    def _sources(self, stored: Stored) -> set[str]:
+        """The layers whose output is in `stored`, not counting what comes through tensors that are stored before it."""
+        found, waiting, seen = set(), [stored], {stored}
+        while waiting:
+            made = waiting.pop()
+            layers = self.layers.intersection(list(made.outputs)[:1])
+            if not layers and not made.fused and isinstance(self.modules.get(made.name), ATTENTION):
+                layers = {made.name}
+            found |= layers
+            through = made.fused or made.keeps or "norm" in made.made_by or made.made_by in _JOINS
+            if not layers and through:
+                new = {i for i in made.inputs if i not in seen and not self.layers.intersection(i.readers)}
+                seen |= new
+                waiting += new
+        return found
+
+    def _is_left_to_its_norm(self, stored: Stored) -> bool:
+        """Whether only norms read what a layer makes: then their output is the feature."""
+        made_by_layer = self.layers.intersection(list(stored.outputs)[:1])
+        return bool(made_by_layer) and all(isinstance(self.modules[path], NORMS) for path in stored.readers)
+
+    def _is_result(self, stored: Stored, sources: set[str]) -> bool:
+        """Whether this is the network's result, perhaps before a softmax and the like."""
+        return sources == {self.ends[1]} and not self.layers.intersection(stored.readers)
+
+    def _is_batch(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) >= 2 and shape[0] == self.trace.batch
+
+    def _reads_alone(self, path: str) -> bool:
+        once = isinstance(self.modules[path], COMPUTE) and self.trace.calls[path] == 1
+        return once and self._is_batch(self.trace.given[path])
+
+    def _is_shared(self, module: nn.Module, name: str) -> bool:
+        weight = getattr(module, name)
+        return sum(p is weight for other in self.modules.values() for p in other._parameters.values()) > 1
+
+    def _layer_of(self, path: str) -> str:
+        """The layer that a weight belongs to: attention, for its projections."""
+        parent = path.rpartition(".")[0]
+        return parent if isinstance(self.modules[parent], ATTENTION) else path
+
+    def _chosen(self, path: str, makers: set[str]) -> bool:
+        reader = path.removesuffix(".input")
+        if {path, reader} & self.excluded or makers <= self.excluded:
+            return False
+        return bool({path, *makers} & self.included)

@@ -1,0 +1,129 @@
+"""What compression leaves as it is, and why: weights without an operator, and features without grid or mask."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qprune.compression.activation_trace import COMPUTE, Stored, Trace, with_all_active
+from qprune.compression.feature import FeatureOperators
+from qprune.compression.plan import INPUT, INPUT_OF, weight_places
+from qprune.compression.prepare import find_operators
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A tensor that stays as it is: its name, `weight` or `feature`, its elements (of all samples), and the reason.
+
+    pruned: whether it has a mask and only stays float.
+    """
+
+    name: str
+    kind: str
+    elements: int
+    reason: str
+    pruned: bool = False
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """The tensors of a network that no operator works on. `print` shows them as a list with what to do about each.
+
+    of: number of all weights (parameters of two or more dimensions) and features.
+    """
+
+    tensors: tuple[Alone, ...]
+    of: dict[str, int]
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the `weight` or `feature` tensors left alone; a module that makes several is named for each."""
+        return [tensor.name for tensor in self.tensors if tensor.kind == kind and not tensor.pruned]
+
+    def __str__(self) -> str:
+        heads = [f"{len(self.names(kind))} of {self.of[kind]} {kind}s" for kind in ("weight", "feature")]
+        floats = sum(tensor.pruned for tensor in self.tensors)
+        lines = [f"left alone: {', '.join(heads)}{f'; pruned, but float: {floats}' if floats else ''}"]
+        elements: Counter[tuple[str, str, str]] = Counter()
+        times: Counter[tuple[str, str, str]] = Counter()
+        for tensor in self.tensors:
+            key = (tensor.kind, tensor.name or "the network", tensor.reason)
+            elements[key] += tensor.elements
+            times[key] += 1
+        for (kind, name, reason), n in times.items():
+            several = f" ({n} tensors)" if n > 1 else ""
+            lines.append(f"  {kind} {name}{several}, {elements[kind, name, reason]:,} elements: {reason}")
+        return "\n".join(lines)
+
+
+def untouched(network: nn.Module, example: Any) -> Untouched:
+    """Which tensors of a network with operators stay float and whole once all operators are active, and why.
+
+    example: a batch as for `compress`. Weights are parameters of two or more dimensions; features are the tensors that
+    something reads from memory, at the size of `example`.
+    """
+    trace = with_all_active(network, example)
+    modules = dict(network.named_modules())
+    wanted = {"quantize"} if any(type(m) is FeatureOperators and m.quantizer for m in modules.values()) else set()
+    features = [s for s in trace.reads if not s.operators or wanted - s.operators]
+    weights, total = _weights(network)
+    alone = [Alone(s.name, "feature", s.elements, _reason(s, trace, modules), bool(s.operators)) for s in features]
+    return Untouched((*weights, *alone), {"weight": total, "feature": len(trace.reads)})
+
+
+def _weights(network: nn.Module) -> tuple[list[Alone], int]:
+    """Weights without an operator, and the number of all weights."""
+    compressed = {placed.path for placed in find_operators(network) if placed.kind == "weight"}
+    places = weight_places(network)
+    found, total = [], 0
+    for name, parameter in network.named_parameters():
+        plain = f".{name}".replace(".parametrizations", "").removesuffix(".original").removeprefix(".")
+        site = plain.removesuffix(".weight") if plain != "weight" else ""
+        if parameter.dim() < 2:
+            continue
+        total += 1
+        if site in compressed:
+            continue
+        owner = network.get_submodule(plain.rpartition(".")[0])
+        if isinstance(owner, nn.Embedding):
+            reason = "a table of embeddings, not taken by itself; give a plan with globs to quantize it"
+        elif site in places:
+            reason = "not in the plan (excluded, or shared with another module)"
+        else:
+            reason = f"a parameter of {type(owner).__name__}, not the weight of a layer"
+        found.append(Alone(plain, "weight", parameter.numel(), reason))
+    return found, total
+
+
+def _reason(stored: Stored, trace: Trace, modules: dict[str, nn.Module]) -> str:
+    if stored.name == INPUT and not stored.made_by:
+        return "the network's input" + ("" if stored is trace.first else ", not its first positional argument")
+    if stored in trace.results and not stored.readers:
+        return "the network's result"
+    returned = {path: shape for path, shape in stored.outputs.items() if path}
+    if not returned:
+        reader = modules[stored.readers[0]]
+        if stored.uses == 1 and isinstance(reader, COMPUTE) and trace.calls[stored.readers[0]] == 1:
+            return f"not in the plan; {INPUT_OF.format(stored.readers[0])} would be its site"
+        return _made_within(stored, modules[stored.within])
+    path, shape = next(iter(returned.items()))
+    if all(trace.calls[path] > 1 for path in returned):
+        return f"{path} is called {trace.calls[path]} times; give each call a module of its own"
+    if shape[:1] != (trace.batch,):
+        return f"its first dimension is {shape[0] if shape else 'none'}, not the batch of {trace.batch}; put that first"
+    return "not in the plan"
+
+
+def _made_within(stored: Stored, module: nn.Module) -> str:
+    kind = type(module).__name__.removeprefix("Parametrized")
+    function = "attention" if "attention" in stored.made_by else stored.made_by.strip("_")
+    if type(module).__module__.startswith("torch."):
+        return (
+            f"made by {function} inside torch's {kind}, out of reach; a layer of your own in its place can be reached"
+        )
+    return (
+        f"made by {function} in the forward of {kind}, and no module returns it; give the function a module of its own "
+        "and call that (self.act = nn.SiLU(), for a sum self.sum = nn.Identity()), and it is found"
+    )

@@ -1,1 +1,0 @@
-"""Runs, files and processes: what turns a task and a config into a result row."""

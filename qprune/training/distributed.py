@@ -1,0 +1,197 @@
+"""Devices and ranks: choosing a device, launching processes, one share of a batch each, gradients averaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.utils._pytree import tree_map
+
+from qprune.compression.distributed import batch_share, rank_and_world, summed
+from qprune.compression.operator import Operator
+from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, StoppedEarly, UserError, one_of
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`; UserError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    one_of("trainer.device", name.partition(":")[0], ("cpu", "cuda"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.device={name} but torch sees no CUDA device; type trainer.device=cpu or auto")
+    if name == "cuda":
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The autocast context of a precision; operators compute in float32 inside it all the same."""
+    one_of("trainer.precision", precision, PRECISIONS)
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
+    """Run `work(*args)` in `ranks` processes of one group and return rank 0's result; in this process when 1.
+
+    torch's elastic agent starts them, so that a rank that dies ends the others instead of hanging them.
+    """
+    if ranks < 1:
+        raise UserError(f"trainer.ranks={ranks} is not a number of processes; type a whole number >= 1")
+    if ranks == 1:
+        return work(*args)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="spawn",
+        monitor_interval=1,
+        max_restarts=0,  # a rank that failed would fail again; the run itself is what resumes
+        run_id="qprune",
+    )
+    _quiet_agent()
+    with tempfile.TemporaryDirectory() as notes:
+        try:
+            return elastic_launch(config, _in_group)(notes, work, args)[0]
+        except ChildFailedError as error:
+            raise _as_in_one_process(Path(notes)) from error
+        except SignalException as error:
+            raise Interrupted(
+                f"stopped by {error.sigval.name}, with the ranks' work saved; the same command goes on from there"
+            ) from error
+
+
+def _as_in_one_process(notes: Path) -> Exception:
+    """What the ranks that failed had to say, as the error that it would be without ranks.
+
+    When one rank ends, the others fail at talking to it: an error that was meant for the user goes before theirs.
+    """
+    said = [json.loads(note.read_text()) for note in sorted(notes.iterdir())]
+    kinds: tuple[type[Exception], ...] = (UserError, RunFailure, StoppedEarly, Interrupted)
+    for kind in kinds:
+        for note in said:
+            if note["kind"] == kind.__name__:
+                return kind(note["message"])
+    heard = "; ".join(f"rank {note['rank']} last said {note['kind']}: {note['message']}" for note in said)
+    return RunFailure(f"a rank died, and the others were stopped{': ' if heard else ''}{heard}")
+
+
+def _quiet_agent() -> None:
+    """The agent would log the tracebacks that `_as_in_one_process` turns into one paragraph."""
+    if os.environ.get(DEBUG_VARIABLE) != "1":
+        for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _in_group(notes: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """One rank: `work` in a process group. A rank that fails leaves a note, since the agent reports only one."""
+    _quiet_agent()
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        result = work(*args)
+    except Exception as error:
+        # The group is left as it is: leaving it in order would wait for ranks that wait for this one.
+        note = {"rank": int(os.environ["RANK"]), "kind": type(error).__name__, "message": str(error)}
+        (Path(notes) / f"{note['rank']}.json").write_text(json.dumps(note))
+        raise
+    dist.destroy_process_group()
+    return result
+
+
+def share_of(batch: Any) -> tuple[Any, float]:
+    """This rank's samples of a batch and their fraction of the whole.
+
+    A batch is any nesting of tensors, samples first, or a list of samples, which may differ in size.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return batch, 1.0
+    if isinstance(batch, list):
+        local = -(-len(batch) // world)
+        samples = batch[rank * local : (rank + 1) * local]
+        if not samples:
+            raise UserError(f"a batch of {len(batch)} samples leaves rank {rank} of {world} without any")
+        return samples, len(samples) / len(batch)
+    sizes: list[int] = []
+
+    def cut(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            return tensor
+        local = -(-tensor.shape[0] // world)
+        part = tensor[rank * local : (rank + 1) * local]
+        sizes.append(part.shape[0])
+        if part.shape[0] == 0:
+            raise UserError(f"a batch of {tensor.shape[0]} samples leaves rank {rank} of {world} without any")
+        whole.append(tensor.shape[0])
+        return part
+
+    whole: list[int] = []
+    part = tree_map(cut, batch)
+    return part, sizes[0] / whole[0]
+
+
+def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Have every optimizer step on the gradient of the whole batch: the ranks' gradients, weighted by their shares.
+
+    A hook on the optimizers rather than a wrapper around networks: names and deep copies stay as they are, and any
+    number of networks, calls and backward passes between two steps works.
+    """
+    if rank_and_world()[1] == 1:
+        return
+
+    def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients]).mul_(batch_share())
+        dist.all_reduce(flat)
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(hook)
+
+
+def losses_of_whole_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses (0-d) over all samples of a batch, from those over this rank's share; equal on all ranks."""
+    if rank_and_world()[1] == 1:
+        return losses
+    total = summed(torch.stack(list(losses.values())).mul_(batch_share()))
+    return dict(zip(losses, total, strict=True))
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` holds on any rank; every rank gets the same answer."""
+    if rank_and_world()[1] == 1:
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def take_from_first_rank(network: nn.Module) -> None:
+    """Take rank 0's weights and statistics, tensor by tensor in an order that is the same on all ranks.
+
+    What operators hold is left out: rank 0 alone collects, so that while it does its tensors are not those of the
+    others; masks and decimal bits are the same on all ranks as they are.
+    """
+    if rank_and_world()[1] == 1:
+        return
+    for module in network.modules():
+        if not isinstance(module, Operator):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                dist.broadcast(tensor.detach(), 0)

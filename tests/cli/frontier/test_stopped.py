@@ -1,0 +1,99 @@
+"""Runs that a search stops early: which are watched, and what is left of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import DictConfig
+
+from qprune.cli import main as cli
+from qprune.cli.frontier import next_run, searched, watch_of
+from qprune.config.signature import run_folder
+from qprune.errors import StoppedEarly
+from qprune.runs import execute as runner
+from qprune.search.grid import grid_of
+from qprune.training.early_stopping import note_stopped
+from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
+
+
+def test_a_stopped_run_is_no_result_and_goes_on_when_more_may_be_lost(tmp_path: Path, made_up: list[str]) -> None:
+    words = [*SMOKE, *SMALL, "max_loss=1%", "margin=0.1dB", f"results_dir={tmp_path}"]
+    grid = grid_of(words)
+    [point] = [point for point in grid.points if point.name == "Q4(w,f)"]
+    store(grid.jobs[grid.points[0], 0].config, 30.0)
+    note_stopped(grid.jobs[point, 0].folder, "hopeless", 28.0)
+    verdict = searched(grid).verdict(point)
+    assert verdict is not None
+    assert (verdict.kind, verdict.by) == ("loses too much", point)
+    assert not searched(grid).known[point].scores
+    patient = grid_of([*words, "max_loss=10%"])
+    assert searched(patient).verdict(point) is None
+    assert searched(grid_of([*words, "stop=never"])).verdict(point) is None
+    store(grid.jobs[point, 0].config, 29.9)  # finished later: the note is history
+    assert searched(grid).known[point].optimistic is None
+    assert searched(grid).known[point].mean == 29.9
+
+
+def test_what_is_watched_and_what_is_not(tmp_path: Path, made_up: list[str]) -> None:
+    words = [*SMOKE, *SHORT, *EARLY, "bits=3,4,8", "sparsity=0", "seed=0,1", "max_loss=1%", f"results_dir={tmp_path}"]
+    grid = grid_of(words)
+    points = {point.name: point for point in grid.points}
+
+    def finish(name: str, seed: int, scores: list[float]) -> None:
+        config = grid.jobs[points[name], seed].config
+        store(config, scores[-1], epochs=12, steps=72)
+        curve = pd.DataFrame({"epoch": range(1, 13), "step": range(6, 73, 6), "psnr_db": [20.0] * 6 + scores})
+        curve.to_csv(run_folder(config) / "metrics.csv", index=False)
+
+    finish("Baseline", 0, [30.0] * 6)
+    finish("Q8(w,f)", 0, [27.0, 28.0, 29.0, 29.5, 29.8, 30.0])
+    assert watch_of(grid, searched(grid), points["Q4(w,f)"]) is None  # none that is finished is as compressed
+    finish("Q3(w,f)", 0, [20.0, 22.0, 24.0, 25.0, 26.0, 26.5])
+    watch = watch_of(grid, searched(grid), points["Q4(w,f)"])
+    assert watch is not None
+    assert watch.last_event == 36  # t_qf = 100 of 200 epochs: epoch 6 of 12, of 6 steps each
+    assert (watch.epochs, watch.needed, watch.margin) == (12, 29.7, 0.3)
+    assert watch.rises == {7: 6.5, 8: 4.5, 9: 2.5, 10: 1.5, 11: 0.5, 12: 0.0}
+    assert watch_of(grid, searched(grid), points["Q8(w,f)"]) is None  # a further seed
+    assert watch_of(grid, searched(grid), points["Baseline"]) is None
+    for free in (grid_of([*words, "stop=never"]), grid_of(words, exhaustive=True)):
+        assert watch_of(free, searched(free), points["Q4(w,f)"]) is None
+    assert next_run(grid, searched(grid), ()) == ((points["Q4(w,f)"], 0), 0)
+
+
+def test_a_run_that_its_watch_stops_leaves_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: list[str]
+) -> None:
+    def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> None:
+        if watch is None:
+            score = scored(cfg) if cfg.order.name == "baseline" or cfg.quantize.bits == 8 else 20.0
+            row = store(cfg, score, epochs=12, steps=72)
+            curve = {"epoch": range(1, 13), "step": range(6, 73, 6), "psnr_db": [row.score] * 12}
+            pd.DataFrame(curve).to_csv(run_folder(cfg) / "metrics.csv", index=False)
+            return
+        curve = pd.DataFrame({"epoch": range(1, 11), "step": range(6, 61, 6), "psnr_db": [25.0] * 10})
+        run_folder(cfg).mkdir(parents=True)
+        curve.to_csv(run_folder(cfg) / "metrics.csv", index=False)
+        reason = watch(curve.to_dict("records"))
+        raise StoppedEarly(f"stopped early after step 60 of 72: {reason}")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    keys = [*SMOKE, *SHORT, *EARLY, "bits=3,4,8", "sparsity=0", "max_loss=1%", f"results_dir={tmp_path}"]
+    assert cli.main(["frontier", *keys]) == 0
+    [note] = tmp_path.rglob("stopped.json")
+    assert note.parent.name.startswith("quantize_only-Q4wf")
+    assert json.loads(note.read_text()) == {
+        "optimistic_score": 25.0,
+        "reason": (
+            "stopped early after step 60 of 72: psnr_db may reach 25 at its end, and 0.3 is allowed for chance, but "
+            "29.7 is needed to lose no more than is allowed"
+        ),
+    }
+    assert table_in(tmp_path).loc["Q4(w,f)", "state"] == (
+        "stopped early, loses too much: it was stopped when it could still reach psnr_db 25, and 29.7 is needed to "
+        "lose no more than is allowed"
+    )

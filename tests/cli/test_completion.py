@@ -1,0 +1,37 @@
+"""Shell completion, in a real shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shell import command
+
+
+@pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("qprune pl", ["plan"]),
+        ("qprune run ord", ["order.", "order="]),
+        ("qprune run order=qu", ["quantize_first", "quantize_only"]),  # readline replaces what follows '='
+        ("qprune sweep task=espcn quantize.bi", ["quantize.bits="]),
+        ("qprune frontier bits=4,8 max_", ["max_loss=", "max_size="]),
+        ("qprune frontier bits=4,8 quantize.bi", ["quantize.bits="]),
+        ("qprune list bu", ["budgets"]),
+        ("qprune completion z", ["zsh"]),
+    ],
+)
+def test_bash_completes(tmp_path: Path, line: str, completions: list[str]) -> None:
+    script = """
+        eval "$(qprune completion bash)"
+        COMP_LINE="$1" COMP_POINT=${#1}
+        _qprune
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = command("bash", "--norc", "-c", script, "bash", line, folder=tmp_path)
+    assert done.stderr == ""
+    assert done.stdout.split() == completions

@@ -1,0 +1,81 @@
+"""Failures: one paragraph, an exit code, and the traceback for who asks."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from qprune.cli import exit_codes as failures
+from qprune.cli import main as cli
+from qprune.errors import RunFailure, UserError
+from tests.cli.errors import fails_with
+
+SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("prune.sparsity=2 is wrong"), 2, "prune.sparsity=2 is wrong"),
+        (RunFailure("no loss\n  at all"), 1, "no loss at all"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/results/x"),
+            1,
+            (
+                "no space is left on the disk to write /results/x; free some, or choose another folder with "
+                "results_dir=..., and start the same command again: it resumes from the last checkpoint"
+            ),
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/results/x"),
+            2,
+            "/results/x cannot be written (Permission denied); choose a folder that can, with results_dir=...",
+        ),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file: No space left on device"),
+            1,
+            (
+                "no space is left on the disk to write the results folder; free some, or choose another folder with "
+                "results_dir=..., and start the same command again: it resumes from the last checkpoint"
+            ),
+        ),
+        (MemoryError(), 1, "out of memory (MemoryError); smaller batches need less: budget.batch_size=..."),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            (
+                "ZeroDivisionError: division by zero. This is a bug of qprune; please report it with the traceback "
+                "that the same command prints with --debug"
+            ),
+        ),
+    ],
+)
+def test_failures_are_one_paragraph_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: str
+) -> None:
+    fails_with(error, monkeypatch)
+    assert cli.main(["run", *SMOKE]) == code
+    assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_an_error_within_another_is_found() -> None:
+    outer = ValueError("Error in call to target 'tasks.Mine'")
+    outer.__cause__ = UserError("task.scale=0 is no magnification")
+    assert failures.explain(outer) == (2, "task.scale=0 is no magnification")
+
+
+def test_debug_anywhere_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_with(RunFailure("no loss"), monkeypatch)
+    assert cli.main(["run", "--debug", *SMOKE]) == 1
+    assert "in execute\n" in capsys.readouterr().err
+    assert cli.main(["--debug", "run", "task=epscn"]) == 2
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last)")
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fails_with(KeyboardInterrupt(), monkeypatch)
+    assert cli.main(["run", *SMOKE]) == 130
+    assert capsys.readouterr().err == "error: interrupted; the same command again resumes from the last checkpoint\n"

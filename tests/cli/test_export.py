@@ -1,0 +1,200 @@
+"""`qprune export` and `qprune verify` as they are typed: a real run, real files, and every way to be told no."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+import onnx
+
+from qprune.cli import export as exporting
+from qprune.cli import main as cli
+from qprune.export.sparse import load_sparse
+from qprune.runs.load import FinishedRun
+from tests.cli.errors import error_of
+from tests.docs.pages import blocks
+
+KEYS = ("task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two smoke runs of espcn on synthetic data: compressed (rounding to nearest), and the float baseline."""
+    folder = tmp_path_factory.mktemp("exported") / "runs"
+    nearest = ["order=prune_first", "quantize.rounding=nearest", "quantize.weight_axis=output"]
+    for words in (nearest, ["order=baseline"]):
+        assert cli.main(["run", *KEYS, *words, f"results_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the compressed run to write into."""
+    [folder] = runs.glob("espcn/prune_first-*")
+    return Path(shutil.copytree(folder, tmp_path / "runs" / "espcn" / folder.name))
+
+
+@pytest.mark.parametrize("fold", ["integer", "exact"])
+def test_an_exported_run_is_verified_and_the_figures_are_kept(
+    run: Path, fold: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(run), "--fold", fold]) == 0
+    assert f"{run / 'export' / fold}.onnx: 0.0" in capsys.readouterr().out
+    assert cli.main(["verify", str(run), "--fold", fold]) == 0
+    printed = capsys.readouterr().out
+    assert ": 0 of " in printed
+    assert printed.endswith("equality with the reference: kept\n")
+    found = json.loads((run / "export" / f"verified-{fold}.json").read_text(encoding="utf-8"))
+    assert found["to_reference"]["elements"] > 1000
+    assert found["to_reference"]["differing"] == 0
+    assert found["promise"] is found["kept"] is True
+    assert found["score_onnx"] == found["score_reference"]
+    assert found["score_trained"] == pytest.approx(found["score_of_row"], abs=1e-4)
+    assert (found["integer_layers"], found["float_layers"]) == (0, 3)  # ESPCN's grids stand behind tanh, not at sums
+    assert min(found["latency_ms"]["batch 1"].values()) > 0
+    model = onnx.load(run / "export" / f"{fold}.onnx")
+    told = {p.key: p.value for p in model.metadata_props}
+    assert told["qprune.recipe"] == "P0.5(w,f)->Q8(w,f)"
+    assert told["qprune.signature"] == found["signature"]
+    assert told["qprune.equal_to_reference"] == "true"
+
+
+def test_verify_writes_the_file_where_it_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(run), "--no-timing"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"exported: {run / 'export' / 'integer.onnx'}\n")
+    assert " ms, " not in printed
+
+
+def test_a_file_that_answers_otherwise_breaks_the_promise(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(run)]) == 0
+    path = run / "export" / "integer.onnx"
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda i: len(i.raw_data))  # of conv2: a zero, then what is not zero
+    data = weight.raw_data
+    weight.raw_data = data[:1] + bytes([data[1] ^ 4]) + data[2:]  # one weight by 4 of 256 steps
+    onnx.save(model, path)
+    capsys.readouterr()
+    assert cli.main(["verify", str(run), "--no-timing"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.endswith("equality with the reference: BROKEN\n")
+    found = json.loads((run / "export" / "verified-integer.json").read_text(encoding="utf-8"))
+    assert found["kept"] is False
+    assert found["to_reference"]["differing"] > 0
+
+
+def test_a_file_of_another_network_or_none_at_all_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(run)]) == 0
+    path = run / "export" / "integer.onnx"
+    model = onnx.load(path)
+    next(p for p in model.metadata_props if p.key == "qprune.network").value = "0" * 64
+    onnx.save(model, path)
+    capsys.readouterr()
+    assert error_of(capsys, "verify", str(run)) == (
+        f"{path} was exported from another network than the run now has; write it again with qprune export"
+    )
+    path.write_bytes(b"nothing")
+    error = error_of(capsys, "verify", str(run))
+    assert error.startswith(f"{path} cannot be loaded (")
+    assert error.endswith("; write it again with qprune export")
+
+
+def test_the_sparse_form_is_the_baked_network(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    assert cli.main(["export", str(run), "--to", "sparse", "--output", str(copy)]) == 0
+    path = run / "export" / "network.sparse.safetensors"
+    assert copy.read_bytes() == path.read_bytes()
+    baked = FinishedRun.load(str(run), tmp_path).compressor.bake().eval()
+    x = torch.rand(1, 1, 20, 20)
+    with torch.no_grad():
+        expected = baked(x)
+        for parameter in baked.parameters():
+            parameter.zero_()
+        baked.load_state_dict(load_sparse(path), strict=False)
+        assert torch.equal(baked(x), expected)
+
+
+def test_the_code_of_the_page_loads_what_was_exported(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["--to", "sparse"]):
+        assert cli.main(["export", str(run), *words]) == 0
+    for file in run.glob("export/*"):
+        shutil.copy(file, tmp_path)
+    shutil.copytree(run, tmp_path / "results" / "runs" / "espcn" / run.name)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    in_onnx, sparse = (block.text for block in blocks("export", "python"))
+    x = torch.rand(1, 1, 20, 20)
+    names: dict[str, Any] = {"pictures": x.numpy()}
+    exec(in_onnx, names)
+    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f) true\n"
+    exec(sparse.replace("3fa94c", run.name.rpartition("-")[2]), names)
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"](x), torch.from_numpy(names["outputs"]), rtol=0, atol=0.02)
+
+
+def test_a_signature_names_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signature = run.name.rpartition("-")[2]
+    runs = run.parent.parent
+    where = f"results_dir={runs}"
+    assert cli.main(["export", signature[:6], where, "--to", "sparse"]) == 0
+    capsys.readouterr()
+    assert error_of(capsys, "export", "0123456789", where) == (
+        f"no finished run below {runs} has a signature that begins with 0123456789"
+    )
+    assert error_of(capsys, "verify", "nonsense", where).startswith("'nonsense' is neither a folder nor the beginning")
+    assert "is no run folder" in error_of(capsys, "verify", str(runs))
+
+
+def test_what_is_typed_wrong_is_told_with_what_is_legal(
+    runs: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(capsys, "export", str(run), "--to", "onx") == (
+        "--to='onx' is not one of onnx, sparse; did you mean 'onnx'?"
+    )
+    assert error_of(capsys, "export", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
+    assert error_of(capsys, "verify", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
+    assert "--weights='x' is not one of auto, safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")
+    assert "'data.rot=1' is not KEY=VALUE with one of" in error_of(capsys, "export", str(run), "data.rot=1")
+    assert not list(run.glob("export/*"))
+    [baseline] = runs.glob("espcn/baseline-*")
+    assert error_of(capsys, "export", str(baseline)) == (
+        f"{baseline} is a run without operators: there is nothing compressed to export"
+    )
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_names_the_extra(
+    package: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find_spec(name: str) -> ModuleSpec | None:
+        return None if name == package else ModuleSpec(name, None)
+
+    monkeypatch.setattr(exporting, "find_spec", find_spec)
+    for verb in ("export", "verify"):
+        assert error_of(capsys, verb, str(run)) == f"{package} is not installed; type: pip install 'qprune[export]'"
+
+
+def test_a_network_of_several_arguments_has_its_sparse_form_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=faster_rcnn", "data=synthetic", "budget=smoke", "order=quantize_only", "trainer.threads=1"]
+    smaller = ["budget.epochs=1", "budget.steps_per_epoch=3", "budget.batch_size=1", "budget.test_samples=1"]
+    assert cli.main(["run", *words, *smaller, f"results_dir={tmp_path}"]) == 0
+    [folder] = tmp_path.glob("faster_rcnn/*")
+    capsys.readouterr()
+    for verb in ("export", "verify"):
+        assert error_of(capsys, verb, str(folder)) == (
+            "the network of the task faster_rcnn takes 3 arguments, and an ONNX file of qprune is a network from one "
+            "tensor to one; qprune export --to sparse writes its weights and masks"
+        )
+    assert cli.main(["export", str(folder), "--to", "sparse"]) == 0
+    assert (folder / "export" / "network.sparse.safetensors").stat().st_size > 0

@@ -1,0 +1,168 @@
+"""The report: self-contained, escaped, and in a real browser where this machine has one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from qprune.cli import main as cli
+from qprune.config.compose_many import Composer
+from qprune.runs.row import ROW_FILE
+from tests.reporting.rows import store_row
+
+CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
+1,16,float,0.0,0.0,0.001,0.08,29.0
+2,32,P 2/4,0.4375,0.4375,0.001,0.03,29.5
+3,48,"P 4/4 Q(w,f)",0.5,0.5,0.001,0.02,{score}
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six runs of espcn: three orders and two seeds, with curves; one carries a mark that is markup."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = folder / "runs"
+    with Composer() as composer:
+        for i, order in enumerate(("baseline", "prune_first", "quantize_first")):
+            for seed in range(2):
+                score = 30.0 + i + seed / 10
+                marks = ["<script>console.error('x')</script>"] if (i, seed) == (0, 0) else []
+                words = ["task=espcn", f"order={order}", f"seed={seed}"]
+                row = store_row(composer, words, runs, score=score, density_actual=9.0 - i, marks=marks)
+                [place] = runs.glob(f"espcn/*{row.signature[:10]}")
+                (place / "metrics.csv").write_text(CURVE.format(score=score), encoding="utf-8")
+    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)", "--runs", "4"]) == 0
+    return folder / "report.html"
+
+
+def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "&lt;script&gt;console.error" in text
+    assert text.count("<script>") == 1
+    assert len(list((report.parent / "figures").glob("*.svg"))) == len(list((report.parent / "figures").glob("*.png")))
+    for path in (report.parent / "figures").glob("*.svg"):
+        assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
+
+
+def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:
+    before, _, after = report.read_text(encoding="utf-8").partition(
+        "<details><summary>1 pair of fewer than 5 seeds: too few to decide</summary>"
+    )
+    assert "over 2 seeds; an interval needs at least 5" not in before
+    assert "over 2 seeds; an interval needs at least 5" in after.partition("</details>")[0]
+
+
+def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert text.count("<summary>config.yaml</summary>") == 6
+    curves = sorted(path.name for path in (report.parent / "figures").glob("*-curve.svg"))
+    assert [sum(f"seed{seed}" in name for name in curves) for seed in range(2)] == [3, 1]
+    assert "The figures of 2 further runs are left out" in text
+
+
+def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with Composer() as composer:
+        for order, seed in (("baseline", 0), ("quantize_first", 1), ("quantize_first", 2)):
+            words = ["task=espcn", f"order={order}", f"seed={seed}"]
+            row = store_row(composer, words, runs, score=30.0, density_actual=9.0, marks=[])
+            [place] = runs.glob(f"espcn/*{row.signature[:10]}")
+            (place / "metrics.csv").write_text(CURVE.format(score=30.0), encoding="utf-8")
+    assert cli.main(["report", f"results_dir={runs}", "task=espcn", "--runs", "1"]) == 0
+    [curve] = (tmp_path / "figures").glob("*-curve.png")
+    assert curve.name.startswith("quantize_first-Q8wf-P0.5wf-seed1-")
+
+
+@pytest.mark.parametrize("number", ["-1", "few"])
+def test_a_number_of_runs_is_checked(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", f"results_dir={tmp_path}", f"--runs={number}"]) == 2
+    assert f"argument --runs: invalid whole number >= 0 value: '{number}'" in capsys.readouterr().err
+
+
+def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["run", *keys, "order=quantize_only"]) == 0
+    [path] = tmp_path.rglob("histograms.json")
+    content = path.read_bytes()
+    path.unlink()
+    with Composer() as composer:  # a row without a network
+        store_row(composer, ["task=espcn", "data=synthetic", "budget=smoke", "seed=1"], tmp_path / "runs")
+    capsys.readouterr()
+    assert cli.main(["report", "--histograms", *keys[:3], keys[-1]]) == 1
+    assert path.read_bytes() == content
+    printed = capsys.readouterr()
+    assert f"counted features: {path.parent}" in printed.out
+    assert printed.err.count("left out: no histograms of") == 1
+    assert len(list((tmp_path / "figures").glob("*-features.png"))) == 1
+
+
+def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Composer() as composer:
+        store_row(composer, ["task=espcn", "order=baseline"], tmp_path / "runs")
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / ROW_FILE).write_text("{", encoding="utf-8")
+    assert cli.main(["report", f"results_dir={tmp_path / 'runs'}", "task=espcn"]) == 1
+    assert "is not readable JSON" in capsys.readouterr().err
+    assert "is not readable JSON" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without it the tests are skipped."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("there is no chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chromium
+    chromium.quit()
+
+
+def becomes_true(browser: Any, script: str) -> None:
+    """Wait for what the browser does in its own time."""
+    deadline = time.monotonic() + 10
+    while not browser.execute_script(script):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.02)
+
+
+def column(browser: Any, place: int) -> list[str]:
+    script = "return [...document.querySelectorAll('#runs tbody tr')].map((line) => line.cells[arguments[0]].innerText)"
+    cells: list[str] = browser.execute_script(script, place)
+    return cells
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # selenium's own sockets
+def test_in_chromium(report: Path, browser: Any) -> None:
+    """No console error; a click sorts by number, a second one turns round; a phone scrolls down only."""
+    browser.get(report.as_uri())
+    heads = browser.find_elements("css selector", "#runs th button")
+    by_score = sorted(30.0 + i + seed / 10 for i in range(3) for seed in range(2))
+    heads[3].click()
+    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in by_score]
+    heads[3].click()
+    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in reversed(by_score)]
+    heads[0].click()
+    assert column(browser, 0) == sorted(column(browser, 0))
+    browser.find_element("css selector", "#runs tbody a").click()
+    becomes_true(browser, "return location.hash && document.querySelector(location.hash).open")
+    becomes_true(browser, "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(report.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= 390")
+    assert browser.get_log("browser") == []

@@ -1,0 +1,81 @@
+"""What is started: one run, or all combinations of a sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qprune.cli import main as cli
+from qprune.errors import Interrupted
+from qprune.training.allocator import HUGE_PAGES
+from tests.cli.errors import fails_with
+
+SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
+
+
+def test_a_run_is_started_once_with_what_was_typed(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    before = Path.cwd()
+    assert cli.main(["run", *SMOKE, "order=quantize_first", "seed=7", f"results_dir={tmp_path}"]) == 0
+    assert started == [{"task": "espcn", "order": "quantize_first", "seed": 7}]
+    assert Path.cwd() == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("switches", "asked"),
+    [
+        ([], None),
+        (["trainer.pack_features=true"], "1"),
+        (["trainer.pack_features=true", "trainer.keep_memory=true"], None),
+        (["trainer.keep_memory=false"], "1"),
+    ],
+)
+def test_huge_pages_are_asked_for_where_memory_is_returned(
+    started: list[dict[str, Any]],
+    switches: list[str],
+    asked: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(HUGE_PAGES, "")  # so that it is put back
+    monkeypatch.delenv(HUGE_PAGES)
+    assert cli.main(["run", *SMOKE, *switches, f"results_dir={tmp_path}"]) == 0
+    assert len(started) == 1
+    assert os.environ.get(HUGE_PAGES) == asked
+
+
+def test_a_sweep_runs_every_combination_and_leaves_nothing(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    typed = ["sweep", *SMOKE, "order=baseline,prune_only", "seed=range(2)", f"results_dir='{tmp_path}/a b'"]
+    assert cli.main(typed) == 0
+    pairs = [(run["order"], run["seed"]) for run in started]
+    assert pairs == [("baseline", 0), ("baseline", 1), ("prune_only", 0), ("prune_only", 1)]
+    assert not list((tmp_path / "a b" / "multirun").iterdir())
+
+
+@pytest.mark.parametrize("verb", [["sweep"], ["run", "-m"]])
+def test_a_sweep_goes_on_after_failures_and_names_them_all(
+    started: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    typed = [*verb, *SMOKE, "order=baseline,prune_only", "seed=13,1", f"results_dir={tmp_path}"]
+    assert cli.main(typed) == 1
+    printed = capsys.readouterr()
+    assert len(started) == 4
+    assert printed.out.endswith("4 runs: 2 finished, 2 failed\n")
+    command = f"task=espcn data=synthetic budget=smoke order={{}} seed=13 results_dir={tmp_path}"
+    failed = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
+    reason = "the loss is not finite at step 7"
+    assert failed == [f"failed: {command.format(order)}: {reason}" for order in ("baseline", "prune_only")]
+    [notes] = (tmp_path / "multirun").iterdir()
+    assert json.loads((notes / "job-2.json").read_text(encoding="utf-8"))["exit_code"] == 1
+
+
+def test_a_signal_stops_a_sweep_and_not_only_its_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(Interrupted("stopped by SIGTERM after step 8 of 24, with everything saved"), monkeypatch)
+    assert cli.main(["sweep", *SMOKE, "seed=1,2,3", f"results_dir={tmp_path}"]) == 75
+    assert capsys.readouterr().out.endswith("1 runs: 0 finished, 1 failed\n")

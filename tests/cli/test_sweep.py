@@ -1,0 +1,141 @@
+"""Sweeps: named ones, plans, summaries, launchers, two at once, and one that is killed half-way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qprune.cli import main as cli
+from qprune.cli.sweep import expand
+from qprune.errors import UserError
+from qprune.runs.row import read_rows
+
+TOY = ["task=espcn", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=12", "trainer.threads=1"]
+QPRUNE = [sys.executable, "-m", "qprune.cli.main"]
+
+
+def table_of(folder: Path) -> str:
+    [path] = (folder / "sweeps").glob("*.csv")
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_named_sweep_gives_way_to_what_is_typed() -> None:
+    order = "order=baseline,prune_first,quantize_first"
+    assert expand(["+sweep=table4", "task=espcn"]) == [order, "seed=range(5)", "task=espcn"]
+    assert expand(["sweep=table4", "seed=1"]) == [order, "seed=1"]
+
+
+def test_an_unknown_or_broken_sweep_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sweep='tabel4' is not one of .*; did you mean 'table4'?"):
+        expand(["+sweep=tabel4"])
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("seed: 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="sweep mine has no list `overrides` of KEY=VALUE"):
+        expand(["+sweep=mine"], str(tmp_path))
+
+
+def test_plan_counts_runs_and_estimates_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [*TOY, f"results_dir={tmp_path}"]
+    assert cli.main(["plan", *keys, "order=baseline", "seed=0,1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 runs: 0 done, 2 left\n")
+    assert printed.endswith("time left: 2 runs of unknown length: no run of their task and budget is finished\n")
+    assert cli.main(["run", *keys, "order=baseline", "seed=0"]) == 0
+    [timing] = tmp_path.rglob("timing.json")
+    timing.write_text('{"steps": 48, "training_seconds": 600.0}', encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["plan", *keys, "order=baseline,prune_first", "seed=range(2)"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 runs: 1 done, 3 left\n")
+    assert "order=baseline seed=0  [done]" in printed
+    assert "order=prune_first seed=1  [to do, about 10 min]" in printed
+    assert printed.endswith("about 30 min of training on one process, from the measured steps of finished runs\n")
+
+
+def test_the_summary_is_written_when_runs_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [*TOY, "order=baseline", "seed=0,1", "task.learning_rate=0.001,1e30", f"results_dir={tmp_path}"]
+    assert cli.main(["sweep", *keys]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.endswith("4 runs: 2 finished, 2 failed\n")
+    assert printed.err.count("failed: ") == 2
+    table = pd.read_csv(next((tmp_path / "sweeps").glob("*.csv")))
+    assert table[["n", "missing"]].to_numpy().tolist() == [[2, 0], [0, 2]]
+    scores = [row.score for row in read_rows(tmp_path)[0]]
+    assert table["mean"][0] == pytest.approx(sum(scores) / 2)
+    assert table["sd"][0] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=processes"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2"]),
+        ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray_here"]),
+    ],
+    ids=["processes", "submitit_local", "ray_here"],
+)
+def test_launchers_make_the_rows_of_the_basic_one(plugin: str, options: list[str], tmp_path: Path) -> None:
+    pytest.importorskip(plugin)
+    keys = [*TOY, "order=baseline,prune_first"]
+    tables = []
+    for name, extra in (("basic", []), ("spread", options)):
+        command = [*QPRUNE, "sweep", *keys, *extra, f"results_dir={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+        assert done.returncode == 0, done.stderr
+        tables.append(table_of(tmp_path / name))
+    assert tables[0] == tables[1]
+
+
+def test_a_launcher_that_cannot_start_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if shutil.which("srun"):
+        pytest.skip("this machine is part of a SLURM cluster")
+    assert cli.main(["sweep", *TOY, "seed=0,1", "hydra/launcher=slurm", f"results_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert 'error: hydra/launcher=slurm started no run: Could not detect "srun"' in error
+    assert "bug of qprune" not in error
+
+
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Two workers, SIGKILL to all of them after the first row; then again, and two sweeps at once."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    keys = [*TOY, "order=baseline,prune_first", "seed=range(2)", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        command = [*QPRUNE, "sweep", *keys, f"results_dir={folder}"]
+        log = subprocess.PIPE
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = start(whole)
+    output, _ = reference.communicate(timeout=200)
+    assert reference.returncode == 0, output
+    victim = start(killed)
+    deadline = time.monotonic() + 120
+    while not list(killed.rglob("result.json")) and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(victim.pid, signal.SIGKILL)  # the session that this test started, workers included
+    victim.wait()
+    assert victim.stdout is not None
+    victim.stdout.close()
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("result.json")}
+    assert before
+    pair = [start(killed), start(killed)]  # one waits for the runs that the other has
+    outputs = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert table_of(killed) == table_of(whole)
+    assert len(read_rows(killed)[0]) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished was not run again
+    trained = "".join(outputs).count("step 48/48")
+    assert trained <= 4 - len(before), outputs  # a run that was killed behind its last step has none left to train
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(killed.rglob("result.json"))]
+    assert rows == [json.loads(path.read_text(encoding="utf-8")) for path in sorted(whole.rglob("result.json"))]

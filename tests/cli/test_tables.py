@@ -1,0 +1,201 @@
+"""`qprune tables`: the paper's densities from the paper's scores, marks, missing runs, and folders with bad rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from qprune.cli import main as cli
+from qprune.cli.tables import table_files
+from qprune.compression.footprint import paper_footprint
+from qprune.config.build import Recipe
+from qprune.config.compose_many import Composer, yaml_value
+from qprune.reporting.tables import OtherMethod, table_from
+from qprune.runs import row as results
+from qprune.runs.row import ROW_FILE
+from tests.reporting.rows import store_row
+
+ESPCN = ["task=espcn"]
+# Table, task, and the rows whose printed density cannot be had from the paper's own rule (spec 5.3).
+TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in table_files(None).items()}
+BUILT = ("cifar", "espcn")
+
+
+def paper_sizes(config: Any) -> tuple[dict[str, float], Any]:
+    """Sizes in bits of the network of a config in the paper's accounting, and the task."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["data"]["source"] = "synthetic"
+    recipe = Recipe.from_config(plain)
+    task = recipe.task()
+    size = paper_footprint(task.network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization)
+    return {f"{kind}_bits_paper": size.size_bits(kind) for kind in ("weight", "feature", "input")}, task
+
+
+def test_the_paper_s_scores_give_the_paper_s_densities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through stored rows, the verb and its CSV; every printed digit, for all rows of two tasks."""
+    with Composer() as composer:
+        for table in (TABLES["3"], TABLES["4"], TABLES["5"]):
+            for part in (part for part in table.parts if part.task in BUILT):
+                for row in part.rows:
+                    overrides = [*part.overrides, *row.overrides]
+                    bits, task = paper_sizes(composer.config(overrides))
+                    density = task.density(row.score, sum(bits.values()))
+                    fields = {"metric": part.metric, "score": row.score, "density_paper": density, **bits}
+                    store_row(composer, overrides, tmp_path / "runs", **fields)
+    for task_name in BUILT:
+        assert cli.main(["tables", f"task={task_name}", f"results_dir={tmp_path / 'runs'}"]) == 0
+        for name in ("3", "4") if task_name == "espcn" else ("3", "4", "5"):
+            table = pd.read_csv(tmp_path / "tables" / f"table{name}.csv")
+            ours = table[table["n"] > 0]
+            assert ours["difference"].abs().max() == 0
+            assert ours["density_paper"].round(2).tolist() == ours["paper_density"].tolist()
+    five = pd.read_csv(tmp_path / "tables" / "table5.csv")
+    printed = [(9.19, 55.20), (9.19, 27.60)]
+    assert [(round(w, 2), round(f, 2)) for w, f in zip(five.weight_mb_paper, five.feature_mb_paper, strict=True)][
+        :2
+    ] == printed
+    assert "missing" not in (tmp_path / "tables" / "table4.md").read_text(encoding="utf-8")
+
+
+OTHERS = TABLES["5"].parts[0].other
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: method.label)
+def test_other_methods_of_table_5(method: OtherMethod) -> None:
+    weight, feature = method.sizes_mb()
+    assert (round(weight, 2), round(feature, 2)) == (method.weight_mb, method.feature_mb)
+    assert round(method.score / (weight + feature), 2) == pytest.approx(method.density, abs=0.0101)
+
+
+def test_a_marked_row_never_passes_for_the_paper_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even one whose own marks were taken out."""
+    with Composer() as composer:
+        store_row(composer, [*ESPCN, "order=baseline", "data=synthetic", "budget=smoke"], tmp_path / "runs")
+    keys = ["task=espcn", "data=synthetic", "budget=smoke", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["tables", "4", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "| Baseline [a,b] | 30.00 | 1 | 32.84 | -2.84 |" in printed
+    assert "- [a] synthetic data\n- [b] budget=smoke\n" in printed
+    tex = (tmp_path / "tables" / "table4.tex").read_text(encoding="utf-8")
+    assert "[a] synthetic data" in tex
+    assert r"\toprule" in tex
+    assert r"P0.5(w,f)$\to$Q8(w,f)" in tex
+
+
+def test_rows_of_another_budget_are_no_rows_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Composer() as composer:
+        store_row(composer, [*ESPCN, "order=baseline", "data=synthetic", "budget=smoke"], tmp_path / "runs")
+    assert cli.main(["tables", "4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]) == 0
+    printed = capsys.readouterr()
+    assert "| Baseline | missing | 0 | 32.84 |" in printed.out
+    assert printed.err.endswith(f"by: qprune tables budget=smoke data=synthetic results_dir={tmp_path / 'runs'}\n")
+
+
+def test_mean_deviation_and_missing_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Composer() as composer:
+        for seed, score in ((0, 31.0), (1, 33.0), (7, 32.0)):  # 7 was not asked for, and counts
+            store_row(composer, [*ESPCN, "order=baseline", f"seed={seed}"], tmp_path / "runs", score=score)
+    assert cli.main(["tables", "4", "task=espcn", "seed=range(4)", f"results_dir={tmp_path / 'runs'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "| Baseline | 32.00 +- 1.00 | 3 | 32.84 | -0.84 |" in printed
+    command = f"`qprune sweep task=espcn order=baseline seed=2,3 results_dir={tmp_path / 'runs'}`"
+    assert f"- missing: Baseline: {command}" in printed
+
+
+def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The good row still makes the table, each bad one is named, and the exit code says so."""
+    runs = tmp_path / "runs"
+    with Composer() as composer:
+        store_row(composer, [*ESPCN, "order=baseline"], runs, score=31.0)
+        by_hand = store_row(composer, [*ESPCN, "order=prune_first"], runs, score=31.0)
+        store_row(composer, [*ESPCN, "order=baseline", "seed=1"], runs)
+    [edited] = runs.glob(f"espcn/*{by_hand.signature[:10]}")
+    (edited / "metrics.csv").write_text("epoch,psnr_db\n1,29.5\n", encoding="utf-8")
+    first, *_ = sorted(runs.glob("espcn/baseline*"))
+    good = (first / ROW_FILE).read_text(encoding="utf-8")
+    for name, text in (
+        ("a", good[: len(good) // 2]),
+        ("b", json.dumps(json.loads(good) | {"schema_version": 0})),
+        ("zcopy", good),
+        ("d", json.dumps(json.loads(good) | {"signature": "0" * 64, "seed": 5})),
+    ):
+        (runs / name).mkdir()
+        (runs / name / ROW_FILE).write_text(text, encoding="utf-8")
+    tables = tmp_path / "configs" / "table"
+    tables.mkdir(parents=True)
+    (tables / "mine.yaml").write_text(
+        "title: Mine\nparts:\n  - {name: p, metric: m, unit: u, density_unit: d, overrides: [task=nonsense], "
+        "rows: [{label: x, overrides: []}]}\n",
+        encoding="utf-8",
+    )
+    (tables / "broken.yaml").write_text("title: [", encoding="utf-8")
+    keys = ["task=espcn", f"results_dir={runs}", "--config-dir", str(tmp_path / "configs")]
+    assert cli.main(["tables", "4", "broken", *keys]) == 1
+    printed = capsys.readouterr()
+    assert "| Baseline | 30.50 +- 0.71 | 2 |" in printed.out
+    assert "| P0.5(w,f)->Q8(w,f) | missing | 0 |" in printed.out
+    problems = printed.err
+    assert f"{runs / 'a' / ROW_FILE} is not readable JSON" in problems
+    assert "schema_version is 0" in problems
+    assert f"{runs / 'zcopy' / ROW_FILE} has the signature of" in problems
+    assert f"{edited / ROW_FILE}: the score is 31, and metrics.csv ends with 29.5" in problems
+    assert "table broken is not readable YAML" in problems
+    assert cli.main(["tables", "mine", f"results_dir={runs}", "--config-dir", str(tmp_path / "configs")]) == 1
+    assert "table mine, p: task='nonsense' is not one of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["9"], "qprune tables: WHAT='9' is not one of 1, 2, 3, 4, 5, 6, variants, window, order"),
+        (["4", "order=baseline"], "order=baseline: a table's rows have their own order; leave it out"),
+        (["4", "seed=a"], "seed=a is not a list of whole numbers >= 0; type for example seed=range(5) or seed=0,1"),
+        (["4", "prune.sparsty=1"], "unknown key 'prune.sparsty'; did you mean 'prune.sparsity'?"),
+    ],
+)
+def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tables", *arguments, f"results_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
+def test_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tables", f"results_dir={tmp_path / 'nowhere'}"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 1 on ESPCN: Q_u(x, d*) from the first step, with the decimal bits of the delayed run of the same seed."""
+    tables = tmp_path / "configs" / "table"
+    tables.mkdir(parents=True)
+    (tables / "mine.yaml").write_text(
+        "title: Mine\nparts:\n  - name: p\n    metric: psnr_db\n    unit: dB\n    density_unit: d\n"
+        "    overrides: [task=espcn]\n    rows:\n      - label: d*\n"
+        "        overrides: [order=quantize_only, schedule.t_qw=0, schedule.t_qf=0]\n"
+        "        decimal_from: [order=quantize_only]\n",
+        encoding="utf-8",
+    )
+    keys = ["data=synthetic", "budget=smoke", "budget.steps_per_epoch=3", "trainer.threads=1"]
+    options = [f"results_dir={tmp_path / 'runs'}", "--config-dir", str(tmp_path / "configs"), "--run-missing"]
+    assert cli.main(["tables", "mine", *keys, *options]) == 0
+    table = pd.read_csv(tmp_path / "tables" / "tablemine.csv")
+    assert table["n"].tolist() == [1]
+    rows, problems = results.read_rows(tmp_path / "runs")
+    assert (len(rows), problems) == (2, [])
+    decimals = []
+    for path in (tmp_path / "runs").rglob("operators.json"):
+        operators = json.loads(path.read_text(encoding="utf-8"))
+        decimals.append({(o["site"], o["kind"]): o["decimals"] for o in operators})
+    assert len(decimals) == 2
+    assert decimals[0] == decimals[1]
+    assert cli.main(["tables", "mine", *keys, *options]) == 0
+    assert "missing run" not in capsys.readouterr().out.split("## Table mine")[-1]
+
+
+def test_an_unknown_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tables", "4", "task=espcm", f"results_dir={tmp_path}"]) == 2
+    assert "task='espcm' is not one of " in capsys.readouterr().err

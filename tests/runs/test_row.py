@@ -1,0 +1,265 @@
+"""Signatures, run folders, notation, and rows that are stored, checked and printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from qprune.config.signature import notation, run_folder, signature
+from qprune.errors import RunFailure, UserError
+from qprune.runs.row import ROW_FILE, Row, format_row, load_row, make_row, read_rows, save_row
+
+FIELDS: dict[str, Any] = {
+    "schema_version": 1,
+    "signature": "0123456789abcdef" * 4,
+    "task": "espcn",
+    "order": "prune_first",
+    "notation": "P0.5(w,f)->Q8(w,f)",
+    "seed": 0,
+    "metric": "psnr_db",
+    "score": 31.03,
+    "higher_is_better": True,
+    "epochs": 200,
+    "steps": 33800,
+    "budget": "paper",
+    "data_source": "real",
+    "marks": ["checksum of set5 differs"],
+    "weight_sparsity": 0.5,
+    "feature_sparsity": 0.25,
+    "weight_bits_paper": 90916.0,
+    "feature_bits_paper": 41153600.0,
+    "input_bits_paper": 115600.0,
+    "density_paper": 8.336,
+    "weight_bits_actual": 100000.0,
+    "feature_bits_actual": 2e7,
+    "input_bits_actual": 231200.0,
+    "density_actual": 10.25,
+    "metrics": {"test_loss": 0.001},
+}
+ROW = Row(**FIELDS)
+
+
+def config(**changes: Any) -> DictConfig:
+    """A small config of the shape that composition gives; `a__b=c` changes the key a.b."""
+    cfg = OmegaConf.create(
+        {
+            "seed": 3,
+            "epochs": 200,
+            "results_dir": "results/runs",
+            "force": False,
+            "prune": {"sparsity": 0.5, "targets": "wf"},
+            "quantize": {"bits": 8, "feature_bits": "${quantize.bits}", "targets": "wf"},
+            "order": {"name": "prune_first", "steps": ["prune", "quantize"]},
+            "schedule": {"t_p": 140},
+            "data": {"source": "real", "root": "data", "verify": True},
+            "trainer": {"device": "auto", "threads": None, "checkpoint_minutes": 5, "evaluate_every": 1, "ranks": 1},
+            "logger": {"name": "csv"},
+            "task": {"name": "espcn"},
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value)
+    return cfg
+
+
+def stored(folder: Path, **changes: Any) -> Path:
+    path = folder / ROW_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(FIELDS | changes), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"results_dir": "/elsewhere"},
+        {"force": True},
+        {"data__root": "/elsewhere"},
+        {"logger__name": "tensorboard"},
+        {"trainer__device": "cuda"},
+        {"trainer__threads": 8},
+        {"trainer__checkpoint_minutes": 1},
+        {"trainer__evaluate_every": 10},
+        {"epochs": 200.0},  # spelled otherwise
+        {"quantize__feature_bits": 8},  # written out instead of interpolated
+    ],
+)
+def test_signature_ignores_what_the_run_is_not(change: dict[str, Any]) -> None:
+    assert signature(config(**change)) == signature(config())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"epochs": 201},
+        {"prune__sparsity": 0.25},
+        {"quantize__bits": 4},
+        {"order__steps": ["quantize", "prune"]},
+        {"data__source": "synthetic"},
+        {"trainer__ranks": 2},
+        {"schedule__t_p": 140.5},
+    ],
+)
+def test_signature_tells_runs_apart(change: dict[str, Any]) -> None:
+    assert signature(config(**change)) != signature(config())
+
+
+def test_signature_is_the_sha256_of_the_sorted_config() -> None:
+    order = {"steps": ["prune", "quantize"]}
+    one = OmegaConf.create({"b": 200, "a": {"c": [1, 2.5]}, "order": order, "force": True})
+    other = OmegaConf.create({"order": order, "a": {"c": [1.0, 2.5]}, "b": 200.0, "force": False})
+    text = '{"a": {"c": [1, 2.5]}, "b": 200, "order": {"steps": ["prune", "quantize"]}}'
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert signature(one) == signature(other) == expected
+
+
+def test_keys_of_operators_that_the_order_lacks_are_no_part_of_the_identity() -> None:
+    baseline = {"order": {"name": "baseline", "steps": []}}
+    changes = {"prune": {"sparsity": 0.9}, "quantize": {"bits": 3}, "schedule": {"t_p": 1, "t_qw": 2}}
+    assert signature(config(**baseline)) == signature(config(**baseline, **changes))
+    quantized = {"order": {"name": "quantize_only", "steps": ["quantize"]}}
+    assert signature(config(**quantized)) == signature(config(**quantized, prune={"sparsity": 0.9, "targets": "w"}))
+    assert signature(config(**quantized)) != signature(config(**quantized, prune__window=3))
+
+
+def test_run_folders_are_named_for_people_and_by_the_signature() -> None:
+    name = f"prune_first-P0.5wf-Q8wf-seed3-{signature(config())[:10]}"
+    assert run_folder(config()) == Path("results/runs/espcn") / name
+    mixed = config(results_dir="/r", quantize__feature_bits=12, order__steps=["quantize"], order__name="quantize_only")
+    assert run_folder(mixed) == Path(f"/r/espcn/quantize_only-Q8wQ12f-seed3-{signature(mixed)[:10]}")
+    bare = config(order__steps=[], order__name="baseline")
+    assert run_folder(bare).name == f"baseline-seed3-{signature(bare)[:10]}"
+
+
+@pytest.mark.parametrize(
+    ("order", "prune", "quantize", "expected"),
+    [
+        ([], {}, {}, "Baseline"),
+        (["prune", "quantize"], {}, {}, "P0.5(w,f)->Q8(w,f)"),
+        (["quantize", "prune"], {"targets": "w"}, {}, "Q8(w,f)->P0.5(w)"),
+        (["quantize", "prune"], {"targets": "w"}, {"feature_bits": 12}, "Q8(w),Q12(f)->P0.5(w)"),
+        (["quantize"], {}, {"targets": "f", "feature_bits": 12}, "Q12(f)"),
+        (["prune"], {"sparsity": 0.875, "targets": "f"}, {}, "P0.875(f)"),
+        (["quantize"], {}, {"feature_bits": None, "bits": 4}, "Q4(w,f)"),
+    ],
+)
+def test_notation_is_the_paper_s(
+    order: list[str], prune: dict[str, Any], quantize: dict[str, Any], expected: str
+) -> None:
+    defaults = {"bits": 8, "feature_bits": 8, "targets": "wf"}
+    assert notation(order, {"sparsity": 0.5, "targets": "wf"} | prune, defaults | quantize) == expected
+
+
+def test_a_row_comes_back_as_it_was_and_its_bytes_repeat(tmp_path: Path) -> None:
+    save_row(tmp_path / "a" / ROW_FILE, ROW)
+    save_row(tmp_path / "b" / ROW_FILE, Row(**dict(reversed(FIELDS.items())) | {"feature_bits_actual": 20_000_000}))
+    assert load_row(tmp_path / "a" / ROW_FILE) == ROW
+    assert (tmp_path / "a" / ROW_FILE).read_bytes() == (tmp_path / "b" / ROW_FILE).read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [ROW_FILE]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_scores_keep_every_bit(score: float) -> None:
+    text = json.dumps(dataclasses.asdict(Row(**FIELDS | {"score": score})))
+    assert json.loads(text)["score"].hex() == score.hex()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"score": "31"}, "score is '31', not of the type float"),
+        ({"score": True}, "score is True, not of the type float"),
+        ({"seed": 1.0}, "seed is 1.0, not of the type int"),
+        ({"higher_is_better": 1}, "higher_is_better is 1, not of the type bool"),
+        ({"marks": "none"}, "marks is 'none', not of the type list[str]"),
+        ({"marks": [1]}, "marks[0] is 1, not of the type str"),
+        ({"metrics": {"a": None}}, "metrics.a is None, not of the type float"),
+        ({"density_actual": 10**400}, "density_actual is not a finite number"),
+        ({"weight_sparsity": 1.5}, "weight_sparsity is 1.5, outside [0, 1]"),
+        ({"steps": 0}, "steps is 0, outside [1, inf]"),
+        ({"feature_bits_paper": -1.0}, "feature_bits_paper is -1.0, outside [0, inf]"),
+        ({"signature": "short"}, "signature is 'short', not 64 hexadecimal digits"),
+        ({"schema_version": 7}, "schema_version is 7, and this version of qprune reads 1"),
+        ({"colour": 1}, "'colour' is not a field of a result row"),
+    ],
+)
+def test_loading_names_the_file_and_the_field(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = stored(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        load_row(path)
+    assert str(caught.value) == f"{path}: {said}; delete the file, or run its command again with force=true"
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_loading_names_a_missing_field(tmp_path: Path, name: str) -> None:
+    (tmp_path / ROW_FILE).write_text(json.dumps({k: v for k, v in FIELDS.items() if k != name}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"the field {name} is missing"):
+        load_row(tmp_path / ROW_FILE)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"score": NaN}', b"[" * 100_000, b"[]", b"null"], ids=lambda c: repr(c[:12])
+)
+def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ROW_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=ROW_FILE):
+        load_row(tmp_path / ROW_FILE)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(FIELDS)), st.none() | st.booleans() | st.integers() | st.text(), min_size=1)
+)
+def test_no_mutation_gives_a_row_of_other_types(changes: dict[str, Any]) -> None:
+    try:
+        row = Row(**FIELDS | changes)
+    except ValueError:
+        return
+    for name, value in dataclasses.asdict(ROW).items():
+        assert type(getattr(row, name)) is type(value)
+
+
+def test_reading_a_folder_survives_bad_files_and_counts_a_run_once(tmp_path: Path) -> None:
+    stored(tmp_path / "a")
+    stored(tmp_path / "b", signature="f" * 64, seed=1)
+    stored(tmp_path / "copy of a")
+    stored(tmp_path / "d", score=None)
+    (tmp_path / "d" / "other.json").write_text("{", encoding="utf-8")
+    rows, problems = read_rows(tmp_path)
+    assert [row.seed for row in rows] == [0, 1]
+    assert problems == [
+        (
+            f"{tmp_path}/copy of a/result.json has the signature of {tmp_path}/a/result.json and is left out; "
+            "delete one of them"
+        ),
+        (
+            f"{tmp_path}/d/result.json: score is None, not of the type float; delete the file, or run its command "
+            "again with force=true"
+        ),
+    ]
+
+
+def test_a_run_that_ends_without_a_number_fails_and_stores_nothing() -> None:
+    with pytest.raises(RunFailure, match="cannot be stored: score is not a finite number"):
+        make_row(**FIELDS | {"score": float("nan")})
+
+
+def test_a_row_is_printed_in_mb_with_its_marks() -> None:
+    assert str(format_row(ROW)) == "\n".join(
+        [
+            "espcn  P0.5(w,f)->Q8(w,f)  seed 0  psnr_db 31.03",
+            "  accounting  weights Mb  features Mb  input Mb   density",
+            "  paper          0.09092        41.15    0.1156     8.336",
+            "  actual             0.1           20    0.2312     10.25",
+            "  zeros: weights 50.0%, features 25.0%; 200 epochs, 33800 steps",
+            "  mark: checksum of set5 differs",
+        ]
+    )

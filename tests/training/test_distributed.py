@@ -1,0 +1,144 @@
+"""Devices, and two ranks against one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qprune.compression.compressor import compress
+from qprune.compression.config import Pruning, Quantization
+from qprune.compression.distributed import set_batch_share
+from qprune.compression.feature import FeatureOperators
+from qprune.compression.schedule import Schedule
+from qprune.errors import RunFailure, UserError
+from qprune.training import distributed as processes
+from qprune.training.distributed import (
+    any_rank,
+    average_gradients,
+    choose_device,
+    launch,
+    losses_of_whole_batch,
+    share_of,
+)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="trainer.device='gpu' is not one of cpu, cuda"):
+        choose_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_gpu_is_named() -> None:
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="trainer.device=cuda but torch sees no CUDA device; type trainer.device=cpu"):
+        choose_device("cuda")
+
+
+def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
+    """Some steps of joint compression on a batch of 7, shared by the ranks; rank 0's state, as plain values.
+
+    factor: of the loss, and of the gradients with it; large ones are clipped by Eq. 2.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 2))
+    compressor = compress(
+        network,
+        torch.zeros(1, 2, 6, 6),
+        Schedule(t_p=0, dt_p=1, n=2, t_qw=4, t_qf=5),
+        steps_per_epoch=1,
+        batch_size=7,
+        prune=Pruning(0.5, window=10),
+        quantize=Quantization(8),
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1 / factor)
+    average_gradients([optimizer])
+    for step in range(8):
+        batch: Tensor = torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(step))
+        part, share = share_of(batch)
+        set_batch_share(share)
+        compressor.at(step)
+        optimizer.zero_grad()
+        (factor * network(part).square().mean()).backward()
+        optimizer.step()
+        if step == 3:  # as a checkpoint does; training goes on from what was brought together
+            compressor.collect_on_first_rank()
+    assert not any_rank(False, torch.device("cpu"))
+    return {name: value.tolist() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("factor", [1.0, 300.0])
+def test_two_ranks_agree_with_one(factor: float) -> None:
+    one, two = train(0, factor), launch(2, train, 0, factor)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if name.endswith((".mask", ".decimal", ".updates")):
+            assert value == two[name], name
+        elif not name.endswith((".total", ".kept")):
+            assert torch.allclose(torch.tensor(value), torch.tensor(two[name]), atol=1e-6), name
+
+
+def mean_losses() -> tuple[dict[str, float], dict[str, float]]:
+    """The losses of a batch of 7 in all, and those of this rank's samples."""
+    part, share = share_of(torch.arange(7.0))
+    set_batch_share(share)
+    own = {"a": part.mean(), "b": part.square().mean()}
+    return tuple({k: float(v) for k, v in each.items()} for each in (losses_of_whole_batch(own), own))  # type: ignore[return-value]
+
+
+def test_losses_are_those_of_all_samples() -> None:
+    whole, own = launch(2, mean_losses)
+    assert whole == pytest.approx({"a": 3.0, "b": 13.0})
+    assert own == {"a": 1.5, "b": 3.5}
+    assert mean_losses()[0] == {"a": 3.0, "b": 13.0}
+
+
+def test_the_number_of_ranks_is_checked() -> None:
+    with pytest.raises(UserError, match="trainer.ranks=0 is not a number of processes; type a whole number >= 1"):
+        launch(0, train, 0)
+
+
+def fail(kind: str) -> None:
+    torch.distributed.barrier()  # both ranks are there
+    if torch.distributed.get_rank() == 1:
+        if kind == "die":
+            os._exit(7)
+        raise UserError("data.root=nowhere is not a folder; give one that is")
+    torch.distributed.barrier()  # waits for the rank that will not come
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "text"),
+    [
+        ("raise", UserError, "^data.root=nowhere is not a folder; give one that is$"),
+        ("die", RunFailure, "^a rank died, and the others were stopped"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_job_and_says_why(kind: str, expected: type[Exception], text: str) -> None:
+    with pytest.raises(expected, match=text):
+        launch(2, fail, kind)
+
+
+def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 alone collects: what its operators hold meanwhile is not what the others hold."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1))
+    compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, Pruning(), None)
+    compressor.at(0)
+    pruners = [m.pruner for m in network.modules() if isinstance(m, FeatureOperators) and m.pruner is not None]
+    for pruner in pruners:
+        pruner.observing, pruner.first_sample, pruner.sample_limit = True, 0, 2
+    network.train()(torch.randn(2, 2, 6, 6))
+    assert pruners
+    taken: list[Tensor] = []
+    monkeypatch.setattr(processes.dist, "broadcast", lambda tensor, rank: taken.append(tensor))
+    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
+    processes.take_from_first_rank(network)
+    shapes = [tuple(tensor.shape) for tensor in taken]
+    assert sorted(shapes) == sorted(
+        [(3, 2, 3, 3), (3,), (3,), (3,), (3,), (3,), (), (3, 3, 1, 1), (3,), (1, 3, 1, 1), (1,)]
+    )

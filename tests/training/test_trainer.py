@@ -1,0 +1,171 @@
+"""The loop: resumed equals uninterrupted, signals, losses that are not finite, what is logged."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
+from qprune.training import checkpoint
+from qprune.training import distributed as processes
+from qprune.training.distributed import share_of
+from tests.training.toy import Toy, prepared
+
+
+class KilledError(Exception):
+    """Stands for a process that died between two instructions."""
+
+
+def state_of(task: Toy) -> dict[str, Any]:
+    return task.state_dict() | task.memory()
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
+        assert same, name
+
+
+def uninterrupted(folder: Path) -> tuple[dict[str, float], dict[str, Any], str]:
+    task, _, trainer = prepared(folder)
+    return trainer.fit(), state_of(task), (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("killed_at", range(1, 24))
+@pytest.mark.parametrize("every_step", [False, True])
+def test_resumed_equals_uninterrupted(killed_at: int, every_step: bool, tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    minutes = 0.0 if every_step else 5.0
+    task, _, trainer = prepared(folder, checkpoint_minutes=minutes)
+    step = task.train_step
+
+    def dying(batch: Any) -> Any:
+        if trainer.state.step == killed_at:
+            raise KilledError
+        return step(batch)
+
+    task.train_step = dying  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        trainer.fit()
+    task, _, trainer = prepared(folder)
+    result = trainer.fit()
+    assert result == expected[0]
+    assert_same_state(state_of(task), expected[1])
+    assert (folder / "metrics.csv").read_text() == expected[2]
+    assert len(list((folder / "checkpoints").iterdir())) == checkpoint.KEPT
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    task, _, trainer = prepared(tmp_path / "torn")
+    trainer.fit()
+    newest = max((tmp_path / "torn" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    task, _, trainer = prepared(tmp_path / "torn")
+    with pytest.warns(UserWarning, match="is damaged .its checksum differs.; the checkpoint before it is used"):
+        result = trainer.fit()
+    assert result == expected[0]
+    assert_same_state(state_of(task), expected[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_finish_the_step_and_save(number: signal.Signals, tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    task, _, trainer = prepared(tmp_path / "stopped")
+    step = task.train_step
+
+    def signalled(batch: Any) -> Any:
+        if trainer.state.step == 7:
+            os.kill(os.getpid(), number)
+        return step(batch)
+
+    task.train_step = signalled  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 8 of 24, with everything saved"):
+        trainer.fit()
+    task, _, trainer = prepared(tmp_path / "stopped")
+    assert trainer.fit() == expected[0]
+    assert_same_state(state_of(task), expected[1])
+
+
+def test_a_watch_sees_every_epoch_and_stops_without_loss(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    seen: list[int] = []
+
+    def watch(epochs: list[dict[str, Any]]) -> str | None:
+        seen.append(len(epochs))
+        assert epochs[-1]["epoch"] == len(epochs)
+        return "it is hopeless" if len(epochs) == 6 else None
+
+    _, _, trainer = prepared(tmp_path / "stopped", watch=watch)
+    with pytest.raises(StoppedEarly, match="^stopped early after step 18 of 24: it is hopeless$"):
+        trainer.fit()
+    task, _, trainer = prepared(tmp_path / "stopped", watch=watch)
+    assert trainer.fit() == expected[0]
+    assert_same_state(state_of(task), expected[1])
+    assert seen == [1, 2, 3, 4, 5, 6, 7]  # not asked after the last epoch: there is nothing left to stop
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    task, _, trainer = prepared(tmp_path)
+    step = task.train_step
+
+    def diverging(batch: Any) -> Any:
+        task.factor = float("nan") if trainer.state.step >= 10 else 1.0
+        return step(batch)
+
+    task.train_step = diverging  # type: ignore[method-assign]
+    with pytest.raises(RunFailure, match=r"the loss 'loss' is nan by step 12 \(phase P 3/4\)"):
+        trainer.fit()
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 9
+    assert all(torch.isfinite(value).all() for value in saved["task"].values())
+
+
+def test_metrics_are_logged_per_epoch(tmp_path: Path) -> None:
+    _, _, trainer = prepared(tmp_path, evaluate_every=3)
+    final = trainer.fit()
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["epoch"].tolist() == list(range(1, 9))
+    assert table["phase"].tolist() == [
+        *("float", "P 1/4", "P 2/4", "P 3/4", "P 4/4"),
+        *("P 4/4 Q(w)", "P 4/4 Q(w,f)", "P 4/4 Q(w,f)"),
+    ]
+    assert table["negative_mse"].notna().tolist() == [False, False, True, False, False, True, False, True]
+    assert table["negative_mse"].iloc[-1] == pytest.approx(final["negative_mse"])
+    assert set(final) == {"negative_mse", "noise"}
+    assert (table["loss_twice"] / table["loss_loss"]).tolist() == pytest.approx([2.0] * 8)
+
+
+def test_evaluation_changes_no_random_number_of_training(tmp_path: Path) -> None:
+    often, _, first = prepared(tmp_path / "often", evaluate_every=1)
+    first.fit()
+    seldom, _, second = prepared(tmp_path / "seldom", evaluate_every=8)
+    second.fit()
+    assert_same_state(state_of(often), state_of(seldom))
+
+
+def test_one_process_takes_the_whole_batch() -> None:
+    batch = (torch.arange(6), {"a": torch.ones(6, 2)})
+    part, share = share_of(batch)
+    assert part is batch
+    assert share == 1.0
+
+
+def test_ranks_share_a_list_of_samples_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [(torch.ones(3, side, side), side) for side in range(5)]
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "rank_and_world", lambda rank=rank: (rank, 2))
+        parts.append(share_of(batch))
+    assert [([side for _, side in part], share) for part, share in parts] == [([0, 1, 2], 0.6), ([3, 4], 0.4)]
+    with pytest.raises(UserError, match="a batch of 1 samples leaves rank 1 of 2 without any"):
+        share_of(batch[:1])

@@ -1,0 +1,96 @@
+"""Runs that share their float part end as if they had not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from qprune.compression.schedule import Schedule
+from qprune.config import signature as identity
+from qprune.config.compose_many import Composer
+from qprune.runs import execute as run
+from qprune.training.warm_start import FOLDER, LOCK
+
+EQUAL = ("result.json", "network.safetensors", "metrics.csv", "operators.json")
+SMALL = ("data=synthetic", "budget=smoke", "budget.steps_per_epoch=10", "budget.batch_size=2", "prune.window=2")
+
+
+def finished(folder: Path, *overrides: str) -> tuple[dict[str, bytes], int]:
+    """The files of a run that must be equal, and the number of steps that it took over from another run."""
+    with Composer() as composer:
+        cfg = composer.config([*SMALL, *overrides, f"results_dir={folder}"])
+    run.execute(cfg)
+    place = identity.run_folder(cfg)
+    timing = json.loads((place / "timing.json").read_bytes())
+    return {name: (place / name).read_bytes() for name in EQUAL}, timing["steps_taken_over"]
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "others"),
+    [
+        ("espcn", "quantize_first", ("prune_first", "baseline", "quantize_only")),
+        ("cifar", "prune_first", ("quantize_only",)),
+        ("cyclegan", "quantize_first", ("prune_first",)),  # it remembers pictures, and has four networks
+    ],
+)
+def test_a_run_from_a_stem_equals_one_trained_in_full(
+    task: str, first: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    _, taken = finished(shared, f"task={task}", f"order={first}")
+    assert taken == 0
+    for order in others:
+        recipe = (f"task={task}", f"order={order}", "quantize.bits=6", "prune.sparsity=0.25")
+        with_stem, taken = finished(shared, *recipe)
+        in_full, none = finished(alone, *recipe, "trainer.share_stem=false")
+        assert (taken > 0, none) == (True, 0), order
+        assert with_stem == in_full, order
+    assert not (alone / FOLDER).exists()
+
+
+def test_a_float_run_leaves_its_first_half(tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=baseline")
+    _, taken = finished(tmp_path, "task=espcn", "order=quantize_only")
+    assert taken == 2 * 10  # of 4 epochs; operators begin at 0.7 of all
+
+
+@pytest.mark.parametrize("change", ["seed=1", "task.learning_rate=2e-3", "budget.test_samples=3", "force=true"])
+def test_what_float_training_depends_on_keeps_runs_apart(change: str, tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=quantize_first")
+    _, taken = finished(tmp_path, "task=espcn", "order=prune_first", change)
+    assert taken == 0
+
+
+def test_a_damaged_stem_is_passed_over(tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=quantize_first")
+    [stem] = (tmp_path / FOLDER).rglob("*.pt")
+    stem.write_bytes(stem.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="is damaged"):
+        _, taken = finished(tmp_path, "task=espcn", "order=prune_first")
+    assert taken == 0
+
+
+def test_operators_begin_where_the_window_before_the_first_event_does() -> None:
+    def first(**times: float) -> int | None:
+        return Schedule(**times).in_steps(10, 4, window=6).first_action  # type: ignore[arg-type]
+
+    assert first() is None
+    assert first(t_qw=3, t_qf=4) == 30
+    assert first(t_qw=5, t_qf=4) == 40 - 2  # 6 samples are two steps of 4
+    assert first(t_p=1, dt_p=1) == 20 - 2
+    assert first(t_p=1, dt_p=1, t_qw=0) == 0
+
+
+def test_what_a_killed_writer_left_is_removed_unless_somebody_is_writing(tmp_path: Path) -> None:
+    finished(tmp_path, "task=espcn", "order=quantize_first")
+    [folder] = (tmp_path / FOLDER).iterdir()
+    left = folder / ".step-000000020-0123456789abcdef.pt.abc.tmp"
+    left.write_bytes(b"half a stem")
+    with FileLock(folder / LOCK):
+        finished(tmp_path, "task=espcn", "order=prune_first")
+        assert left.exists()
+    finished(tmp_path, "task=espcn", "order=quantize_only")
+    assert not left.exists()

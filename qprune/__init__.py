@@ -26,12 +26,12 @@ _HOMES = {
     "compression.compressor": ("Compressor", "attach", "compress"),
     "compression.footprint": ("Footprint", "PaperSize", "actual_footprint", "paper_footprint"),
     "compression.functional": ("magnitude_mask", "optimal_decimal", "prune", "quantize", "saturate"),
-    "compression.options": ("Pruning", "Quantization"),
+    "compression.config": ("Pruning", "Quantization"),
     "compression.plan": ("Plan", "Site"),
     "compression.pruner": ("Pruner",),
     "compression.quantizer": ("Quantizer",),
     "compression.schedule": ("Schedule", "Timeline"),
-    "compression.untouched": ("Untouched", "untouched"),
+    "compression.coverage": ("Untouched", "untouched"),
     "errors": ("RunFailure", "UserError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -91,7 +91,7 @@ def compressed(named: bool) -> float:
         schedule,
         steps_per_epoch=STEPS,
         batch_size=BATCH,
-        quantize=qprune.Quantization(bits=6, feature_bits=8),
+        quantize=qprune.QuantizeConfig(bits=6, feature_bits=8),
         exclude=["head"],  # its weight and the features that it makes stay as they are
     )
     print(qprune.untouched(network, images[:1]))

@@ -54,7 +54,7 @@ def main() -> None:
         schedule,
         steps_per_epoch=STEPS,
         batch_size=BATCH,
-        prune=qprune.Pruning(sparsity=0.5, granularity="last"),
+        prune=qprune.PruneConfig(sparsity=0.5, granularity="last"),
         include=["sum", "encoder.**"],
     )
     print(qprune.untouched(network, example))

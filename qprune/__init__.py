@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qprune.compression.auto_plan import auto_plan
     from qprune.compression.compressor import Compressor, attach, compress
-    from qprune.compression.config import Pruning, Quantization
-    from qprune.compression.coverage import Untouched, untouched
+    from qprune.compression.config import PruneConfig, QuantizeConfig
+    from qprune.compression.coverage import Coverage, coverage
     from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
-    from qprune.compression.functional import magnitude_mask, optimal_decimal, prune, quantize, saturate
+    from qprune.compression.functional import fake_quantize, magnitude_mask, optimal_decimal, prune, saturate
     from qprune.compression.plan import Plan, Site
+    from qprune.compression.prepare import convert, prepare
     from qprune.compression.pruner import Pruner
     from qprune.compression.quantizer import Quantizer
     from qprune.compression.schedule import Schedule, Timeline
@@ -22,53 +24,67 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
+    "compression.auto_plan": ("auto_plan",),
     "compression.compressor": ("Compressor", "attach", "compress"),
+    "compression.config": ("PruneConfig", "QuantizeConfig"),
+    "compression.coverage": ("Coverage", "coverage"),
     "compression.footprint": ("Footprint", "PaperSize", "actual_footprint", "paper_footprint"),
-    "compression.functional": ("magnitude_mask", "optimal_decimal", "prune", "quantize", "saturate"),
-    "compression.config": ("Pruning", "Quantization"),
+    "compression.functional": ("fake_quantize", "magnitude_mask", "optimal_decimal", "prune", "saturate"),
     "compression.plan": ("Plan", "Site"),
+    "compression.prepare": ("convert", "prepare"),
     "compression.pruner": ("Pruner",),
     "compression.quantizer": ("Quantizer",),
     "compression.schedule": ("Schedule", "Timeline"),
-    "compression.coverage": ("Untouched", "untouched"),
     "errors": ("RunFailure", "UserError"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE = {name: module for module, names in _MODULES.items() for name in names}
+# Names up to version 0.1, which stay.
+_ALIASES = {
+    "Pruning": "PruneConfig",
+    "Quantization": "QuantizeConfig",
+    "Untouched": "Coverage",
+    "quantize": "fake_quantize",
+    "untouched": "coverage",
+}
 
 __all__ = [
     "Compressor",
+    "Coverage",
     "Footprint",
     "PaperSize",
     "Plan",
+    "PruneConfig",
     "Pruner",
-    "Pruning",
-    "Quantization",
+    "QuantizeConfig",
     "Quantizer",
     "RunFailure",
     "Schedule",
     "Site",
     "Timeline",
-    "Untouched",
     "UserError",
     "actual_footprint",
     "attach",
+    "auto_plan",
     "compress",
+    "convert",
+    "coverage",
+    "fake_quantize",
     "magnitude_mask",
     "optimal_decimal",
     "paper_footprint",
+    "prepare",
     "prune",
-    "quantize",
     "saturate",
-    "untouched",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    name = _ALIASES.get(name, name)
+    if name not in _MODULE:
         raise AttributeError(f"module 'qprune' has no attribute {name!r}")
-    return getattr(import_module(f"qprune.{_HOME[name]}"), name)
+    return getattr(import_module(f"qprune.{_MODULE[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_ALIASES, "__version__"]

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
-from qprune.compression import native as kernels
-from qprune.compression import node_cache
-
 # No deadline: the first example pays for torch's start. Derandomized: a change that breaks a property fails at once,
 # for everyone, and not by chance for someone later.
 settings.register_profile("qprune", deadline=None, derandomize=True)
 settings.load_profile("qprune")
 os.environ["QPRUNE_TRUST"] = "tests"  # tasks that tests define
-os.environ["QPRUNE_CACHE"] = ""  # tests that want the operators in C++ build them themselves
 torch.set_num_threads(1)  # test processes run side by side, one per core
 
 
@@ -44,18 +39,3 @@ def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(level)  # Hydra's --info has it say everything, to the stream of the test that asked
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
-
-
-@pytest.fixture(scope="session")
-def built_nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The operators in C++, built once for all test processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_library", None)
-        if not kernels.load():
-            pytest.skip("no C compiler here makes the kernels")
-        patch.setenv(node_cache.CACHE, str(tmp_path_factory.getbasetemp().parent / "qprune-nodes"))
-        if not node_cache.build():
-            pytest.skip("no C++ compiler here builds the operators, or Python's headers are missing")
-        built = node_cache.built()
-        assert built is not None
-        return built

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qprune.compression.feature import FeatureOperators
+from qprune.compression.config import CONVOLUTIONS
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import run_example
+from qprune.compression.prepare import FeatureOperators, run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
 FLOAT_BITS = 32
-COMPUTE = (nn.modules.conv._ConvNd, nn.Linear)
+COMPUTE = (*CONVOLUTIONS, nn.Linear)
 ATTENTION = (nn.MultiheadAttention,)
 _KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
 # Elementwise with f(0) = 0, in place or not; those above that keep a grid do so too, but for pooling.
@@ -133,8 +133,6 @@ class Trace(TorchDispatchMode):
     calls, given: number of calls, and shape of the first argument, by module path.
     layers: paths of convolutions, linear layers and attention in the order of their first call.
     first: the network's first positional argument, if that is a feature. batch: samples of the example.
-    met: all that was made. moved: of what there was a view or a copy. operated: what active operators of a feature
-    made, with the tensor itself.
     """
 
     def __init__(self) -> None:
@@ -144,9 +142,6 @@ class Trace(TorchDispatchMode):
         self.given: dict[str, tuple[int, ...]] = {}
         self.layers: list[str] = []
         self.first: Stored | None = None
-        self.met: list[Stored] = []
-        self.moved: set[Stored] = set()
-        self.operated: dict[FeatureOperators, tuple[Stored, Tensor]] = {}
         self.batch = 0
         self.values: dict[int, Stored] = {}
         self.alive: list[Tensor] = []  # so that no id is used twice
@@ -163,7 +158,6 @@ class Trace(TorchDispatchMode):
                 self.alive.append(tensor)
                 stored = Stored(name, tensor.numel(), **origin)
                 self.values[id(tensor)] = stored
-                self.met.append(stored)
                 if like is not None and grid:
                     stored.bits = like.bits
                 if like is not None and zeros:
@@ -202,16 +196,14 @@ class Trace(TorchDispatchMode):
             self.muted -= isinstance(module, (FeatureOperators, Operator))
             active = [operator for operator in operators if operator.active]
             if active and not self.muted and id(args[0]) in self.values:
-                made = self._operate(active, args[0], output)
-                if isinstance(module, FeatureOperators):
-                    self.operated[module] = made, output
+                self._operate(active, args[0], output)
             elif not self.muted and isinstance(output, Tensor) and id(output) in self.values:
                 self.values[id(output)].outputs[path] = tuple(output.shape)
 
         return hook
 
-    def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> Stored:
-        """Note and return what active operators made of a feature tensor."""
+    def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
+        """Record what active operators made of a feature tensor."""
         stored = self.values[id(before)]
         self.meet(stored.name, after, stored)
         made = self.values[id(after)]
@@ -222,7 +214,6 @@ class Trace(TorchDispatchMode):
             else:
                 made.bits = operator.bits
                 made.operators |= {"quantize"}
-        return made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -235,7 +226,6 @@ class Trace(TorchDispatchMode):
         first = inputs[0]
         place = (self.path[-1] if self.path else "") or first.name  # a function called in the network's own forward
         if func.is_view or name in _MOVES:
-            self.moved.add(first)
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
                     self.alive.append(tensor)

@@ -11,13 +11,14 @@ from qprune.compression.activation_trace import ATTENTION, COMPUTE, Stored, Trac
 from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, match, weight_places
 from qprune.errors import UserError
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
+)
 _JOINS = ("cat", "stack")
 
 
-def automatic_plan(
-    network: nn.Module, example: Any, include: Sequence[str] = ("**",), exclude: Sequence[str] = ()
-) -> Plan:
+def auto_plan(network: nn.Module, example: Any, include: Sequence[str] = ("**",), exclude: Sequence[str] = ()) -> Plan:
     """All convolutions and linear layers, and the features that layers read, as the paper does it (Appendix B.1).
 
     Weights: of convolutions, linear layers and the projections of `nn.MultiheadAttention`; a parameter that two
@@ -130,7 +131,7 @@ class _Planner:
 
     def _is_shared(self, module: nn.Module, name: str) -> bool:
         weight = getattr(module, name)
-        return sum(p is weight for other in self.modules.values() for p in other._parameters.values()) > 1
+        return sum(p is weight for other in self.modules.values() for p in other.parameters(recurse=False)) > 1
 
     def _layer_of(self, path: str) -> str:
         """The layer that a weight belongs to: attention, for its projections."""

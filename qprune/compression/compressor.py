@@ -1,21 +1,20 @@
-"""The one that drives operators: every mode is derived from the optimizer step that is passed in."""
+"""Drive all operators of a network: every mode is derived from the optimizer step that is passed in."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from qprune.compression.auto_plan import automatic_plan
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.auto_plan import auto_plan
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.distributed import rank_and_world, summed
-from qprune.compression.finite import all_finite
+from qprune.compression.functional import all_finite
 from qprune.compression.operator import Operator
 from qprune.compression.plan import Plan
-from qprune.compression.prepare import Placed, find_operators, make_plain, parametrizations_of, place, run_example
+from qprune.compression.prepare import Placed, convert, find_operators, prepare, run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
 from qprune.compression.schedule import Schedule, Timeline, Window
@@ -25,8 +24,15 @@ from qprune.errors import RunFailure, UserError
 class Compressor:
     """Drives all operators of a network, placed by a plan or by hand, along a timeline.
 
-    `example` (a tensor or a tuple of arguments) sizes feature masks and finds operators that never fire or fire at
-    two places, which is a UserError. Call `at(step)` before each training step, and once after loading a checkpoint.
+    Call `at(step)` before each training step, and once after loading a checkpoint.
+
+    Args:
+        network: A network with operators.
+        timeline: When they act, in optimizer steps.
+        example: A tensor, a tuple of arguments or a dict of named ones; it sizes feature masks.
+
+    Raises:
+        UserError: An operator never fires or fires at two tensors, or the timeline does not fit.
     """
 
     def __init__(self, network: nn.Module, timeline: Timeline, example: Any) -> None:
@@ -42,18 +48,21 @@ class Compressor:
         self._check_timeline()
 
     def pruners(self, kind: str) -> list[Placed]:
-        """The pruners of `weight` or `feature` tensors."""
+        """Return the pruners of `weight` or `feature` tensors."""
         return [p for p in self.placed if p.kind == kind and isinstance(p.operator, Pruner)]
 
     def quantizers(self, kind: str) -> list[Placed]:
-        """The quantizers of `weight` or `feature` tensors."""
+        """Return the quantizers of `weight` or `feature` tensors."""
         return [p for p in self.placed if p.kind == kind and isinstance(p.operator, Quantizer)]
 
     def at(self, step: int) -> None:
         """Put every operator into its state for optimizer step `step` (from 0), events of that step included.
 
-        Steps are passed one after the other, or any step once after loading a state. Raises UserError when an event
-        was jumped over, RunFailure when an event finds values that are not finite.
+        Steps follow one another; after loading a state, any step may be the first.
+
+        Raises:
+            UserError: An event was skipped.
+            RunFailure: An event found values that are not finite.
         """
         if step == self._step:
             return
@@ -123,7 +132,7 @@ class Compressor:
             )
 
     def _check_history(self, step: int) -> None:
-        """Events must have fired in order: in this process, or in the one whose state was loaded."""
+        """Raise UserError unless events fired in order, in this process or in the one whose state was loaded."""
         timeline = self.timeline
         starts = [s for s in (timeline.weight_step, timeline.feature_step) if s is not None]
         events = sorted({*timeline.prune_steps, *starts})
@@ -150,7 +159,7 @@ class Compressor:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Nothing is observed inside, whatever the networks' mode: masks and decimals come from training data only."""
+        """Observe nothing inside, in any mode of the network: masks and d come from training data only."""
         observing = [placed.operator.observing for placed in self.placed]
         for placed in self.placed:
             placed.operator.observing = False
@@ -161,7 +170,7 @@ class Compressor:
                 placed.operator.observing = before
 
     def collect_on_first_rank(self) -> None:
-        """Bring all that ranks have observed to rank 0, before it is saved; the other ranks forget theirs."""
+        """Gather what all ranks observed on rank 0, before it is saved; the other ranks discard theirs."""
         first = rank_and_world()[0] == 0
         for placed in self.placed:
             operator = placed.operator
@@ -175,16 +184,16 @@ class Compressor:
             self.forget_windows()
 
     def forget_windows(self) -> None:
-        """Empty every window of this process."""
+        """Discard what this process observed."""
         for placed in self.placed:
             if isinstance(placed.operator, Pruner):
-                placed.operator.total.zero_()  # not a new window: what was given back stays so
+                placed.operator.total.zero_()  # not start_window: after the last event there is no window
             else:
                 placed.operator.start_window()
 
     @property
     def sparsity(self) -> dict[str, float]:
-        """Fraction of zeros in the masks now, over all pruned `weight` and `feature` elements."""
+        """Fraction of zeros in the masks over all pruned elements, for `weight` and `feature`."""
         found = {}
         for kind in ("weight", "feature"):
             masks = [p.operator.mask for p in self.pruners(kind) if isinstance(p.operator, Pruner)]
@@ -192,23 +201,14 @@ class Compressor:
             found[kind] = 1.0 - sum(float(mask.sum()) for mask in masks) / entries if entries else 0.0
         return found
 
-    def bake(self) -> nn.Module:
-        """A copy with the present state built in: plain weights, constant feature operators, no schedule.
+    def convert(self) -> nn.Module:
+        """Return a copy with the present state built in, see `prepare.convert`."""
+        return convert(self.network)
 
-        Its outputs equal those of the attached network in evaluation mode, to the last bit.
-        """
-        baked = copy.deepcopy(self.network)
-        for placed in find_operators(baked):
-            operator = placed.operator
-            operator.owner, operator.observing = (), False
-            operator.end_windows()
-        for module in list(baked.modules()):
-            if any(isinstance(inner, Operator) for inner in parametrizations_of(module)):
-                make_plain(module)
-        return baked
+    bake = convert  # its name up to version 0.1
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per operator: site, kind, operator, elements, and its state (sparsity, decimals) as plain values."""
+        """Return one row per operator: site, kind, operator, elements and state (sparsity, d), as plain values."""
         rows = []
         for placed in self.placed:
             operator = placed.operator
@@ -222,16 +222,16 @@ class Compressor:
         return rows
 
     def _size(self, example: Any) -> None:
-        """Size feature masks by the example and count how often each feature operator fires."""
+        """Size feature masks by the example, and require each feature operator to fire once."""
         calls: dict[Operator, int] = {placed.operator: 0 for placed in self.placed if placed.chain is None}
 
-        def meet(operator: nn.Module, args: tuple[Any, ...]) -> None:
+        def count(operator: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(operator, Operator)
             calls[operator] += 1
             if isinstance(operator, Pruner):
                 operator.size_for_feature(args[0])
 
-        handles = [operator.register_forward_pre_hook(meet) for operator in calls]
+        handles = [operator.register_forward_pre_hook(count) for operator in calls]
         try:
             run_example(self.network, example)
         finally:
@@ -263,35 +263,61 @@ def attach(
     plan: Plan,
     timeline: Timeline,
     example: Any,
-    pruning: Pruning | None = None,
-    quantization: Quantization | None = None,
+    prune: PruneConfig | None = None,
+    quantize: QuantizeConfig | None = None,
 ) -> Compressor:
-    """Place the plan's operators into `network`, in place, and return the compressor that drives them."""
-    place(network, plan.restricted(pruning, quantization), pruning, quantization)
+    """Insert the plan's operators into `network`, in place, and return their compressor.
+
+    Args:
+        network: Any module.
+        plan: Its sites; those of operators that are not asked for are skipped.
+        timeline: When operators act, in optimizer steps.
+        example: One input, as in `compress`.
+        prune, quantize: What the operators do; None for none of the kind.
+
+    Raises:
+        UserError: As in `prepare` and `Compressor`.
+    """
+    prepare(network, plan.restricted(prune, quantize), prune, quantize)
     return Compressor(network, timeline, example)
 
 
-def compress(
+def compress(  # noqa: PLR0913  (the library's one entry point, called with keywords)
     network: nn.Module,
     example: Any,
     schedule: Schedule,
     steps_per_epoch: int,
     batch_size: int,
-    prune: Pruning | None = Pruning(),  # noqa: B008  (frozen)
-    quantize: Quantization | None = Quantization(),  # noqa: B008
+    prune: PruneConfig | None = PruneConfig(),  # noqa: B008  (frozen)
+    quantize: QuantizeConfig | None = QuantizeConfig(),  # noqa: B008
     plan: Plan | None = None,
     include: Sequence[str] = ("**",),
     exclude: Sequence[str] = (),
 ) -> Compressor:
-    """Joint quantization and pruning for a network of one's own, in place, for a plain training loop.
+    """Prune and quantize a network in a training loop of your own.
 
-    example: one input, as training gives it (a batch of any size): a tensor, a tuple of arguments or a dict of named
-    ones. schedule: times in epochs of `steps_per_epoch` steps of `batch_size` samples; None for prune or quantize
-    leaves it out. plan: default `automatic_plan` of include and exclude, globs over module paths (`*` stands within
-    one name, `**` crosses dots): exclude=["head.**"] leaves a head as it is. `untouched` tells what is left out.
+    `coverage(network, example)` lists the tensors without an operator, and why.
+
+    Args:
+        network: Any module; operators are inserted in place.
+        example: One input as training gives it, a batch of any size: a tensor, a tuple of arguments or a dict of
+            named ones.
+        schedule: Times in epochs.
+        steps_per_epoch: Optimizer steps per epoch.
+        batch_size: Samples per step.
+        prune, quantize: How much; None leaves it out.
+        plan: Where; default `auto_plan(network, example, include, exclude)`.
+        include, exclude: Globs over module paths (`*` matches within one name, `**` crosses dots):
+            `exclude=["head.**"]` keeps a head in float.
+
+    Returns:
+        The compressor; call `at(step)` before each step.
+
+    Raises:
+        UserError: No layer can be compressed, a glob matches nothing, or an argument is not legal.
     """
     if plan is not None and (tuple(include) != ("**",) or exclude):
         raise UserError("plan= says which tensors are taken, and include= and exclude= too; give one or the other")
     timeline = schedule.in_steps(steps_per_epoch, batch_size, prune.window if prune else 1)
-    plan = plan or automatic_plan(network, example, include, exclude)
+    plan = plan or auto_plan(network, example, include, exclude)
     return attach(network, plan, timeline, example, prune, quantize)

@@ -1,4 +1,4 @@
-"""What is asked of pruning and quantization: the config sections `prune` and `quantize` as checked values."""
+"""What pruning and quantization are to do: the config sections `prune` and `quantize` as checked values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from qprune.errors import UserError, one_of
 
 TARGETS = ("w", "f", "wf")
 WEIGHT_AXES = ("authors", "tensor", "output")
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """sparsity: final fraction of zeros. targets: `w`, `f` or `wf` (weights, features, both). window: T in samples.
+class PruneConfig:
+    """How much is pruned, of what, and by which rule.
 
-    granularity, rule and border as in `Pruner`; granularity applies to features, weights are always unstructured.
+    Args:
+        sparsity: Final fraction of zeros, in [0, 1).
+        targets: `w`, `f` or `wf`: weights, features, both.
+        window: T, samples that are observed before each event.
+        granularity: Of features, as in `Pruner`; weights are pruned element by element.
+        rule, border: As in `Pruner`.
+
+    Raises:
+        UserError: A value is not legal.
     """
 
     sparsity: float = 0.5
@@ -37,22 +47,31 @@ class Pruning:
         self.for_features()  # the constructor checks the rest
 
     def for_features(self) -> Pruner:
-        """A new pruner for a feature map."""
+        """Build a pruner for a feature map."""
         return Pruner(self.sparsity, self.granularity, self.rule, self.border)
 
     def for_weights(self) -> Pruner:
-        """A new pruner for a weight."""
+        """Build a pruner for a weight."""
         return Pruner(self.sparsity, "element", self.rule)
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """bits: of weights, and of features unless feature_bits says otherwise. targets: `w`, `f` or `wf`.
+class QuantizeConfig:
+    """To how many bits weights and features are quantized, and how.
 
-    saturate: quantiles of Eq. 6, for features; weights are never saturated (spec 3.2). decimal: a fixed d for all, or
-    None for d*. weight_axis: which dimension of a weight has decimal bits of its own (spec 1.4): `authors` (dimension
-    1 of a convolution, the kernel's width for a transposed one, none for a linear layer), `tensor` (none) or `output`
-    (output channels). rounding and gradient as in `quantize`.
+    Args:
+        bits: N of weights, and of features unless `feature_bits` is given; from 2 to 16.
+        feature_bits: N of features.
+        targets: `w`, `f` or `wf`: weights, features, both.
+        rounding, gradient: As in `fake_quantize`.
+        saturate: Quantiles of Eq. 6, for features; weights are never saturated (spec 3.2).
+        weight_axis: The dimension of a weight with fraction bits of its own (spec 1.4): `authors` (dimension 1 of a
+            convolution, the kernel's width of a transposed one, none of a linear layer), `tensor` (none) or `output`
+            (output channels).
+        decimal: A fixed d for all, or None for d*.
+
+    Raises:
+        UserError: A value is not legal.
     """
 
     bits: int = 8
@@ -76,20 +95,20 @@ class Quantization:
         return self.bits if self.feature_bits is None else self.feature_bits
 
     def for_features(self) -> Quantizer:
-        """A new quantizer for a feature map."""
+        """Build a quantizer for a feature map."""
         return Quantizer(self.bits_of_features, self.decimal, self.rounding, self.gradient, self.saturate)
 
     def for_weights(self, layer: nn.Module, name: str = "weight") -> Quantizer:
-        """A new quantizer for the weight of `layer`, or for the parameter that it calls `name`."""
+        """Build a quantizer for the parameter `name` of `layer`."""
         return Quantizer(self.bits, self.decimal, self.rounding, self.gradient, axis=self.axis_of(layer, name))
 
     def axis_of(self, layer: nn.Module, name: str = "weight") -> int | None:
-        """The dimension of the layer's weight with decimal bits of its own, or None."""
-        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        """Return the dimension of a parameter with fraction bits of its own, or None."""
+        transposed = isinstance(layer, TRANSPOSED)
         if self.weight_axis == "tensor" or not hasattr(layer, name):
             return None
         if self.weight_axis == "output":
             return 1 if transposed else 0
-        if isinstance(layer, nn.modules.conv._ConvNd):
+        if isinstance(layer, CONVOLUTIONS):
             return 3 if isinstance(layer, nn.ConvTranspose2d) else 1
         return None

@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from qprune.compression.activation_trace import COMPUTE, Stored, Trace, with_all_active
-from qprune.compression.feature import FeatureOperators
 from qprune.compression.plan import INPUT, INPUT_OF, weight_places
-from qprune.compression.prepare import find_operators
+from qprune.compression.prepare import FeatureOperators, find_operators
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Untouched:
+class Coverage:
     """The tensors of a network that no operator works on. `print` shows them as a list with what to do about each.
 
     of: number of all weights (parameters of two or more dimensions) and features.
@@ -58,7 +57,7 @@ class Untouched:
         return "\n".join(lines)
 
 
-def untouched(network: nn.Module, example: Any) -> Untouched:
+def coverage(network: nn.Module, example: Any) -> Coverage:
     """Which tensors of a network with operators stay float and whole once all operators are active, and why.
 
     example: a batch as for `compress`. Weights are parameters of two or more dimensions; features are the tensors that
@@ -70,7 +69,7 @@ def untouched(network: nn.Module, example: Any) -> Untouched:
     features = [s for s in trace.reads if not s.operators or wanted - s.operators]
     weights, total = _weights(network)
     alone = [Alone(s.name, "feature", s.elements, _reason(s, trace, modules), bool(s.operators)) for s in features]
-    return Untouched((*weights, *alone), {"weight": total, "feature": len(trace.reads)})
+    return Coverage((*weights, *alone), {"weight": total, "feature": len(trace.reads)})
 
 
 def _weights(network: nn.Module) -> tuple[list[Alone], int]:

@@ -1,25 +1,117 @@
-"""Quantization as a function with a gradient: forward and backward of Eq. 1 to 3 in as few passes as can be."""
+"""Fake quantization as one function with its own gradient: Eq. 1 and 3 forward, Eq. 2 backward.
+
+Every step is an elementwise expression without work in place, so that `torch.compile` makes one pass of it. In eager
+mode on a CPU, `native` computes the same bits in one pass.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qprune.compression import native as kernels
-from qprune.compression import nodes
+from qprune.compression import native
 from qprune.compression.distributed import batch_share, of_whole_batch
 from qprune.errors import UserError
 
 
-def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """2^exponent for a tensor of integers in [-126, 127], exact on every device (built from the bits of a float32)."""
-    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32).to(dtype)
+class Grid(NamedTuple):
+    """The grid that values are rounded to, but for its fraction bits d.
+
+    Attributes:
+        bits: N, from 2 to 16.
+        rounding: `trunc`, `floor` or `nearest`.
+        gradient: `clip_value`, `ste` or `in_range`.
+        axis: The dimension with a d of its own per index, or None.
+        of_samples: Whether dimension 0 holds samples. A weight has none, and is the same on all ranks.
+    """
+
+    bits: int
+    rounding: str = "trunc"
+    gradient: str = "clip_value"
+    axis: int | None = None
+    of_samples: bool = True
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest integer of the grid: (-2^(N-1), 2^(N-1) - 1)."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+
+def apply_grid(x: Tensor, decimal: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
+    """Return x * mask on the grid, with the gradient of Eq. 2.
+
+    Args:
+        x: Any shape and floating type.
+        decimal: d, int32, 0-d or (C,) along `grid.axis`.
+        grid: The rest of the grid; its values are not checked here.
+        mask: float32 of 0 and 1 that broadcasts with x, or None.
+
+    Returns:
+        A tensor of x's shape, in `working_dtype(x.dtype, grid.bits)`.
+    """
+    out: Tensor = _FakeQuantize.apply(x, decimal, mask, grid)
+    return out.to(working_dtype(x.dtype, grid.bits))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Eq. 1 and 3 forward, Eq. 2 backward.
+
+    The mask is scaled by 2^d before x is multiplied by it: powers of two and a mask of 0 and 1 make every product
+    exact, and one pass over x is saved. The clamp comes before the rounding, so that infinities never reach it; the
+    bounds are whole numbers, so the result is the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, decimal: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        ctx.dtype, ctx.decimal, ctx.mask, ctx.grid = x.dtype, decimal, mask, grid
+        if grid.gradient != "in_range" and not torch.compiler.is_compiling():
+            done = native.apply(grid.rounding, x, decimal, mask, grid.axis, grid.bounds)
+            if done is not None:
+                return done
+        low, high = grid.bounds
+        scale, step = powers(decimal, x, grid.axis)
+        scaled = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x) * (
+            scale if mask is None else mask * scale
+        )
+        if grid.gradient == "in_range":
+            rounded = _round(scaled, grid.rounding)
+            ctx.save_for_backward((rounded >= low) & (rounded <= high))
+        out: Tensor = _round(scaled.clamp(low, high), grid.rounding) * step
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grid, mask = ctx.grid, ctx.mask
+        if grid.gradient == "clip_value":
+            # The one gradient that is not linear: it has to be that of the whole batch, as in a single process.
+            share = batch_share() if grid.of_samples else 1.0
+            grad = _clip(of_whole_batch(grad, grid.of_samples), ctx.decimal, mask, grid)
+            grad = grad if share == 1.0 else grad / share
+        else:
+            if grid.gradient == "in_range":
+                grad = grad * ctx.saved_tensors[0]
+            grad = grad if mask is None else grad * mask
+        return grad.to(ctx.dtype), None, None, None
+
+
+def _clip(grad: Tensor, decimal: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+    """Clamp a gradient to the grid's range (Eq. 2 as the authors coded it, spec 1.2) and mask it."""
+    # With gradients enabled, the gradient of this gradient is wanted, which only torch's functions have.
+    if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        done = native.apply("clip", grad, decimal, mask, grid.axis, grid.bounds)
+        if done is not None:
+            return done
+    low, high = grid.bounds
+    step = powers(decimal, grad, grid.axis)[1]
+    clipped = torch.clamp(grad, low * step, high * step)
+    return clipped if mask is None else clipped * mask
 
 
 def working_dtype(dtype: torch.dtype, bits: int) -> torch.dtype:
-    """The type that results are given in: that of the input if it can hold the whole grid, else float32.
+    """Return the type of results: the input's if it holds the whole grid, else float32.
 
     bfloat16 has 8 significant bits: it holds grids of up to 9 bits at any power-of-two scale, and no wider one.
     """
@@ -28,155 +120,24 @@ def working_dtype(dtype: torch.dtype, bits: int) -> torch.dtype:
     return torch.float32
 
 
-def _round(x: Tensor, rounding: str, in_place: bool = True) -> Tensor:
-    """Round, one of ROUNDINGS; `in_place`: the result takes the place of x."""
-    if rounding == "floor":
-        return x.floor_() if in_place else x.floor()
-    if rounding == "nearest":
-        return x.round_() if in_place else x.round()
-    # torch's trunc is not vectorised on a CPU and costs 30 times a copy; x minus its fraction is exact and costs 3.
-    # A compiler's is one instruction.
-    if x.is_cuda or torch.compiler.is_compiling():
-        return x.trunc_() if in_place else x.trunc()
-    return x.sub_(x.frac()) if in_place else x - x.frac()
+def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return 2^exponent for integers in [-126, 127], exact on every device."""
+    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32).to(dtype)
 
 
-def _as_expression(ctx: Any, x: Tensor, factor: Any, step: Any, rounding: str) -> Tensor:
-    """The forward pass for a compiler, which needs no work in place to fuse it: torch 2.11 loses gradients at that."""
-    low, high = ctx.bounds
-    out: Tensor = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x) * factor
-    if ctx.gradient == "in_range":
-        rounded = _round(out, rounding, in_place=False)
-        ctx.save_for_backward((rounded >= low) & (rounded <= high))
-    quantized: Tensor = _round(out.clamp(low, high), rounding, in_place=False) * step
-    return quantized
-
-
-class _Quantize(torch.autograd.Function):
-    """Eq. 1 forward, Eq. 2 backward, of x or of x * mask (Eq. 3) in the same passes over memory.
-
-    Scaling the mask, which is small, saves a pass over x; powers of two and a mask of 0 and 1 make the result equal to
-    the last bit. `in_place`: the result takes the place of x, whose maker must not need it for its own gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        decimal: Tensor | int,
-        axis: int | None,
-        bounds: tuple[int, int],
-        rounding: str,
-        gradient: str,
-        mask: Tensor | None,
-        in_place: bool,
-        of_samples: bool,
-        rectify: bool,
-    ) -> Tensor:
-        low, high = bounds
-        ctx.of_samples, ctx.rectify = of_samples, rectify
-        ctx.gradient, ctx.bounds, ctx.dtype, ctx.axis, ctx.decimal = gradient, bounds, x.dtype, axis, decimal
-        ctx.mask = (
-            mask  # as the decimals, no result and no input that has a gradient: it need not be saved for autograd
-        )
-        if in_place:
-            ctx.mark_dirty(x)
-        if gradient != "in_range" and not torch.compiler.is_compiling():
-            out = kernels.quantize(x, decimal, axis, bounds, rounding, mask, in_place, rectify)
-            if out is not None:
-                if rectify:
-                    ctx.save_for_backward(out)
-                return out
-        scale, step = powers(decimal, x, axis)
-        factor = scale if mask is None else mask * scale
-        if torch.compiler.is_compiling():
-            return _as_expression(ctx, x, factor, step, rounding)
-        if x.dtype in (torch.float16, torch.bfloat16):
-            out = x.float().mul_(factor)
-        else:
-            out = x.mul_(factor) if in_place else x * factor
-        if gradient == "in_range":
-            rounded = _round(out.clone(), rounding)
-            ctx.save_for_backward((rounded >= low) & (rounded <= high))
-        # The bounds are whole numbers, so clamping first gives the same, and infinities never reach the rounding.
-        out = _round(out.clamp_(low, high), rounding).mul_(step)
-        if rectify:
-            ctx.save_for_backward(out.relu_())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        low, high = ctx.bounds
-        decimal, mask = ctx.decimal, ctx.mask
-        if ctx.rectify:
-            [result] = ctx.saved_tensors
-            if batch_share() == 1.0 and not torch.is_grad_enabled():
-                clipped = kernels.clip_rectified(grad, result, decimal, ctx.bounds, mask)
-                if clipped is not None:
-                    return clipped.to(ctx.dtype), *[None] * 9
-            grad = torch.ops.aten.threshold_backward(grad, result, 0)
-        if ctx.gradient == "clip_value":
-            # The one gradient that is not linear: it must see what one process would, which has the whole batch.
-            grad = of_whole_batch(grad, ctx.of_samples)
-            clipped = None
-            # with gradients on, somebody wants the gradient of this gradient, which only torch's functions have
-            if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
-                clipped = kernels.clip_gradient(grad, decimal, ctx.axis, ctx.bounds, mask)
-            if clipped is None:
-                step = powers(decimal, grad, ctx.axis)[1]
-                clipped = torch.clamp(grad, low * step, high * step)
-                clipped = clipped if mask is None else clipped.mul_(mask)  # in place: the clamped gradient is ours
-            share = batch_share() if ctx.of_samples else 1.0
-            grad = clipped if share == 1.0 else clipped / share
-        elif ctx.gradient == "in_range":
-            grad = grad * ctx.saved_tensors[0]
-            grad = grad if mask is None else grad.mul_(mask)
-        elif mask is not None:
-            grad = grad * mask
-        return grad.to(ctx.dtype), *[None] * 9
-
-
-def quantize_checked(
-    x: Tensor,
-    bounds: tuple[int, int],
-    decimal: int | Tensor,
-    rounding: str,
-    gradient: str,
-    axis: int | None,
-    mask: Tensor | None,
-    in_place: bool,
-    of_samples: bool = True,
-    rectify: bool = False,
-    sole_reader: bool = False,
-) -> Tensor:
-    """`quantize` with arguments that are known to be right: `bounds` of `integer_range`, decimal an int or int32.
-
-    of_samples: False for a weight, which all ranks have alike. rectify: with the ReLU that reads the result, in the
-    same passes; for the gradient `clip_value`. sole_reader: nobody else reads x.
-    """
-    if gradient == "clip_value":
-        done = nodes.quantize(x, decimal, axis, bounds, rounding, mask, in_place, rectify, sole_reader)
-        if done is not None:
-            return done
-    kind = x.dtype
-    in_place = in_place and (kind is torch.float32 or kind is torch.float64)
-    out: Tensor = _Quantize.apply(x, decimal, axis, bounds, rounding, gradient, mask, in_place, of_samples, rectify)
-    if kind is torch.float32 or kind is torch.float64:
-        return out
-    return out.to(working_dtype(kind, bounds[1].bit_length() + 1))
-
-
-def powers(decimal: Tensor | int, x: Tensor, axis: int | None) -> tuple[Tensor | float, Tensor | float]:
-    """2^d and 2^-d, as tensors that broadcast with x where d is one."""
-    if not isinstance(decimal, Tensor):
-        return 2.0**decimal, 2.0**-decimal
+def powers(decimal: Tensor, x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Return 2^d and 2^-d, shaped to broadcast with x."""
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     decimal = shaped_along(decimal, x, axis)
     return power_of_two(decimal, work), power_of_two(-decimal, work)
 
 
 def shaped_along(decimal: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """`decimal` shaped to broadcast with x: as it is when 0-d, else along `axis`."""
+    """Return `decimal` shaped to broadcast with x: unchanged when 0-d, else along `axis`.
+
+    Raises:
+        UserError: There is no axis of that size.
+    """
     if decimal.dim() == 0:
         return decimal
     if axis is None or decimal.dim() != 1 or x.shape[axis] != decimal.numel():
@@ -187,3 +148,50 @@ def shaped_along(decimal: Tensor, x: Tensor, axis: int | None) -> Tensor:
     shape = [1] * x.dim()
     shape[axis] = -1
     return decimal.view(shape)
+
+
+def _round(x: Tensor, rounding: str) -> Tensor:
+    if rounding == "floor":
+        return x.floor()
+    if rounding == "nearest":
+        return x.round()
+    # torch.trunc is not vectorised on a CPU and takes ten times as long; x minus its fraction is exact. It also turns
+    # -0.3 into +0.0, on every device.
+    return x - x.frac()
+
+
+def use_native() -> bool:
+    """Use the native operator in this process; return whether it is in use.
+
+    A warning says so where it compiles but does not give the bits of torch on this machine.
+    """
+    if not native.in_use() and native.load() and not _bits_agree():
+        native.unload()
+        warnings.warn("the native operator does not give torch's bits here; it is not used", stacklevel=2)
+    return native.in_use()
+
+
+def _bits_agree() -> bool:
+    """Return whether the native operator gives torch's bits on a sample with every kind of number."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 16, 8, 8, generator=generator) * torch.logspace(-3, 6, 16)[:, None, None]
+    x.view(-1)[:6] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, -0.3, 1e-42])
+    mask = (torch.rand(16, 8, 8, generator=generator) > 0.5).float()
+    decimals = torch.arange(16, dtype=torch.int32)
+
+    def bits(grid: Grid, masked: Tensor | None) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        out = apply_grid(leaf, decimals[3] if grid.axis is None else decimals, grid, masked)
+        [gradient] = torch.autograd.grad(out, leaf, x)
+        both = torch.stack([out.detach(), gradient])
+        return torch.where(both.isnan(), torch.nan, both).view(torch.int32)
+
+    for rounding in ("trunc", "floor", "nearest"):
+        for axis, masked in ((None, None), (None, mask), (1, None)):
+            grid = Grid(8, rounding, axis=axis)
+            found = bits(grid, masked)
+            with native.disabled():
+                expected = bits(grid, masked)
+            if not torch.equal(found, expected):
+                return False
+    return True

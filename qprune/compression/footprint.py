@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from qprune.compression.activation_trace import FLOAT_BITS, stored_features
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, match
 from qprune.compression.prepare import find_operators, run_example, weight_path
@@ -78,8 +78,8 @@ def paper_footprint(
     network: nn.Module,
     example: Any,
     size: PaperSize | None = None,
-    pruning: Pruning | None = None,
-    quantization: Quantization | None = None,
+    pruning: PruneConfig | None = None,
+    quantization: QuantizeConfig | None = None,
 ) -> Footprint:
     """The paper's accounting of `network` at `example` (one sample): None for an operator that is not used."""
     size = size or PaperSize()
@@ -144,7 +144,7 @@ def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules with parameters of their own and no children but operators, in module order."""
     owners = []
     for path, module in network.named_modules():
-        own = any(p is not None for p in module._parameters.values()) or parametrize.is_parametrized(module)
+        own = any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module)
         children = [c for c in module.children() if not _is_machinery(c)]
         if own and not children and not isinstance(module, (parametrize.ParametrizationList, Operator)):
             owners.append((path, module))

@@ -1,4 +1,4 @@
-"""What Pruner and Quantizer share: modes that are set from outside, and buffers that are sized by what is loaded."""
+"""What Pruner and Quantizer share: modes set by a compressor, placement on weights, and buffers sized by data."""
 
 from __future__ import annotations
 
@@ -13,21 +13,16 @@ from qprune.errors import UserError
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody waits for a call of this module, or for its gradient."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 class Operator(nn.Module):
-    """A module that owns numbers (buffers) but never time: `active` and `observing` are set by a `Compressor`.
+    """A module that owns numbers (buffers) but never time: a `Compressor` sets its modes.
 
-    active: the operator changes its input; otherwise it is the identity.
-    observing: it collects the statistics that its next event decides on, while the network is in training mode.
-    first_sample, sample_limit: position of this process's batch in the global one, and how many leading samples of
-        this process's batch belong to the window (spec 2.3); set with `observing`.
-    updates: number of events that have fired; a buffer, so that a checkpoint without them is noticed.
+    Attributes:
+        active: Whether it changes its input; otherwise it is the identity.
+        observing: Whether it collects the statistics for its next event, while the network is in training mode.
+        first_sample: Position of this process's batch in the global batch; set with `observing`.
+        sample_limit: Number of leading samples of this process's batch that belong to the window (spec 2.3), or None
+            for all; set with `observing`.
+        updates: Number of events that have fired; a buffer, so that a checkpoint without them is noticed.
     """
 
     updates: Tensor
@@ -38,78 +33,81 @@ class Operator(nn.Module):
         self.observing = False
         self.first_sample = 0
         self.sample_limit: int | None = None
-        # The network that is driven, in a tuple so that it is not a submodule. Its mode decides about observation:
-        # an operator inside a frozen norm is in evaluation mode for good, and must observe all the same.
+        # The compressed network, in a tuple so that it is not a submodule. Its mode decides about observation: an
+        # operator inside a frozen norm is always in evaluation mode, and has to observe all the same.
         self.owner: tuple[nn.Module, ...] = ()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int32))
+        self.register_load_state_dict_pre_hook(_adopt_sizes)
 
     @property
     def collecting(self) -> bool:
-        """Whether the input of this call is to be observed."""
+        """Whether the input of this call is observed."""
         return self.observing and (self.owner[0].training if self.owner else self.training)
 
-    @property
-    def at_rest(self) -> bool:
-        """Whether a call would do nothing: neither changes its input nor observes it, and nobody waits for a call."""
-        return not (self.active or self.observing or has_hooks(self))
-
     def in_window(self, x: Tensor) -> Tensor:
-        """The samples of this call, (B, ...), that belong to the window."""
+        """Return the samples of this call, (B, ...), that belong to the window."""
         x = x.detach()
         return x if self.sample_limit is None else x[: self.sample_limit]
 
     def on(self, layer: LayerT, name: str = "weight") -> LayerT:
-        """Place this operator around `layer.weight` and return the layer, after the operators already there.
+        """Place this operator on `layer.weight`, after the operators that are there.
 
-        `Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(3, 8, 3)))` is the paper's Listing 1. name: of another parameter
-        than `weight`. Raises UserError when the layer has no such parameter of two dimensions or more, or has it from
-        a parametrization of another kind.
+        `Quantizer(8).on(Pruner(0.5).on(nn.Conv2d(3, 8, 3)))` is the paper's Listing 1.
+
+        Args:
+            layer: A module with a parameter `name`.
+            name: The parameter, of two or more dimensions.
+
+        Returns:
+            The layer.
+
+        Raises:
+            UserError: There is no such parameter, something else computes it, or it has such an operator already.
         """
-        from qprune.compression.pair import WeightOperators, read_directly  # made of all kinds of operators
-
         weight = getattr(layer, name, None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             raise UserError(f"{type(layer).__name__} has no {name} of two or more dimensions to place an operator on")
+        placed: list[nn.Module] = []
         if parametrize.is_parametrized(layer, name):
-            there = list(layer.parametrizations[name])  # type: ignore[index]
-            other = next((type(p).__name__ for p in there if not isinstance(p, Operator)), None)
-            twice = any(isinstance(p, type(self)) for p in there)
+            placed = list(layer.parametrizations[name])  # type: ignore[index]
+            other = next((type(each).__name__ for each in placed if not isinstance(each, Operator)), None)
         else:
-            other = "a hook" if name not in layer._parameters else None
-            twice = False
+            other = None if name in dict(layer.named_parameters(recurse=False)) else "a hook"
         if other:
             raise UserError(
                 f"the {name} of {type(layer).__name__} is computed by {other}, as weight norms do, and cannot be "
                 "compressed; make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
                 "torch.nn.utils.remove_weight_norm for the older kind), or exclude the layer"
             )
-        if twice:
+        if any(isinstance(each, type(self)) for each in placed):
             raise UserError(
                 f"the {name} of {type(layer).__name__} has a {type(self).__name__.lower()} already: a network is "
                 "compressed once; begin from a fresh copy of it (copy.deepcopy before the first time)"
             )
         self.size_for_weight(weight)
         parametrize.register_parametrization(layer, name, self)
-        chain = layer.parametrizations[name]  # type: ignore[index]
-        if not isinstance(chain, WeightOperators):
-            chain.__class__ = WeightOperators
-            read_directly(layer, name)
         return layer
 
     def start_window(self) -> None:
-        """Forget what was observed."""
+        """Discard what was observed; called at the first step of a window."""
 
     def end_windows(self) -> None:
-        """Give back what a window takes: no event follows."""
+        """Free the memory of windows: no event follows."""
         self.start_window()
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Size the buffers by the weight that this operator will work on."""
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Masks and windows take their size from data: a fresh operator adopts the size it is given.
-        for name, buffer in self.named_buffers(recurse=False):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != buffer.shape:
-                setattr(self, name, torch.empty(saved.shape, dtype=buffer.dtype, device=buffer.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def check_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Raise UserError for a saved state, by names that begin with `prefix`, that this operator cannot load."""
+
+
+def _adopt_sizes(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+) -> None:  # masks and windows take their size from data: a fresh operator adopts the size of what is loaded
+    assert isinstance(module, Operator)
+    module.check_state(prefix, state_dict)
+    for name, buffer in module.named_buffers(recurse=False):
+        saved = state_dict.get(prefix + name)
+        if saved is not None and saved.shape != buffer.shape:
+            setattr(module, name, torch.empty(saved.shape, dtype=buffer.dtype, device=buffer.device))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.errors import UserError, closest
 
 INPUT = "input"  # the site of the network's input, among the feature sites
@@ -74,10 +74,10 @@ class Plan:
                     sites.append(Site(path, kind, prune, quantize))
         return cls(tuple(sites))
 
-    def restricted(self, pruning: Pruning | None, quantization: Quantization | None) -> Plan:
+    def restricted(self, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> Plan:
         """The plan with only the operators asked for: None drops one, `targets` keeps it on weights or features."""
 
-        def keeps(options: Pruning | Quantization | None, kind: str) -> bool:
+        def keeps(options: PruneConfig | QuantizeConfig | None, kind: str) -> bool:
             return options is not None and kind[0] in options.targets
 
         return Plan(
@@ -85,8 +85,8 @@ class Plan:
                 Site(
                     site.path,
                     site.kind,
-                    prune=site.prune and keeps(pruning, site.kind),
-                    quantize=site.quantize and keeps(quantization, site.kind),
+                    prune=site.prune and keeps(prune, site.kind),
+                    quantize=site.quantize and keeps(quantize, site.kind),
                 )
                 for site in self.sites
             )

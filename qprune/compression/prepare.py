@@ -1,7 +1,8 @@
-"""Putting operators into a network without touching its code: parametrizations on weights, a hook on features."""
+"""Insert operators into a network and take them out again: parametrizations on weights, hooks on features."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +11,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qprune.compression.config import Pruning, Quantization
-from qprune.compression.feature import FeatureOperators
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
-from qprune.compression.pair import called
 from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, weight_place
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
 
 OUTPUT_CHILD, INPUT_CHILD = "output_operators", "input_operators"
 
 
+class FeatureOperators(nn.Module):
+    """The operators of one feature map: a pruner, then a quantizer (Section 3); either may be None.
+
+    Where both act, they are one function and one pass: the quantizer multiplies by the mask.
+
+    Args:
+        pruner, quantizer: The operators.
+        site: The path in the plan, which for an input does not follow from the module's place.
+    """
+
+    def __init__(self, pruner: Pruner | None, quantizer: Quantizer | None, site: str = "") -> None:
+        super().__init__()
+        self.site = site
+        self.pruner, self.quantizer = pruner, quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (B, ...) after the operators that are active."""
+        pruner, quantizer = self.pruner, self.quantizer
+        mask = None
+        if pruner is not None:
+            if quantizer is not None and pruner.active and quantizer.active and not quantizer.collecting:
+                mask = pruner.mask_for(x)
+            else:
+                x = pruner(x)
+        if quantizer is not None:
+            x = quantizer(x, mask)
+        return x
+
+
 @dataclass(frozen=True)
 class Placed:
-    """An operator where it stands: `path` names the tensor's module; `chain`, for a weight, its parametrizations."""
+    """An operator in its place.
+
+    Attributes:
+        path: The site: the module that has the weight or makes the feature.
+        operator: The operator.
+        chain: For a weight, its parametrizations.
+    """
 
     path: str
     operator: Operator
@@ -35,7 +71,7 @@ class Placed:
 
     @torch.no_grad()
     def weight_in(self) -> Tensor:
-        """What reaches this operator of a weight: the raw weight after the operators before this one."""
+        """Return what reaches this operator of a weight: the raw weight after the operators before this one."""
         assert self.chain is not None
         value: Tensor = self.chain.original
         for operator in self.chain:
@@ -45,44 +81,48 @@ class Placed:
         return value
 
 
-def place(network: nn.Module, plan: Plan, pruning: Pruning | None, quantization: Quantization | None) -> None:
-    """Put the plan's operators into `network`, in place. Structurally a pruner stands before a quantizer (section 3).
+def prepare(network: nn.Module, plan: Plan, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> None:
+    """Insert the plan's operators into `network`, in place.
 
-    Module classes, names and code stay as they were; the operators of a feature become a child of the module that
-    makes it (`output_operators`), and one forward hook calls them. Raises UserError where two sites are one tensor.
+    Module classes, names and code stay as they were. The operators of a feature become a child of the module that
+    makes it (`output_operators`), which one forward hook calls. A pruner always stands before a quantizer (Section 3).
+
+    Args:
+        network: Any module.
+        plan: Its sites.
+        prune, quantize: What operators to build; None for none of the kind.
+
+    Raises:
+        UserError: Two sites are one tensor, or a weight cannot take an operator.
     """
     for site in plan.active:
         if site.kind == "weight":
             layer, name = weight_place(network, site.path)
-            if site.prune and pruning:
-                pruning.for_weights().on(layer, name)
-            if site.quantize and quantization:
-                quantization.for_weights(layer, name).on(layer, name)
+            if site.prune and prune:
+                prune.for_weights().on(layer, name)
+            if site.quantize and quantize:
+                quantize.for_weights(layer, name).on(layer, name)
         else:
-            _place_on_feature(network, site, pruning, quantization)
+            _prepare_feature(
+                network,
+                site,
+                prune.for_features() if site.prune and prune else None,
+                quantize.for_features() if site.quantize and quantize else None,
+            )
 
 
-def _place_on_feature(
-    network: nn.Module, site: Site, pruning: Pruning | None, quantization: Quantization | None
-) -> None:
+def _prepare_feature(network: nn.Module, site: Site, pruner: Pruner | None, quantizer: Quantizer | None) -> None:
     module, at_input = _module_of(network, site)
-    # A Sequential would run a new child as one of its layers: its first or last layer is the same tensor's other end.
+    # A Sequential would run a new child as one of its layers; its first or last layer has the same tensor.
     while isinstance(module, nn.Sequential):
         module = module[0 if at_input else -1]
     for outer in network.modules():
         if isinstance(outer, nn.TransformerEncoder):  # in evaluation it may pack padded batches into nested tensors
             outer.use_nested_tensor = False
-    operators = FeatureOperators(
-        pruning.for_features() if site.prune and pruning else None,
-        quantization.for_features() if site.quantize and quantization else None,
-        site.path,
-        fresh=not at_input and parametrize.type_before_parametrizations(module) in _MAKERS,
-        of_tanh=not at_input and type(module) is nn.Tanh,
-    )
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
         raise UserError(f"the site {site.path!r} is the same tensor as another site of the plan; name only one of them")
-    module.add_module(child, operators)
+    module.add_module(child, FeatureOperators(pruner, quantizer, site.path))
     if at_input:
         module.register_forward_pre_hook(_operate_on_input)
     else:
@@ -90,7 +130,7 @@ def _place_on_feature(
 
 
 def _module_of(network: nn.Module, site: Site) -> tuple[nn.Module, bool]:
-    """The module at a feature's site, and whether it is what the module is given."""
+    """Return the module at a feature's site, and whether the feature is its input."""
     if site.path == INPUT:
         return network, True
     try:
@@ -109,8 +149,7 @@ def _operate_on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ..
             f"{type(module).__name__} is given {given} as its first positional argument, not a tensor of floating "
             f"point numbers: its input cannot be a site; leave {getattr(module, INPUT_CHILD).site!r} out of the plan"
         )
-    operators: FeatureOperators = module._modules[INPUT_CHILD]  # type: ignore[assignment]  # past Module.__getattr__
-    return args if operators.at_rest else (called(operators, args[0]), *args[1:])
+    return getattr(module, INPUT_CHILD)(args[0]), *args[1:]
 
 
 def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -119,35 +158,11 @@ def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) ->
             f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
             "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
         )
-    operators = _of_output(module)
-    return output if operators.at_rest else called(operators, output, _is_sole_reader(module, output))
-
-
-def _of_output(module: nn.Module) -> FeatureOperators:
-    return module._modules[OUTPUT_CHILD]  # type: ignore[return-value]  # past Module.__getattr__
-
-
-# Layers that make a new tensor which their own gradient does not need.
-_MAKERS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-)
-
-
-def _is_sole_reader(module: nn.Module, output: Tensor) -> bool:
-    """Whether the operators of `module` are the only ones who have got its output, a new tensor."""
-    operators = _of_output(module)
-    return (
-        not torch.compiler.is_compiling()  # a compiler decides itself what is worked in and taken along
-        and (operators.fresh or operators.of_tanh)
-        and len(module._forward_hooks) == 1  # ours: another one may have kept the output
-        and not nn.modules.module._global_forward_hooks
-        and not output._is_view()
-    )
+    return getattr(module, OUTPUT_CHILD)(output)
 
 
 def find_operators(network: nn.Module) -> Iterator[Placed]:
-    """All operators in a network with the path of the tensor they work on."""
+    """Yield all operators of a network in their places."""
     chains = {
         operator: (path, chain)
         for path, chain in network.named_modules()
@@ -165,7 +180,7 @@ def find_operators(network: nn.Module) -> Iterator[Placed]:
 
 
 def weight_path(name: str) -> str:
-    """The site of a weight from the name of its parametrizations, or of what is inside them."""
+    """Return the site of a weight from the name of its parametrizations, or of what is inside them."""
     layer, _, rest = f".{name}".rpartition(".parametrizations.")
     tensor = rest.split(".")[0]
     return (layer if tensor == "weight" else f"{layer}.{tensor}").removeprefix(".")
@@ -178,34 +193,49 @@ def _feature_path(network: nn.Module, path: str) -> str:
     return ".".join(parts[: parts.index(OUTPUT_CHILD)]) if OUTPUT_CHILD in parts else path
 
 
-def parametrizations_of(module: nn.Module) -> list[nn.Module]:
-    """What stands around the parameters of `module` itself."""
-    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
-    return [inner for chain in chains for inner in chain]
+def convert(network: nn.Module) -> nn.Module:
+    """Return a copy of a prepared network with its present state built in: plain weights, constant operators.
+
+    Its outputs equal those of the prepared network in evaluation mode, bit for bit.
+    """
+    converted = copy.deepcopy(network)
+    for placed in find_operators(converted):
+        placed.operator.owner, placed.operator.observing = (), False
+        placed.operator.end_windows()
+    for module in list(converted.modules()):
+        if parametrize.is_parametrized(module):
+            chains = module.parametrizations.values()  # type: ignore[operator, union-attr]
+            if any(isinstance(each, Operator) for chain in chains for each in chain):
+                _make_plain(module)
+    return converted
 
 
-def make_plain(layer: nn.Module) -> None:
-    """Replace the parametrized weights of `layer` by their present values, plain parameters.
+def _make_plain(layer: nn.Module) -> None:
+    """Replace the parametrized weights of a copied layer by their present values.
 
-    torch's `remove_parametrizations` would take the weight away from every copy of the layer as well: a deep copy of
-    a parametrized module shares the class that carries the property.
+    `remove_parametrizations` deletes the property from the layer's class, which a deep copy shares with its original
+    (https://github.com/pytorch/pytorch/pull/80811), so that the original would lose its weight too.
     """
     weights = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
-    del layer._modules["parametrizations"]
+    del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
-    others = dict(layer._parameters)
-    layer._parameters.clear()
-    for name, weight in weights.items():  # first, where convolutions, linear layers and attention have them
+    others = dict(layer.named_parameters(recurse=False))
+    for name in others:
+        delattr(layer, name)
+    for name, weight in weights.items():  # first, as convolutions, linear layers and attention have them
         layer.register_parameter(name, nn.Parameter(weight))
-    layer._parameters.update(others)
+    for name, parameter in others.items():
+        layer.register_parameter(name, parameter)
 
 
 def run_example(network: nn.Module, example: Any) -> Any:
-    """One forward pass of `example` in evaluation mode, without gradients.
+    """Pass `example` through `network` in evaluation mode, without gradients, and return the output.
 
-    example: a tensor, a tuple of positional arguments, or a dict of arguments by name.
+    Every module's mode and the random state are restored.
 
-    Every module's own mode is restored, random state included, so that nothing is left behind.
+    Args:
+        network: Any module.
+        example: A tensor, a tuple of positional arguments, or a dict of arguments by name.
     """
     modes = {module: module.training for module in network.modules()}
     state = torch.get_rng_state()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qprune.compression import native as kernels
 from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_mask, prune
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
@@ -17,14 +16,18 @@ BORDERS = ("tile", "keep")
 class Pruner(Operator):
     """Multiplies by a mask that events choose by magnitude.
 
-    sparsity: final fraction of zeros, in [0, 1). granularity: `element`, one mask entry per element of a sample
-    (C, H, W) or of a weight, `channel`, one per channel (C, 1, 1), or `last`, one per index of the last dimension
-    (where (B, T, C) of transformers has its channels). rule: see `magnitude_mask`. border: what happens
-    to the rim of a feature map that is larger than the mask learned in training (spec 2.5): `tile` goes on with the
-    tiling, `keep` leaves the rim unpruned as the authors do.
+    Args:
+        sparsity: Final fraction of zeros, in [0, 1).
+        granularity: `element`, one mask entry per element of a sample (C, H, W) or of a weight; `channel`, one per
+            channel (C, 1, 1); or `last`, one per index of the last dimension, where the (B, T, C) of transformers has
+            its channels.
+        rule: As in `magnitude_mask`.
+        border: What happens to the rim of a feature map that is larger than the mask learned in training (spec 2.5):
+            `tile` continues the tiling, `keep` leaves the rim unpruned as the authors do.
 
-    Buffers: mask, float32 of 0 and 1 (a float mask multiplies faster than a bool one), empty until it is sized;
-    total, float64, the window's sum of |x| per mask entry (features only), empty after the last event.
+    Attributes:
+        mask: Buffer, float32 of 0 and 1 (a float mask multiplies faster than a bool one); empty until it is sized.
+        total: Buffer, float64, the window's sum of |x| per mask entry (features only); empty after the last event.
     """
 
     mask: Tensor
@@ -42,9 +45,9 @@ class Pruner(Operator):
         self.register_buffer("total", torch.empty(0, dtype=torch.float64))
 
     def size_for_feature(self, x: Tensor) -> None:
-        """Size mask and total by one batch of features (B, C, ...)."""
+        """Size mask and window by one batch of features (B, C, ...)."""
         if self.mask.numel() == 0:
-            # One sample's own strides: a mask in another memory layout than its feature would be slow to multiply.
+            # In the memory layout of one sample: in another one, the mask would be slow to multiply with.
             entries = x[0] if self.granularity == "element" else x[0].new_empty(self._per_channel(x))
             self.mask = torch.ones_like(entries, dtype=torch.float32)
             self.total = torch.zeros_like(entries, dtype=torch.float64)
@@ -60,25 +63,19 @@ class Pruner(Operator):
         return (x.shape[1], *[1] * (x.dim() - 2))
 
     def start_window(self) -> None:
-        """Forget what was observed; called at the first step of a window, so that an event may fire again on resume."""
+        """Discard what was observed; called at the first step of a window, so that an event may fire again."""
         if self.total.numel():
             self.total.zero_()
         else:
             self.total = torch.zeros_like(self.mask, dtype=torch.float64)
 
     def end_windows(self) -> None:
-        """Give back what a window takes, eight bytes for each entry of the mask: no event follows."""
+        """Free the window, eight bytes per mask entry: no event follows."""
         self.total = self.total.new_empty(0)
 
     def observe(self, x: Tensor) -> None:
-        """Add |x| of this call's samples (B, C, ...) to `total` (the running form of the sliding window of Eq. 8)."""
+        """Add |x| of this call's samples (B, C, ...) to `total`, the running form of the window of Eq. 8."""
         x = self.in_window(x)
-        if (
-            self.granularity == "element"
-            and not torch.compiler.is_compiling()
-            and kernels.add_magnitudes(x, self.total)
-        ):
-            return
         magnitude = x.abs()
         if self.granularity != "element" and magnitude.dim() > 2:
             rest = range(2, magnitude.dim()) if self.granularity == "channel" else range(1, magnitude.dim() - 1)
@@ -93,39 +90,36 @@ class Pruner(Operator):
 
     def update(self, score: Tensor, fraction: float) -> None:
         """A pruning event: choose the mask at `fraction` of the final sparsity by `score` (|w| or the window's sum)."""
-        # In place: whoever holds the buffer (a captured graph, a parametrization) sees the new mask.
+        # In place, for references to the buffer, such as a captured graph's.
         self.mask.copy_(magnitude_mask(score, self.sparsity * fraction, self.rule))
         self.updates += 1
 
-    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
-        """x (B, C, ...) or a weight, times the mask while active; observed first while a window is open.
-
-        in_place: the result may take the place of x.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (B, C, ...) or a weight, times the mask while active; observe it first while a window is open."""
         mask = self.mask_for(x)
-        return x if mask is None else prune(x, mask, in_place)
+        return x if mask is None else prune(x, mask)
 
     def mask_for(self, x: Tensor) -> Tensor | None:
-        """What x (B, C, ...) or a weight is to be multiplied by, None while inactive; observes x, see `forward`."""
+        """Observe x while a window is open; return the mask that fits x, or None while inactive."""
         if self.collecting:
             self.observe(x)
         return self.fitted(x) if self.active else None
 
     def fitted(self, x: Tensor) -> Tensor:
-        """The mask, tiled to x's size when x is a feature of another size than those of training."""
-        mask: Tensor = self._buffers["mask"]  # type: ignore[assignment]  # past Module.__getattr__
+        """Return the mask, tiled to x's size where x is a feature of another size than those of training."""
+        mask = self.mask
         if self.granularity != "element" or x.shape == mask.shape or x.shape[1:] == mask.shape:
             return mask
-        if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing that could be tiled
+        if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing can be tiled
             raise UserError(
-                f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(self.mask.shape)}; "
+                f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(mask.shape)}; "
                 "give all inputs one size (pad sequences), or use prune.granularity=last"
             )
-        return tile_mask(self.mask, tuple(x.shape[2:]), self.border)
+        return tile_mask(mask, tuple(x.shape[2:]), self.border)
 
     @property
     def density(self) -> float:
-        """Fraction of ones in the mask; 1 when there is no mask yet."""
+        """Fraction of ones in the mask; 1 before it is sized."""
         return float(self.mask.mean(dtype=torch.float64)) if self.mask.numel() else 1.0
 
     def extra_repr(self) -> str:
@@ -133,10 +127,10 @@ class Pruner(Operator):
 
 
 def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tensor:
-    """A mask (C, h, w) laid out over a feature map of `size` (H, W), whole tiles in the centre (spec 2.5).
+    """Tile a mask (C, h, w) over a feature map of `size` (H, W), whole tiles in the centre (spec 2.5).
 
-    border `tile` goes on with the pattern beyond them (and takes the mask's centre where the map is smaller);
-    `keep` leaves everything beyond whole tiles unpruned, so a map smaller than the mask is not pruned at all.
+    Border `tile` continues the pattern beyond them, and takes the mask's centre where the map is smaller; `keep`
+    leaves everything beyond whole tiles unpruned, so that a map smaller than the mask is not pruned.
     """
     for dim, length in enumerate(size, start=1):
         tile = mask.shape[dim]

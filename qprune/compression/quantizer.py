@@ -1,42 +1,49 @@
-"""Delayed and saturated quantization (Eq. 5 and 7): decimal bits that an event chooses and then freezes."""
+"""Delayed and saturated quantization (Eq. 5 and 7): fraction bits that an event chooses and then freezes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from qprune.compression import packing
 from qprune.compression.distributed import gathered
-from qprune.compression.fake_quantize import quantize_checked
+from qprune.compression.fake_quantize import Grid, apply_grid
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
     check_saturate,
     integer_range,
+    least_error,
     optimal_decimal,
-    smallest_error,
     squared_errors,
 )
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
 
-# Elements of a feature window on which d is chosen. A window that holds more is sampled evenly (spec 7.9: the authors
-# keep all of it, 13.5 GB for MobileNetV2), of one that holds fewer every element counts.
+DECIMALS = tuple(range(20))  # candidates for d, the authors' (spec 1.3)
+# Elements of a feature window on which d is chosen. A larger window is sampled evenly (the authors keep all of it,
+# 13.5 GB for MobileNetV2, spec 7.9); of a smaller one every element counts.
 WINDOW_CAPACITY = 1 << 20
-_TAKEN_AT_ONCE = 1 << 17  # elements: what is computed to find them is then no memory that anybody notices
+_CHUNK = 1 << 17  # elements that are sampled at a time, so that indices and copies stay small
 
 
 class Quantizer(Operator):
-    """Rounds to a grid of `bits` bits with power-of-two steps 2^-decimal.
+    """Rounds to a grid of `bits` bits with power-of-two steps 2^-d.
 
-    decimal: a fixed d, or None to have an event choose d* (Eq. 5). decimals: the candidates. saturate: quantiles of
-    Eq. 6. axis: the dimension that has a d of its own per index (weights only), or None for one d in all.
+    Args:
+        bits: N, from 2 to 16.
+        decimal: d, fixed; or the candidates of which an event chooses d* (Eq. 5). None: 0 to 19.
+        rounding: `trunc`, `floor` or `nearest`.
+        gradient: `clip_value`, `ste` or `in_range`.
+        saturate: Quantiles (low, high) of Eq. 6.
+        axis: The dimension with a d of its own per index (weights only), or None.
 
-    Buffers: decimal, int32, 0-d or (C,); kept, what the window has come to (features only): the sum of squared errors
-    of each candidate, float64, or with `saturate`, whose quantiles show at its end, its values, float32.
+    Attributes:
+        decimal: Buffer, int32, 0-d or (C,): d.
+        kept: Buffer, the window so far (features only): the sum of squared errors of each candidate, float64; with
+            `saturate`, whose quantiles are known only at the end, its values, float32.
+        searches: Whether an event chooses d.
     """
 
     decimal: Tensor
@@ -45,120 +52,111 @@ class Quantizer(Operator):
     def __init__(
         self,
         bits: int = 8,
-        decimal: int | None = None,
+        decimal: int | Sequence[int] | None = None,
         rounding: str = "trunc",
         gradient: str = "clip_value",
         saturate: Sequence[float] = (0.0, 1.0),
         axis: int | None = None,
-        decimals: Sequence[int] = tuple(range(20)),
     ) -> None:
         super().__init__()
-        self.bounds = integer_range(bits)
+        integer_range(bits)
         one_of("rounding", rounding, ROUNDINGS)
         one_of("gradient", gradient, GRADIENTS)
-        self.bits, self.rounding, self.gradient, self.axis = bits, rounding, gradient, axis
-        self.saturate, self.decimals = check_saturate(saturate), tuple(sorted(decimals))
-        self.searches = decimal is None
-        self.budget = WINDOW_CAPACITY
-        self.of_feature = True  # unless it is placed on a weight
-        self.register_buffer("decimal", torch.tensor(0 if decimal is None else decimal, dtype=torch.int32))
+        self.grid = Grid(bits, rounding, gradient, axis)
+        self.saturate = check_saturate(saturate)
+        self.searches = not isinstance(decimal, int)
+        self.decimals = tuple(sorted(decimal)) if isinstance(decimal, Sequence) else DECIMALS
+        self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
+        self.register_buffer("decimal", torch.tensor(decimal if isinstance(decimal, int) else 0, dtype=torch.int32))
         self.keeps_values = self.saturate != (0.0, 1.0)
         self.register_buffer("kept", torch.empty(0, dtype=torch.float32 if self.keeps_values else torch.float64))
 
+    @property
+    def bits(self) -> int:
+        """N."""
+        return self.grid.bits
+
+    @property
+    def rounding(self) -> str:
+        """`trunc`, `floor` or `nearest`."""
+        return self.grid.rounding
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension with a d of its own per index, or None."""
+        return self.grid.axis
+
     def size_for_weight(self, weight: Tensor) -> None:
         """Give `decimal` one entry per index of `axis`."""
-        self.of_feature = False
+        self.grid = self.grid._replace(of_samples=False)
         if self.axis is not None and self.decimal.dim() == 0:
             self.decimal = self.decimal.repeat(weight.shape[self.axis])
 
     def start_window(self) -> None:
-        """Forget what was observed; called at the first step of a window."""
+        """Discard what was observed."""
         self.kept = self.kept.new_empty(0)
 
     def observe(self, x: Tensor) -> None:
-        """Take in this call's samples (B, ...), or `budget` of their elements, every n-th, from another start each."""
+        """Add this call's samples (B, ...) to the window, or an even sample of `budget` of their elements."""
         samples = self.in_window(x)
         count, size = samples.shape[0], samples.shape[1:].numel()
         keep = min(size, max(1, self.budget // max(1, count)))
         first = self.first_sample
-        for part in samples.split(max(1, _TAKEN_AT_ONCE // max(1, keep))):
-            self._take_in(_every_nth(part, keep, first) if keep < size else part)
+        for part in samples.split(max(1, _CHUNK // max(1, keep))):
+            values = (_every_nth(part, keep, first) if keep < size else part).float().flatten()
+            if self.keeps_values:
+                self.kept = torch.cat([self.kept, values])
+            else:
+                errors = squared_errors(values, self.bits, self.decimals, self.rounding)
+                self.kept = self.kept + errors if self.kept.numel() else errors
             first += part.shape[0]
 
-    def _take_in(self, samples: Tensor) -> None:
-        values = samples.float().flatten()
-        if self.keeps_values:
-            self.kept = torch.cat([self.kept, values])
-            return
-        errors = squared_errors(values, self.bits, self.decimals, self.rounding)
-        self.kept = self.kept + errors if self.kept.numel() else errors
-
     def observed(self) -> Tensor:
-        """`kept` of the window's samples on all ranks; empty if there were none."""
+        """Return `kept` over the samples of all ranks; empty if there were none."""
         together = gathered(self.kept)
         if self.keeps_values or together.numel() == 0:
             return together
         return together.view(-1, len(self.decimals)).sum(0)
 
     def update(self, x: Tensor) -> None:
-        """A quantization event: freeze d* for x, a weight or any values."""
-        chosen = None
+        """Carry out a quantization event: freeze d* for x, a weight or any values."""
         if self.searches:
-            chosen = optimal_decimal(x, self.bits, self.saturate, self.decimals, self.rounding, self.axis)
-        self._freeze(chosen)
+            self._freeze(optimal_decimal(x, self.bits, self.saturate, self.decimals, self.rounding, self.axis))
+        else:
+            self._freeze(self.decimal)
 
     def update_by_window(self, observed: Tensor) -> None:
-        """A quantization event: freeze d* for the window of which that was observed."""
-        if self.keeps_values:
+        """Carry out a quantization event: freeze d* for the window that `observed` returned."""
+        if self.keeps_values or not self.searches:
             self.update(observed)
         else:
-            self._freeze(smallest_error(observed, self.decimals) if self.searches else None)
+            self._freeze(least_error(observed, self.decimals))
 
-    def _freeze(self, chosen: Tensor | None) -> None:
-        if chosen is not None:
-            self.decimal.copy_(chosen)  # in place, for the same reason as a pruner's mask
+    def _freeze(self, chosen: Tensor) -> None:
+        self.decimal.copy_(chosen)  # in place, as a pruner's mask
         self.start_window()
         self.updates += 1
 
-    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
-        """x (B, C, ...) or a weight, on the grid while active; observed first while a window is open.
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return x (B, C, ...) or a weight, on the grid while active; observe it first while a window is open.
 
-        in_place: the result may take the place of x.
+        Args:
+            x: A feature or a weight.
+            mask: While active, x is multiplied by it in the same pass (Eq. 3).
         """
         if self.collecting:
             self.observe(x)
-        return self.quantized(x, None, in_place) if self.active else x
+        return apply_grid(x, self.decimal, self.grid, mask) if self.active else x
 
-    def quantized(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        in_place: bool = False,
-        rectify: bool = False,
-        sole_reader: bool = False,
-    ) -> Tensor:
-        """x * mask on the grid, whatever the mode; `in_place`: the result may take the place of x.
-
-        rectify: what a ReLU makes of that, with the gradient of both. sole_reader: nobody else reads x.
-        """
-        decimal: Tensor = self._buffers["decimal"]  # type: ignore[assignment]  # past Module.__getattr__
-        of_feature = self.of_feature
-        if of_feature:
-            packing.remember(decimal, self.bounds)
-            # a tanh that is taken along keeps its output a second time, which packing would look at a second time
-            sole_reader = sole_reader and not packing.in_use()
-        how = self.rounding, self.gradient, self.axis
-        return quantize_checked(x, self.bounds, decimal, *how, mask, in_place, of_feature, rectify, sole_reader)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        kept = state_dict.get(f"{prefix}kept")
+    def check_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Raise UserError for a state from inside a window of another version or of other candidates."""
+        kept = state.get(f"{prefix}kept")
         if kept is not None and not self.keeps_values and kept.numel() not in (0, len(self.decimals)):
             raise UserError(
                 f"the state was saved inside a window of decimal bits and does not fit: {prefix}kept has "
                 f"{kept.numel()} numbers, and there are {len(self.decimals)} candidates; take a state from before the "
                 "window, or delete the run's checkpoints to train it afresh"
             )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"
@@ -166,15 +164,14 @@ class Quantizer(Operator):
 
 
 def _every_nth(x: Tensor, keep: int, first: int) -> Tensor:
-    """`keep` elements of each sample of x, (B, keep): in the order of x.flatten(1), from another start in each.
+    """Return `keep` elements of each sample of x, evenly spaced, with another start in each: (B, keep).
 
-    first: number of the first sample. Where channels are last in memory, x is not copied.
+    Args:
+        x: Samples (B, ...).
+        keep: At most the number of elements of a sample.
+        first: Number of the first sample in the global batch.
     """
     size = x.shape[1:].numel()
     start = (torch.arange(x.shape[0], device=x.device) + first) * 7919 % size
     index = (start[:, None] + torch.arange(keep, device=x.device) * (size // keep)) % size
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        channels, places = x.shape[1], x.shape[2] * x.shape[3]
-        index = index % places * channels + index // places
-        x = x.permute(0, 2, 3, 1)
     return x.flatten(1).gather(1, index)

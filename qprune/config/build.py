@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_class
 
 from qprune.compression.compressor import Compressor, attach
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.footprint import PaperSize
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule, Timeline
@@ -29,8 +29,8 @@ class Recipe:
 
     config: dict[str, Any]
     order: tuple[str, ...]
-    pruning: Pruning | None
-    quantization: Quantization | None
+    pruning: PruneConfig | None
+    quantization: QuantizeConfig | None
     schedule: Schedule  # in trained epochs
     limits: Limits
     paper_epochs: int
@@ -42,11 +42,11 @@ class Recipe:
         order = tuple(config["order"]["steps"])
         if len(set(order)) != len(order):
             raise UserError(f"order.steps={list(order)} names an operator twice; type each at most once")
-        pruning = _built(Pruning, config["prune"], "prune") if "prune" in order else None
+        pruning = _built(PruneConfig, config["prune"], "prune") if "prune" in order else None
         quantize = {key: value for key, value in config["quantize"].items() if key != "decimal_from"}
         if config["quantize"].get("decimal_from"):
             quantize["decimal"] = 0  # fixed from the start, hence no search; the runner fills in the other run's values
-        quantization = _built(Quantization, quantize, "quantize") if "quantize" in order else None
+        quantization = _built(QuantizeConfig, quantize, "quantize") if "quantize" in order else None
         epochs, budget = config["epochs"], config["budget"]
         schedule = _schedule(config, pruning, quantization)
         schedule.check(order, epochs)
@@ -101,7 +101,7 @@ class Recipe:
         return PaperSize(**self.config["task"]["paper_size"])
 
 
-def _schedule(config: Mapping[str, Any], pruning: Pruning | None, quantization: Quantization | None) -> Schedule:
+def _schedule(config: Mapping[str, Any], pruning: PruneConfig | None, quantization: QuantizeConfig | None) -> Schedule:
     times = dict(config["schedule"])
     if pruning is None:
         times |= {"t_p": None, "dt_p": None}

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Node as FxNode
 
-from qprune.compression.feature import FeatureOperators
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import find_operators, make_plain
+from qprune.compression.prepare import FeatureOperators, find_operators, make_plain
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError

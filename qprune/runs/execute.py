@@ -27,10 +27,10 @@ from qprune.atomic_write import (
     write_atomically,
     write_json,
 )
-from qprune.compression import native as kernels
 from qprune.compression.activation_trace import features_left_alone
 from qprune.compression.compressor import Compressor
 from qprune.compression.distributed import rank_and_world
+from qprune.compression.fake_quantize import use_native
 from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
 from qprune.compression.plan import Plan, weight_place
 from qprune.config import signature as identity
@@ -149,7 +149,7 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
         kept = is_kept(trainer_config["keep_memory"], trainer_config["pack_features"])
         keep_freed_memory() if kept else return_freed_memory()
         if trainer_config["kernels"]:
-            kernels.load()
+            use_native()
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config["seed"])
     torch.manual_seed(config["seed"])

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.compression.feature import FeatureOperators
 from qprune.compression.functional import integer_range
-from qprune.compression.prepare import find_operators
+from qprune.compression.prepare import FeatureOperators, find_operators
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 

@@ -10,22 +10,13 @@ uncompiled run: the key is part of a run's identity.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from qprune.compression import native as kernels
-from qprune.compression import node_cache, nodes
 from qprune.compression.compressor import Compressor
-from qprune.compression.distributed import rank_and_world
-from qprune.compression.feature import FeatureOperators
-from qprune.compression.packing import packed_features
-from qprune.compression.rectified import find_rectified, rectified_features
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
 from qprune.training.optimizers import fuse, shorten_steps
@@ -95,19 +86,6 @@ def state_of(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
     )
 
 
-def as_written(rectified: Sequence[FeatureOperators], pack_features: bool) -> AbstractContextManager[object]:
-    """Around a step that is not compiled: the ReLUs behind `rectified` are taken along, and features packed if told."""
-    if pack_features:
-        return _packed(rectified)
-    return rectified_features(rectified) if rectified else nullcontext()
-
-
-@contextmanager
-def _packed(rectified: Sequence[FeatureOperators]) -> Iterator[None]:
-    with packed_features(), rectified_features(rectified):
-        yield
-
-
 class Ways:
     """How steps are carried out: as written, compiled (`compile`), or with packed features (`pack_features`).
 
@@ -134,28 +112,20 @@ class Ways:
             compile,
             pack_features,
         )
-        self.fuse_relu = fuse_relu and device.type == "cpu" and kernels.in_use()
-        self._find_rectified = partial(find_rectified, compressor.network, task.example)
-        self._rectified: list[FeatureOperators] | None = None
         self.compile_seconds = 0.0
         self._met: set[tuple[bool, bool, bool]] = set()
         self._compiling = False
-        self._nodes = device.type == "cpu" and kernels.in_use() and not compile and rank_and_world()[1] == 1
         if compile:
             compile_training(task, optimizers, device)
         shorten_steps(optimizers)
-        self._to_build_at = time.monotonic() + SECONDS_BEFORE_BUILDING
 
     def begin_epoch(self) -> None:
-        """Use the operators as nodes of torch's engine, with the same bits, if they are built; else have them built."""
-        if self._nodes and not nodes.load() and time.monotonic() > self._to_build_at:
-            self._to_build_at = math.inf  # once
-            node_cache.build_beside()
+        """Nothing."""
 
     def of_step(self, step: int) -> AbstractContextManager[object]:
         """The context of a training step."""
         if not self.compile:
-            return self._as_written(step)
+            return nullcontext()
         if not is_compiled(self.timeline, step):
             return self.of_evaluation()
         state = state_of(self.timeline, step)
@@ -164,14 +134,6 @@ class Ways:
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
         return nullcontext()
-
-    def _as_written(self, step: int) -> AbstractContextManager[object]:
-        rectified: list[FeatureOperators] = []
-        if self.fuse_relu and state_of(self.timeline, step)[2]:
-            if self._rectified is None:
-                self._rectified = self._find_rectified()
-            rectified = self._rectified
-        return as_written(rectified, self.pack_features)
 
     def of_evaluation(self) -> AbstractContextManager[object]:
         """A context in which networks run as they are written."""

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qprune.compression.distributed import rank_and_world
-from qprune.compression.feature import FeatureOperators
-from qprune.compression.finite import all_finite
+from qprune.compression.functional import all_finite
 from qprune.compression.plan import INPUT
-from qprune.compression.prepare import INPUT_CHILD, OUTPUT_CHILD
+from qprune.compression.prepare import INPUT_CHILD, OUTPUT_CHILD, FeatureOperators
 from qprune.errors import RunFailure
 from qprune.training.state import rewind
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import qprune
-from qprune.compression.auto_plan import automatic_plan
+from qprune.compression.auto_plan import auto_plan
 from qprune.compression.compressor import Compressor, compress
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.plan import INPUT, Plan
 from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Schedule
@@ -22,9 +22,9 @@ SCHEDULE = Schedule(t_p=0, dt_p=1, n=4, t_qw=5, t_qf=6)
 PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def trained(network: nn.Module, example: Tensor, prune: Pruning | None = None) -> Compressor:
+def trained(network: nn.Module, example: Tensor, prune: PruneConfig | None = None) -> Compressor:
     """Every phase of the schedule, one step each."""
-    compressor = compress(network, example, SCHEDULE, 1, len(example), prune or Pruning())
+    compressor = compress(network, example, SCHEDULE, 1, len(example), prune or PruneConfig())
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     for step in range(8):
         compressor.at(step)
@@ -37,7 +37,7 @@ def trained(network: nn.Module, example: Tensor, prune: Pruning | None = None) -
 
 def features(network: nn.Module, example: object, **globs: list[str]) -> dict[str, tuple[bool, bool]]:
     """Path of each feature site -> whether it is pruned, and quantized."""
-    plan = automatic_plan(network, example, **globs)
+    plan = auto_plan(network, example, **globs)
     return {site.path: (site.prune, site.quantize) for site in plan.sites if site.kind == "feature"}
 
 
@@ -48,8 +48,8 @@ def test_classifiers_of_torchvision_keep_nothing_back_but_their_result(name: str
     compressor = trained(network, PICTURES)
     assert compressor.sparsity == {"weight": pytest.approx(0.5, abs=1e-3), "feature": pytest.approx(0.5, abs=1e-3)}
     network.eval()
-    assert torch.equal(compressor.bake()(PICTURES), network(PICTURES))
-    alone = qprune.untouched(network, PICTURES)
+    assert torch.equal(compressor.convert()(PICTURES), network(PICTURES))
+    alone = qprune.coverage(network, PICTURES)
     assert alone.names("weight") == []
     assert {t.reason for t in alone.tensors} <= {"the network's result", "not in the plan"}
     assert len(alone.names("feature")) <= 2  # SqueezeNet's last layer is a convolution, and a mean reads what it makes
@@ -103,8 +103,8 @@ def test_what_is_made_by_functions_works_and_is_told() -> None:
     network = Functional()
     compressor = trained(network, PICTURES)
     network.eval()
-    assert torch.equal(compressor.bake()(PICTURES), network(PICTURES))
-    alone = qprune.untouched(network, PICTURES)
+    assert torch.equal(compressor.convert()(PICTURES), network(PICTURES))
+    alone = qprune.coverage(network, PICTURES)
     assert str(alone) == (
         "left alone: 0 of 5 weights, 1 of 8 features; pruned, but float: 1\n"
         f"  feature block, {4 * 8 * 900:,} elements: made by gelu in the forward of FunctionalBlock, and no module "
@@ -133,10 +133,10 @@ def test_include_and_exclude_take_a_layer_with_the_features_that_it_makes() -> N
         "block",
     }
     assert features(Functional(), PICTURES, exclude=[INPUT, "head"]).keys().isdisjoint({INPUT, "head.input"})
-    plan = automatic_plan(Functional(), PICTURES, exclude=["**.conv?", "head"])
+    plan = auto_plan(Functional(), PICTURES, exclude=["**.conv?", "head"])
     assert [s.path for s in plan.left_alone] == ["block.conv1", "block.conv2", "head"]
     with pytest.raises(UserError, match=r"exclude: the glob 'haed' matches none of the network's 10 paths; did you me"):
-        automatic_plan(Functional(), PICTURES, exclude=["haed"])
+        auto_plan(Functional(), PICTURES, exclude=["haed"])
     with pytest.raises(UserError, match=r"plan= says which tensors are taken, and include= and exclude= too; give one"):
         compress(Functional(), PICTURES, SCHEDULE, 1, 4, plan=plan, exclude=["head"])
 
@@ -164,26 +164,26 @@ TOKENS = torch.arange(24).reshape(4, 6) % 11
 def test_a_transformer_is_compressed_with_the_projections_of_its_attention(norm_first: bool) -> None:
     torch.manual_seed(0)
     network = Tokens(norm_first)
-    compressor = trained(network, TOKENS, Pruning(granularity="last"))
+    compressor = trained(network, TOKENS, PruneConfig(granularity="last"))
     network.eval()
-    baked = compressor.bake()
+    converted = compressor.convert()
     pad = torch.zeros(4, 6, dtype=torch.bool)
     pad[:, 4:] = True
     with torch.no_grad():  # in which torch would take its fast path, past all modules
-        assert torch.equal(baked(TOKENS), network(TOKENS))
-        assert torch.equal(baked(TOKENS, pad), network(TOKENS, pad))  # no nested tensors
-        assert torch.equal(baked(TOKENS[:, :4]), network(TOKENS[:, :4]))  # another length
+        assert torch.equal(converted(TOKENS), network(TOKENS))
+        assert torch.equal(converted(TOKENS, pad), network(TOKENS, pad))  # no nested tensors
+        assert torch.equal(converted(TOKENS[:, :4]), network(TOKENS[:, :4]))  # another length
     with torch.enable_grad():
-        torch.testing.assert_close(network(TOKENS), baked(TOKENS).detach())
-    weight = baked.encoder.layers[1].self_attn.in_proj_weight
-    assert type(baked.encoder.layers[1].self_attn).__name__ == "MultiheadAttention"
-    assert list(dict(baked.named_parameters())) == list(dict(Tokens(norm_first).named_parameters()))
+        torch.testing.assert_close(network(TOKENS), converted(TOKENS).detach())
+    weight = converted.encoder.layers[1].self_attn.in_proj_weight
+    assert type(converted.encoder.layers[1].self_attn).__name__ == "MultiheadAttention"
+    assert list(dict(converted.named_parameters())) == list(dict(Tokens(norm_first).named_parameters()))
     assert 0.5 <= float((weight == 0).float().mean()) < 0.7
     assert float(weight.unique().numel()) <= 2**8
     sizes = {e.name: [e.bits, e.density] for e in qprune.actual_footprint(network, TOKENS[:1]).entries}
     assert sizes["encoder.layers.1.self_attn.in_proj_weight"] == [8, 0.5]
     assert [8, 0.5] in [value for name, value in sizes.items() if name.endswith("layers.0") or "linear" in name]
-    alone = qprune.untouched(network, TOKENS)
+    alone = qprune.coverage(network, TOKENS)
     assert alone.names("weight") == ["position", "embed.weight"]
     assert alone.tensors[0].reason == "a parameter of Tokens, not the weight of a layer"
     assert alone.tensors[1].reason.startswith("a table of embeddings, not taken by itself")
@@ -193,7 +193,7 @@ def test_a_batch_that_does_not_come_first_is_not_masked() -> None:
     network = nn.Sequential(nn.Linear(3, 4), Turned(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
     assert features(network, torch.randn(5, 3)) == {INPUT: (False, True), "0": (False, True)}
     compress(network, torch.randn(5, 3), SCHEDULE, 1, 5)
-    said = [t.reason for t in qprune.untouched(network, torch.randn(5, 3)).tensors]
+    said = [t.reason for t in qprune.coverage(network, torch.randn(5, 3)).tensors]
     assert said[0] == "its first dimension is 4, not the batch of 5; put that first"
 
 
@@ -263,9 +263,9 @@ def test_weights_that_something_else_computes_are_refused() -> None:
 
 def test_a_network_is_compressed_once() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    compress(network, torch.randn(2, 3), SCHEDULE, 1, 2, quantize=Quantization(targets="w"))
+    compress(network, torch.randn(2, 3), SCHEDULE, 1, 2, quantize=QuantizeConfig(targets="w"))
     with pytest.raises(UserError, match="a network is compressed once; begin from a fresh copy of it"):
-        compress(network, torch.randn(2, 3), SCHEDULE, 1, 2, quantize=Quantization(targets="w"))
+        compress(network, torch.randn(2, 3), SCHEDULE, 1, 2, quantize=QuantizeConfig(targets="w"))
 
 
 def test_weights_that_two_modules_share_are_left_alone() -> None:
@@ -278,7 +278,7 @@ def test_weights_that_two_modules_share_are_left_alone() -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             return self.out(self.hidden(self.embed(tokens)))
 
-    plan = automatic_plan(Tied(), torch.arange(6).reshape(2, 3) % 5)
+    plan = auto_plan(Tied(), torch.arange(6).reshape(2, 3) % 5)
     weights = {site.path: site.quantize for site in plan.sites if site.kind == "weight"}
     assert weights == {"hidden": True, "out": False}
     assert [s.path for s in plan.active if s.kind == "feature"] == ["embed", "hidden"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import qprune
 from qprune.compression.compressor import Compressor, attach, compress
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.plan import Plan, Site
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
@@ -52,34 +52,34 @@ def train(net: nn.Module, compressor: Compressor, steps: range, optimizer: torch
 
 def trained(schedule: Schedule = PRUNE_FIRST, **options: object) -> tuple[nn.Module, Compressor]:
     net = network()
-    quantization = Quantization(**options)  # type: ignore[arg-type]
-    compressor = compress(net, batch(0), schedule, 1, 4, Pruning(window=8), quantization)
+    quantization = QuantizeConfig(**options)  # type: ignore[arg-type]
+    compressor = compress(net, batch(0), schedule, 1, 4, PruneConfig(window=8), quantization)
     train(net, compressor, range(STEPS))
     return net, compressor
 
 
 @pytest.mark.parametrize("schedule", [PRUNE_FIRST, QUANTIZE_FIRST])
 @pytest.mark.parametrize("axis", ["authors", "tensor", "output"])
-def test_baked_equals_attached_to_the_last_bit(schedule: Schedule, axis: str) -> None:
+def test_converted_equals_attached_to_the_last_bit(schedule: Schedule, axis: str) -> None:
     net, compressor = trained(schedule, weight_axis=axis)
     net.eval()
-    baked = compressor.bake()
+    converted = compressor.convert()
     x = batch(99, 7)
-    assert torch.equal(baked(x), net(x))
-    assert type(baked[0]) is nn.Conv2d
+    assert torch.equal(converted(x), net(x))
+    assert type(converted[0]) is nn.Conv2d
     assert type(net[0]) is not nn.Conv2d
-    assert [name for name, _ in baked.named_parameters()] == [name for name, _ in network().named_parameters()]
+    assert [name for name, _ in converted.named_parameters()] == [name for name, _ in network().named_parameters()]
     assert compressor.sparsity == {"weight": 0.5, "feature": 0.5}
-    assert float((baked[3][0].weight == 0).float().mean()) >= 0.5
+    assert float((converted[3][0].weight == 0).float().mean()) >= 0.5
     buffer = io.BytesIO()
-    torch.save(baked, buffer)  # an ordinary module: it pickles
+    torch.save(converted, buffer)  # an ordinary module: it pickles
     buffer.seek(0)
     assert torch.equal(torch.load(buffer, weights_only=False)(x), net(x))
 
 
 def test_events_fire_when_the_schedule_says() -> None:
     net = network()
-    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     seen = []
     for step in range(STEPS):
         train(net, compressor, range(step, step + 1))
@@ -117,13 +117,13 @@ def test_hand_placed_operators_are_driven_too() -> None:
     ]
     assert compressor.sparsity == {"weight": 0.5, "feature": 0.25}
     net.eval()
-    assert torch.equal(compressor.bake()(batch(5)), net(batch(5)))
+    assert torch.equal(compressor.convert()(batch(5)), net(batch(5)))
 
 
 def test_state_goes_through_a_state_dict() -> None:
     net, compressor = trained()
     fresh = network(seed=1)
-    again = compress(fresh, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    again = compress(fresh, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     fresh.load_state_dict(net.state_dict())
     again.at(STEPS)
     net.eval(), fresh.eval()
@@ -135,10 +135,10 @@ def test_state_goes_through_a_state_dict() -> None:
 def test_resumed_equals_uninterrupted(stop: int) -> None:
     expected, _ = trained()
     first = network()
-    compressor = compress(first, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    compressor = compress(first, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     train(first, compressor, range(stop))
     second = network(seed=1)
-    resumed = compress(second, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    resumed = compress(second, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     second.load_state_dict(first.state_dict())
     train(second, resumed, range(stop, STEPS))
     for (name, a), b in zip(expected.state_dict().items(), second.state_dict().values(), strict=True):
@@ -217,7 +217,7 @@ def test_an_idle_network_is_the_float_network() -> None:
 
 def test_evaluation_inside_a_window_changes_nothing() -> None:
     net = network()
-    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     train(net, compressor, range(3))
     before = copy.deepcopy(net.state_dict())
     net.eval()
@@ -233,7 +233,7 @@ def test_evaluation_inside_a_window_changes_nothing() -> None:
 
 def test_jumping_over_an_event_is_refused() -> None:
     net = network()
-    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     with pytest.raises(UserError, match=r"at\(7\) jumps over the event of step 1: call at\(step\) before every step"):
         compressor.at(7)
     train(net, compressor, range(1))
@@ -252,7 +252,7 @@ def test_an_operator_that_never_fires_is_refused() -> None:
 
     plan = Plan((Site("unused", "feature", prune=True),))
     with pytest.raises(UserError, match="the operator at 'unused' never fires in one pass of the example"):
-        attach(Unused(), plan, PRUNE_FIRST.in_steps(1), batch(0), Pruning())
+        attach(Unused(), plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig())
 
 
 def test_an_operator_at_two_tensors_is_refused() -> None:
@@ -260,27 +260,27 @@ def test_an_operator_at_two_tensors_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 3, 1), relu, nn.Conv2d(3, 3, 1), relu)
     plan = Plan((Site("1", "feature", quantize=True),))
     with pytest.raises(UserError, match="the operator at '1' fires 2 times, at different tensors, in one pass"):
-        attach(net, plan, PRUNE_FIRST.in_steps(1), batch(0), None, Quantization())
+        attach(net, plan, PRUNE_FIRST.in_steps(1), batch(0), None, QuantizeConfig())
 
 
 def test_two_sites_at_one_tensor_are_refused() -> None:
     plan = Plan((Site("3", "feature", prune=True), Site("3.1", "feature", prune=True)))
     with pytest.raises(UserError, match=r"the site '3.1' is the same tensor as another site of the plan"):
-        attach(network(), plan, PRUNE_FIRST.in_steps(1), batch(0), Pruning())
+        attach(network(), plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig())
 
 
 def test_features_cannot_be_quantized_before_any_was_seen() -> None:
     with pytest.raises(UserError, match="t_qf is at step 0, before any feature was seen"):
-        compress(network(), batch(0), Schedule(t_qw=0, t_qf=0), 1, 4, None, Quantization())
+        compress(network(), batch(0), Schedule(t_qw=0, t_qf=0), 1, 4, None, QuantizeConfig())
     net = network()
-    compressor = compress(net, batch(0), Schedule(t_qw=0, t_qf=0), 1, 4, None, Quantization(decimal=5))
+    compressor = compress(net, batch(0), Schedule(t_qw=0, t_qf=0), 1, 4, None, QuantizeConfig(decimal=5))
     train(net, compressor, range(2))  # fixed decimal bits need no window: Q_u(x, d) of Table 1
     assert all(p.operator.active for p in compressor.placed)
 
 
 def test_values_that_are_not_finite_stop_the_event_and_name_the_place() -> None:
     net = network()
-    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, Pruning(window=8), Quantization())
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     train(net, compressor, range(1))
     with torch.no_grad():
         net[3][0].parametrizations.weight.original[0, 0, 0, 0] = math.nan

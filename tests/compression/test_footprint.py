@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor, compress
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 from qprune.compression.schedule import Schedule
 
-P_W, P_WF, Q = Pruning(0.5, "w"), Pruning(0.5, "wf"), Quantization(8)
+P_W, P_WF, Q = PruneConfig(0.5, "w"), PruneConfig(0.5, "wf"), QuantizeConfig(8)
 
 
 def vgg(layers: list[int | str]) -> nn.Sequential:
@@ -53,8 +53,8 @@ VGG19 = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 
 @pytest.mark.parametrize(
     ("network", "features", "weights", "pruning", "quantization", "feature_mb", "weight_mb"),
     [
-        (vgg(VGG16), 1_105_940, 14_728_266, Pruning(0.79, "w"), None, 35.39, 98.97),
-        (vgg(VGG19), 1_212_436, 20_040_522, Pruning(0.80, "w"), None, 38.80, 128.26),
+        (vgg(VGG16), 1_105_940, 14_728_266, PruneConfig(0.79, "w"), None, 35.39, 98.97),
+        (vgg(VGG19), 1_212_436, 20_040_522, PruneConfig(0.80, "w"), None, 38.80, 128.26),
         (mobilenet(), 1_646_612, 3_217_226, None, Q, 13.17, 25.74),
     ],
     ids=["VGG-16", "VGG-19", "MobileNet"],
@@ -63,8 +63,8 @@ def test_table_5_rows(
     network: nn.Module,
     features: int,
     weights: int,
-    pruning: Pruning | None,
-    quantization: Quantization | None,
+    pruning: PruneConfig | None,
+    quantization: QuantizeConfig | None,
     feature_mb: float,
     weight_mb: float,
 ) -> None:
@@ -93,7 +93,7 @@ def trained_block() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     network, x = Block(), torch.randn(2, 1, 4, 4)
     schedule = Schedule(t_p=0, dt_p=1, n=1, t_qw=1, t_qf=1)
-    compressor = compress(network, x, schedule, 1, 2, Pruning(0.5), Quantization(8, feature_bits=6))
+    compressor = compress(network, x, schedule, 1, 2, PruneConfig(0.5), QuantizeConfig(8, feature_bits=6))
     for step in range(3):
         compressor.at(step)
         network(x)
@@ -169,13 +169,13 @@ ESPCN_ROWS = [  # paper's PSNR and density, Tables 3c and 4c
 ]
 
 
-def mobilenet_v2(pruning: Pruning | None, quantization: Quantization | None) -> Footprint:
+def mobilenet_v2(pruning: PruneConfig | None, quantization: QuantizeConfig | None) -> Footprint:
     from qprune.tasks.models.mobilenetv2 import MobileNetV2
 
     return paper_footprint(MobileNetV2(), torch.zeros(1, 3, 32, 32), PaperSize(), pruning, quantization)
 
 
-def espcn(pruning: Pruning | None, quantization: Quantization | None) -> Footprint:
+def espcn(pruning: PruneConfig | None, quantization: QuantizeConfig | None) -> Footprint:
     from qprune.tasks.models.espcn import ESPCN
 
     size = PaperSize(count_input=True, pruned_features=("input", "conv2"))
@@ -191,7 +191,7 @@ def test_elements_of_mobilenet_v2() -> None:
 
 @pytest.mark.parametrize(("pruning", "quantization", "accuracy", "density"), CIFAR_ROWS)
 def test_densities_of_cifar(
-    pruning: Pruning | None, quantization: Quantization | None, accuracy: float, density: float
+    pruning: PruneConfig | None, quantization: QuantizeConfig | None, accuracy: float, density: float
 ) -> None:
     assert round(accuracy / (mobilenet_v2(pruning, quantization).size_bits() / 1e6), 2) == density
 
@@ -203,7 +203,7 @@ def test_elements_of_espcn() -> None:
 
 @pytest.mark.parametrize(("pruning", "quantization", "psnr", "density"), ESPCN_ROWS)
 def test_densities_of_espcn(
-    pruning: Pruning | None, quantization: Quantization | None, psnr: float, density: float
+    pruning: PruneConfig | None, quantization: QuantizeConfig | None, psnr: float, density: float
 ) -> None:
     assert round(psnr / math.log(espcn(pruning, quantization).size_bits() / 1e6), 2) == density
 

@@ -1,10 +1,15 @@
-"""Every fast path against the plain one: the same bits, forward and backward, of operators and of whole training."""
+"""The native operator: the same bits as torch's functions, and a run without it wherever it cannot be used."""
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qprune.compression import functional
-from qprune.compression import native as kernels
-from qprune.compression import prepare as placement
+from qprune.compression import functional, native
 from qprune.compression.compressor import attach
-from qprune.compression.config import Pruning, Quantization
-from qprune.compression.fake_quantize import power_of_two
+from qprune.compression.config import PruneConfig, QuantizeConfig
+from qprune.compression.fake_quantize import Grid, apply_grid, power_of_two, use_native
 from qprune.compression.plan import Plan
-from qprune.compression.pruner import Pruner
 from qprune.compression.schedule import Timeline
-
-needs_compiler = pytest.mark.skipif(not kernels.load(), reason="no C compiler here makes the kernels")
-kernels._library, LIBRARY = None, kernels._library  # each test says what it uses
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_library", LIBRARY)
+def loaded() -> Iterator[None]:
+    if not use_native():
+        pytest.skip("no C compiler here compiles the native operator")
+    yield
+    native.unload()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -73,48 +75,45 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [(5, 8, 6, 7), (3, 1, 9, 9), (1, 16, 4, 4), (40, 12, 10, 10), (6, 33)]
 
 
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
+def on_both_paths(
+    x: Tensor, upstream: Tensor, d: Tensor, grid: Grid, mask: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Result and gradient, with the native operator and without."""
+    results = []
+    for context in (native.disabled, torch.enable_grad):
+        leaf = x.clone().requires_grad_()
+        with context():
+            out = apply_grid(leaf, d, grid, mask)
+            out.backward(upstream)
+        assert leaf.grad is not None
+        results.append((out.detach(), leaf.grad))
+    return results
+
+
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("rounding", functional.ROUNDINGS)
 @pytest.mark.parametrize("gradient", functional.GRADIENTS)
 @pytest.mark.parametrize("with_mask", [False, True])
-@pytest.mark.parametrize("in_place", [False, True])
-def test_features_have_the_same_bits_on_every_path(
-    shape: tuple[int, ...], layout: torch.memory_format, rounding: str, gradient: str, with_mask: bool, in_place: bool
+def test_features_have_the_same_bits_on_both_paths(
+    shape: tuple[int, ...], layout: torch.memory_format, rounding: str, gradient: str, with_mask: bool
 ) -> None:
     x, upstream = sample(shape, 1, layout), sample(shape, 2, layout)
     mask = (torch.rand_like(x[0], memory_format=torch.preserve_format) > 0.5).float() if with_mask else None
     d = torch.tensor(4, dtype=torch.int32)
     expected = plain(x, upstream, d, 8, rounding, gradient, mask)
-
-    def found() -> tuple[Tensor, Tensor]:
-        leaf = x.clone().requires_grad_()
-        made = leaf * 1.0  # what may be overwritten is never a leaf
-        out = functional.quantize(made, 8, d, rounding, gradient, mask=mask, in_place=in_place)
-        assert (out.data_ptr() == made.data_ptr()) == in_place
-        out.backward(upstream)
-        assert leaf.grad is not None
-        return out.detach(), leaf.grad
-
-    for out, grad in (found(), without_kernels(found)):
+    for out, grad in on_both_paths(x, upstream, d, Grid(8, rounding, gradient), mask):
         assert same_bits(out, expected[0])
         assert same_bits(grad, expected[1])
 
 
-def without_kernels(function: Callable[[], Any]) -> Any:
-    with kernels.unused():
-        return function()
-
-
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, 3])
 @pytest.mark.parametrize("shape", [(8, 6, 3, 5), (6, 8, 1, 1), (130, 320, 1, 1)], ids=str)
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_weights_with_decimals_of_their_own_have_the_same_bits(
+def test_weights_with_fraction_bits_per_channel_have_the_same_bits(
     shape: tuple[int, ...], axis: int, layout: torch.memory_format, with_mask: bool
 ) -> None:
     x, upstream = sample(shape, 3, layout), sample(shape, 4, layout)
@@ -123,16 +122,12 @@ def test_weights_with_decimals_of_their_own_have_the_same_bits(
     along = d.view([-1 if dim == axis else 1 for dim in range(4)])
     for rounding in functional.ROUNDINGS:
         expected = plain(x, upstream, along, 8, rounding, "clip_value", mask)
-        leaf = x.clone().requires_grad_()
-        out = functional.quantize(leaf, 8, d, rounding, axis=axis, mask=mask)
-        out.backward(upstream)
-        assert leaf.grad is not None
-        assert same_bits(out.detach(), expected[0])
-        assert same_bits(leaf.grad, expected[1])
+        for out, grad in on_both_paths(x, upstream, d, Grid(8, rounding, axis=axis, of_samples=False), mask):
+            assert same_bits(out, expected[0])
+            assert same_bits(grad, expected[1])
 
 
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("loaded")
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=40),
     st.integers(2, 16),
@@ -141,123 +136,36 @@ def test_weights_with_decimals_of_their_own_have_the_same_bits(
 )
 def test_any_number_has_the_same_bits(values: list[float], bits: int, decimal: int, rounding: str) -> None:
     x = torch.tensor(values)
-    for d in (decimal, torch.tensor(decimal, dtype=torch.int32)):
-        with_them = functional.quantize(x, bits, d, rounding)
-        with kernels.unused():
-            assert same_bits(with_them, functional.quantize(x, bits, d, rounding))
+    with_it = functional.fake_quantize(x, bits, decimal, rounding)
+    with native.disabled():
+        assert same_bits(with_it, functional.fake_quantize(x, bits, decimal, rounding))
 
 
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("batch", [1, 2, 7, 15, 16, 17, 128, 255, 300, 4099])
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_windows_add_up_to_the_same_bits(batch: int, threads: int, layout: torch.memory_format) -> None:
-    shape = (32, 17, 17) if batch < 100 else (32, 4, 4)
-    # of so many magnitudes that the order of the sum shows
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch)).mul(8).exp().to(memory_format=layout)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        totals = []
-        for context in (kernels.unused, nullcontext):
-            pruner = Pruner()
-            pruner.size_for_feature(x)
-            with context():
-                pruner.observe(x[: max(1, batch - 1)])
-                pruner.observe(x)
-            totals.append(pruner.total)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*totals)
-    assert torch.allclose(totals[0], x.double().abs().sum(0) + x[: max(1, batch - 1)].double().abs().sum(0), rtol=1e-14)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
-@given(
-    st.integers(1, 3 * 8192 + 5), st.sampled_from(functional.ROUNDINGS), st.sampled_from([2, 8, 16]), st.integers(-8, 8)
-)
-def test_sums_of_squared_errors_are_those_of_torch(size: int, rounding: str, bits: int, magnitude: int) -> None:
-    x = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2.0**magnitude
-    candidates = range(-4, 20)
-    found, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(functional.squared_errors(x, bits, candidates, rounding))
-    finally:
-        torch.set_num_threads(before)
-    with kernels.unused():
-        expected = functional.squared_errors(x, bits, candidates, rounding)
-    assert torch.equal(*found)
-    assert torch.allclose(found[0], expected, rtol=1e-12, atol=0)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_show_in_sums_of_errors(special: float) -> None:
-    x = torch.zeros(20_000)
-    x[17_000] = special
-    assert not functional.squared_errors(x, 8, range(20)).isfinite().any()
-
-
-def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_library", object())  # calling it would fail
-    x, d = torch.randn(4, 3, 5, 5), torch.tensor(4)
+def test_tensors_that_do_not_fit_are_computed_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_library", object())  # calling it would fail
+    x, d = torch.randn(4, 3, 5, 5), torch.tensor(4, dtype=torch.int32)
     for unfit in (x.double(), x.to(torch.bfloat16), x[:, :, ::2], x.transpose(0, 1), x.to("meta")):
-        functional.quantize(unfit, 8, d)
-    channels_last = x.to(memory_format=torch.channels_last)
-    functional.quantize(channels_last, 8, d, mask=torch.ones(3, 5, 5))
-    functional.quantize(x, 8, d, mask=torch.ones(3, 1, 1))
-
-
-@needs_compiler
-@pytest.mark.usefixtures("compiled")
-def test_a_gradient_that_nothing_changes_is_handed_on() -> None:
-    mask = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1).repeat(1, 40, 40)
-    grad = torch.randn(4, 3, 40, 40) * mask  # as it comes through a ReLU
-    d = torch.tensor(4, dtype=torch.int32)
-    assert kernels.clip_gradient(grad, d, None, (-128, 127), mask) is grad
-    grad[3, 2, 39, 39] = 9.0
-    clipped = kernels.clip_gradient(grad, d, None, (-128, 127), mask)
-    assert clipped is not None
-    assert float(clipped[3, 2, 39, 39]) == 127 / 16
-    assert float(grad[3, 2, 39, 39]) == 9.0
-
-
-class Small(nn.Module):
-    """Every kind of layer that may be overwritten, and some that may not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.tanh = nn.Conv2d(8, 8, 3, padding=1), nn.Tanh()
-        self.pool, self.linear = nn.AvgPool2d(4), nn.Linear(8 * 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = x + self.tanh(self.conv2(x))
-        return self.linear(self.pool(x).flatten(1))
+        apply_grid(unfit, d.to(unfit.device), Grid(8))
+    apply_grid(x.to(memory_format=torch.channels_last), d, Grid(8), torch.ones(3, 5, 5))
+    apply_grid(x, d, Grid(8), torch.ones(3, 1, 1))
 
 
 GLOBS: dict[str, list[str]] = {
     "quantize_weights": ["**"],
-    "prune_weights": ["conv2", "linear"],
-    "quantize_features": ["input", "conv1", "bn1", "tanh", "pool", "linear"],
-    "prune_features": ["bn1", "conv2", "linear"],
+    "prune_weights": ["3", "6"],
+    "quantize_features": ["input", "0", "1", "4", "5"],
+    "prune_features": ["1", "3"],
 }
 
 
-def trained(steps: int = 12) -> tuple[list[Tensor], nn.Module]:
-    """Losses and network of a training with every phase."""
+def trained(steps: int = 12) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and state of a training run through every phase."""
     torch.manual_seed(0)
-    network = Small()
+    first = [nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    network = nn.Sequential(*first, nn.Tanh(), nn.AvgPool2d(8), nn.Conv2d(8, 5, 1))
     timeline = Timeline((3, 5), 7, 9, window=8, steps_per_epoch=100, batch_size=4, last_batch_size=4)
-    compressor = attach(
-        network, Plan.from_globs(network, **GLOBS), timeline, torch.zeros(1, 2, 8, 8), Pruning(window=8), Quantization()
-    )
+    plan, example = Plan.from_globs(network, **GLOBS), torch.zeros(1, 2, 8, 8)
+    compressor = attach(network, plan, timeline, example, PruneConfig(window=8), QuantizeConfig())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for step in range(steps):
@@ -267,36 +175,76 @@ def trained(steps: int = 12) -> tuple[list[Tensor], nn.Module]:
         loss = network(x).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
-    return losses, network
+        losses.append(loss.item())
+    return losses, network.state_dict()
 
 
-@needs_compiler
-def test_training_has_the_same_bits_with_kernels_in_place_and_with_neither(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
-    for library in (None, LIBRARY):
-        for may in (placement._is_sole_reader, lambda module, output: False):
-            with monkeypatch.context() as patch:
-                patch.setattr(kernels, "_library", library)
-                patch.setattr(placement, "_is_sole_reader", may)
-                results.append(trained())
-    losses, network = results[0]
-    for others, other in results[1:]:
-        assert [float(loss) for loss in others] == [float(loss) for loss in losses]
-        for name, value in network.state_dict().items():
-            assert torch.equal(other.state_dict()[name], value), name
+@pytest.mark.usefixtures("loaded")
+def test_training_has_the_same_bits_on_both_paths() -> None:
+    losses, state = trained()
+    with native.disabled():
+        expected_losses, expected = trained()
+    assert losses == expected_losses
+    for name, value in state.items():
+        assert torch.equal(value, expected[name]), name
 
 
-def test_only_outputs_that_nobody_else_has_are_overwritten() -> None:
-    _, network = trained()
-    sites = {name: module for name, module in network.named_modules() if hasattr(module, placement.OUTPUT_CHILD)}
-    may = {name: placement._is_sole_reader(module, torch.zeros(2)) for name, module in sites.items()}
-    assert may == {"conv1": True, "bn1": True, "conv2": True, "tanh": True, "pool": True, "linear": True}
-    assert [name for name, module in sites.items() if not getattr(module, placement.OUTPUT_CHILD).fresh] == ["tanh"]
-    assert not placement._is_sole_reader(sites["bn1"], torch.zeros(2)[:1])  # a view: its base is somebody's
-    sites["bn1"].register_forward_hook(lambda module, args, output: None)  # who knows what it keeps
-    assert not placement._is_sole_reader(sites["bn1"], torch.zeros(2))
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
-    assert not placement._is_sole_reader(sites["conv1"], torch.zeros(2))
-    handle.remove()
-    assert placement._is_sole_reader(sites["conv1"], torch.zeros(2))
+@pytest.mark.usefixtures("loaded")
+def test_an_operator_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.unload()
+    monkeypatch.setattr(torch, "equal", lambda a, b: False)
+    with pytest.warns(UserWarning, match="the native operator does not give torch's bits here; it is not used"):
+        assert not use_native()
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "echo 'unclosed"], ids=["missing", "fails", "typo"])
+def test_without_a_working_compiler_torch_computes(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert not use_native()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert not use_native()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_cc_may_be_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.unload()
+    monkeypatch.setenv("CC", f"env {os.environ.get('CC', 'cc')}")
+    assert use_native()
+
+
+def test_without_a_temporary_folder_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    assert not use_native()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_library_is_built_in_a_private_folder_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.unload()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "fake_quantize.so").write_bytes(b"another user's")
+    before, folders, cdll = sorted(tmp_path.iterdir()), [], ctypes.CDLL
+
+    def note(path: str) -> Any:
+        folders.append((Path(path).parent.parent, Path(path).parent.stat().st_mode & 0o777))
+        return cdll(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", note)
+    assert use_native()
+    assert folders == [(tmp_path, 0o700)]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("loaded")
+def test_threads_are_those_of_torch() -> None:
+    probe = (
+        "import torch; from qprune.compression.fake_quantize import use_native; assert use_native(); "
+        "print(sorted({l.split()[-1] for l in open('/proc/self/maps') if 'gomp' in l or 'libomp' in l}))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.count(".so") == 1, done.stdout  # a second pool of threads would compete for the cores

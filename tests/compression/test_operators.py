@@ -8,9 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from qprune.compression.functional import ROUNDINGS, magnitude_mask, optimal_decimal, squared_errors
+from qprune.compression.functional import (
+    ROUNDINGS,
+    fake_quantize,
+    magnitude_mask,
+    optimal_decimal,
+    prune,
+    squared_errors,
+)
+from qprune.compression.operator import Operator
+from qprune.compression.prepare import FeatureOperators
 from qprune.compression.pruner import Pruner, tile_mask
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
@@ -161,7 +171,7 @@ def test_a_window_of_other_candidates_is_refused() -> None:
     assert torch.equal(again.kept, quantizer.kept)
     message = "inside a window of decimal bits and does not fit: kept has 20 numbers, and there are 3 candidates; take"
     with pytest.raises(UserError, match=message):
-        Quantizer(decimals=(1, 2, 3)).load_state_dict(state)
+        Quantizer(decimal=(1, 2, 3)).load_state_dict(state)
 
 
 def test_the_smallest_decimal_of_equal_sums_is_chosen() -> None:
@@ -228,3 +238,100 @@ def test_around_one_layer_as_in_listing_1() -> None:
     assert [type(operator) for operator in chain] == [Pruner, Quantizer]
     with pytest.raises(UserError, match="BatchNorm2d has no weight of two or more dimensions to place an operator on"):
         Pruner().on(nn.BatchNorm2d(3))
+
+
+def activated(module: nn.Module) -> None:
+    for operator in module.modules():
+        if isinstance(operator, Operator):
+            operator.active = True
+        if isinstance(operator, Pruner):
+            operator.mask.copy_(torch.rand(operator.mask.shape) > 0.5)
+        if isinstance(operator, Quantizer):
+            operator.decimal.copy_(torch.randint(4, 7, operator.decimal.shape))
+
+
+def compressed_layer(axis: int | None = 1) -> nn.Conv2d:
+    layer = Quantizer(8, axis=axis).on(Pruner(0.5).on(nn.Conv2d(3, 4, 3)))
+    activated(layer)
+    return layer
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_a_weight_is_pruned_then_quantized_with_the_gradient_of_both(axis: int | None) -> None:
+    layer = compressed_layer(axis)
+    chain = layer.parametrizations["weight"]
+    original, (pruner, quantizer) = chain.original, chain
+    incoming = torch.randn(original.shape) * 20  # some of it is clipped
+    layer.weight.backward(incoming)
+    gradient, original.grad = original.grad, None
+    weight = fake_quantize(prune(original, pruner.mask), 8, quantizer.decimal, axis=axis)
+    weight.backward(incoming)
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(gradient, original.grad)
+    assert not torch.equal(gradient, incoming * pruner.mask)
+
+
+def test_a_feature_is_pruned_and_quantized_in_one_function_with_the_bits_of_two() -> None:
+    operators, x = FeatureOperators(Pruner(0.5), Quantizer(8)), torch.randn(2, 3, 5, 5, requires_grad=True)
+    operators.pruner.size_for_feature(x)
+    activated(operators)
+    incoming = torch.randn(x.shape) * 20
+    out = operators(x)
+    [gradient] = torch.autograd.grad(out, x, incoming)
+    two = operators.quantizer(operators.pruner(x))
+    assert torch.equal(out, two)
+    assert torch.equal(gradient, torch.autograd.grad(two, x, incoming)[0])
+
+
+def test_hooks_on_operators_are_called() -> None:
+    layer, operators = compressed_layer(), FeatureOperators(Pruner(0.5), Quantizer(8))
+    x = torch.randn(2, 3, 5, 5)
+    operators.pruner.size_for_feature(x)
+    activated(operators)
+    calls: list[tuple[str, Tensor]] = []
+    for module in (layer, operators):
+        for name, inner in module.named_modules():
+            if isinstance(inner, Operator | FeatureOperators):
+                inner.register_forward_hook(lambda _m, _a, out, name=name: calls.append((name, out)))
+    weight, feature = layer.weight, operators(x)
+    assert [name for name, _ in calls] == ["parametrizations.weight.0", "parametrizations.weight.1", "quantizer", ""]
+    assert calls[1][1] is weight
+    assert calls[3][1] is feature
+
+
+def test_hooks_for_all_modules_see_operators() -> None:
+    operators, seen = FeatureOperators(Pruner(0.5), Quantizer(8)), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: seen.append(type(module).__name__)
+    )
+    try:
+        operators(torch.randn(2, 3, 5, 5))
+    finally:
+        handle.remove()
+    assert seen == ["Pruner", "Quantizer", "FeatureOperators"]
+
+
+def test_operators_placed_in_reverse_act_in_that_order() -> None:
+    layer = Pruner(0.5).on(Quantizer(8, decimal=1, rounding="floor").on(nn.Linear(6, 5)))
+    activated(layer)
+    quantizer, pruner = layer.parametrizations["weight"]
+    assert torch.equal(layer.weight, quantizer(layer.parametrizations["weight"].original) * pruner.mask)
+
+
+def test_copies_removal_and_further_parametrizations_work_as_for_any() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    layer = compressed_layer()
+    other = copy.deepcopy(layer)
+    assert torch.equal(other.weight, layer.weight)
+    with torch.no_grad():
+        other.parametrizations["weight"].original.zero_()
+    assert not torch.equal(other.weight, layer.weight)
+    expected = 2 * layer.weight.detach()
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    assert torch.equal(layer.weight, expected)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert torch.equal(layer.weight, expected)
+    assert type(layer.weight) is nn.Parameter

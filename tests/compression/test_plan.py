@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qprune.compression.auto_plan import automatic_plan
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.auto_plan import auto_plan
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.plan import INPUT, Plan, match
 from qprune.errors import UserError
 
@@ -68,8 +68,8 @@ class Residual(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def test_the_automatic_plan_follows_the_data() -> None:
-    plan = automatic_plan(Residual(), torch.zeros(1, 3, 8, 8))
+def test_the_auto_plan_follows_the_data() -> None:
+    plan = auto_plan(Residual(), torch.zeros(1, 3, 8, 8))
     weights = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "weight"}
     features = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "feature"}
     assert weights == {
@@ -90,7 +90,7 @@ def test_targets_restrict_a_plan_and_the_rest_is_left_alone() -> None:
         "feature_quantizers": 2,
         "feature_pruners": 1,
     }
-    only = plan.restricted(Pruning(targets="w"), None)
+    only = plan.restricted(PruneConfig(targets="w"), None)
     assert list(only.counts().values()) == [0, 3, 0, 0]
     assert [site.path for site in only.left_alone] == ["linear", INPUT, "bn1"]
     assert str(plan.sites[0]) == "weight of conv1: prune then quantize"
@@ -101,4 +101,4 @@ def test_targets_restrict_a_plan_and_the_rest_is_left_alone() -> None:
 )
 def test_which_weights_have_decimals_per_channel(axis: str, expected: list[int | None]) -> None:
     layers = [nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(3, 4, 1), nn.Linear(3, 4), nn.Conv1d(3, 4, 1)]
-    assert [Quantization(weight_axis=axis).axis_of(layer) for layer in layers] == expected
+    assert [QuantizeConfig(weight_axis=axis).axis_of(layer) for layer in layers] == expected

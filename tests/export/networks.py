@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor, compress
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.plan import INPUT, Plan, Site
 from qprune.compression.schedule import Schedule
 
@@ -72,7 +72,7 @@ def compressed(
     network: nn.Module,
     plan: Plan,
     shape: tuple[int, ...],
-    pruning: Pruning | None = Pruning(),  # noqa: B008
+    pruning: PruneConfig | None = PruneConfig(),  # noqa: B008
     **quantization: Any,
 ) -> Compressor:
     """`network` with every operator active, norms with statistics of their own and factors of both signs."""
@@ -84,7 +84,7 @@ def compressed(
             with torch.no_grad():
                 module.weight[0] = 0.0
     schedule = Schedule(t_qw=5, t_qf=6, t_p=1, dt_p=1)
-    quantize = Quantization(**quantization)
+    quantize = QuantizeConfig(**quantization)
     compressor = compress(network, torch.zeros(shape), schedule, 1, 4, pruning, quantize, plan)
     for step in range(STEPS):
         compressor.at(step)

@@ -145,9 +145,9 @@ def test_a_channel_whose_norm_has_factor_zero_is_its_constant(residual: Callable
 @pytest.mark.parametrize("border", ["tile", "keep"])
 @pytest.mark.parametrize("size", [(8, 8), (19, 30), (5, 9)])
 def test_masks_are_laid_out_as_in_training_at_any_size(border: str, size: tuple[int, int]) -> None:
-    from qprune.compression.config import Pruning
+    from qprune.compression.config import PruneConfig
 
-    compressor = compressed(Tanhs(), TANHS_PLAN, (1, 1, 8, 8), Pruning(border=border), rounding="nearest")
+    compressor = compressed(Tanhs(), TANHS_PLAN, (1, 1, 8, 8), PruneConfig(border=border), rounding="nearest")
     steps = trace(compressor.network, torch.zeros(1, 1, 8, 8))
     exact = copy.deepcopy(compressor.bake()).eval().double()
     x = torch.rand(2, 1, *size)

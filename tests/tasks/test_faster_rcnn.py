@@ -14,7 +14,7 @@ from torchvision.models import ResNet101_Weights
 
 from qprune.compression.activation_trace import features_left_alone
 from qprune.compression.compressor import attach
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
@@ -103,8 +103,8 @@ def paper_size(targets: str | None) -> Footprint:
     with torch.device("meta"):
         network = FasterRCNN(stride_in="1x1")
     example = (torch.zeros(1, 3, 480, 720), None, torch.zeros(128, 4))
-    pruning = None if targets is None else Pruning(0.5, targets, granularity="channel")
-    quantization = None if targets is None else Quantization(8)
+    pruning = None if targets is None else PruneConfig(0.5, targets, granularity="channel")
+    quantization = None if targets is None else QuantizeConfig(8)
     return paper_footprint(network, example, PaperSize(**config()["task"]["paper_size"]), pruning, quantization)
 
 
@@ -167,7 +167,7 @@ def test_training_finds_objects_through_every_phase() -> None:
     values = config("order=quantize_first")
     schedule = Schedule(**values["schedule"]).scaled(4 / 9)
     timeline = schedule.in_steps(16, 8, 32, task.train_batches.samples)
-    pruning, quantization = Pruning(0.5, "f", 32, "channel"), Quantization(8)
+    pruning, quantization = PruneConfig(0.5, "f", 32, "channel"), QuantizeConfig(8)
     plan = Plan.from_globs(task.network, **values["task"]["sites"])
     compressor = attach(task.network, plan, timeline, task.example, pruning, quantization)
     task.optimizers()

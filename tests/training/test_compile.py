@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from qprune.compression import native as kernels
 from qprune.compression.compressor import attach
-from qprune.compression.config import Quantization
+from qprune.compression.config import QuantizeConfig
 from qprune.compression.functional import GRADIENTS, ROUNDINGS, quantize
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
@@ -98,7 +98,7 @@ def test_operators_of_the_network_s_input_are_part_of_the_graph(counter: Compile
     timeline = Schedule(t_qw=0, t_qf=0).in_steps(3, 4, window=4, samples_per_epoch=10)
     x = torch.randn(4, 2, 5, 5)
     attach(
-        network, Plan.from_globs(network, ["inner"], [], ["input"], []), timeline, x, None, Quantization(decimal=4)
+        network, Plan.from_globs(network, ["inner"], [], ["input"], []), timeline, x, None, QuantizeConfig(decimal=4)
     ).at(0)
     expected = network(x)
     compiling.compile_training(SimpleNamespace(network=network), {}, torch.device("cpu"))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.compressor import compress
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.distributed import set_batch_share
 from qprune.compression.feature import FeatureOperators
 from qprune.compression.schedule import Schedule
@@ -53,8 +53,8 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
         Schedule(t_p=0, dt_p=1, n=2, t_qw=4, t_qf=5),
         steps_per_epoch=1,
         batch_size=7,
-        prune=Pruning(0.5, window=10),
-        quantize=Quantization(8),
+        prune=PruneConfig(0.5, window=10),
+        quantize=QuantizeConfig(8),
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1 / factor)
     average_gradients([optimizer])
@@ -127,7 +127,7 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(kind: str, expected: type[E
 def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 alone collects: what its operators hold meanwhile is not what the others hold."""
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1))
-    compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, Pruning(), None)
+    compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, PruneConfig(), None)
     compressor.at(0)
     pruners = [m.pruner for m in network.modules() if isinstance(m, FeatureOperators) and m.pruner is not None]
     for pruner in pruners:

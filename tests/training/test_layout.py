@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qprune.compression.compressor import attach
-from qprune.compression.config import Pruning
+from qprune.compression.config import PruneConfig
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
 from qprune.training.layout import arrange
@@ -60,7 +60,7 @@ def test_masks_lie_as_their_features_do() -> None:
     arrange(task, True, False, CPU)
     timeline = Schedule(t_p=0, dt_p=1, n=1).in_steps(3, 4, window=4, samples_per_epoch=10)
     plan = Plan.from_globs(task.network, [], [], [], ["0"])
-    compressor = attach(task.network, plan, timeline, task.example, Pruning(window=4))
+    compressor = attach(task.network, plan, timeline, task.example, PruneConfig(window=4))
     [placed] = compressor.pruners("feature")
     mask = placed.operator.mask
     assert mask.stride()[0] == 1  # (C, h, w): channels last

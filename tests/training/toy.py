@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor, attach
-from qprune.compression.config import Pruning, Quantization
+from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
 from qprune.training.task import DataOptions, Limits, Task
@@ -90,6 +90,6 @@ def prepared(folder: Path, **changes: Any) -> tuple[Toy, Compressor, Trainer]:
     task = Toy(factor=changes.pop("factor", 1.0))
     timeline = Schedule(t_qw=5, t_qf=6, t_p=0, dt_p=1, n=4).in_steps(3, 4, window=6, samples_per_epoch=10)
     plan = Plan.from_globs(task.network, ["**"], ["0"], ["input", "1"], ["1"])
-    compressor = attach(task.network, plan, timeline, task.example, Pruning(window=6), Quantization())
+    compressor = attach(task.network, plan, timeline, task.example, PruneConfig(window=6), QuantizeConfig())
     loop = Loop(epochs=8, folder=folder, seed=0, checkpoint_seconds_apart=0.0, **changes)
     return task, compressor, Trainer(task, compressor, loop, torch.device("cpu"))

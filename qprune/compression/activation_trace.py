@@ -1,4 +1,4 @@
-"""Which feature tensors a network stores: those that some layer reads, seen by running one example.
+"""Trace the feature tensors that a network stores: those that some layer reads, seen by running one example.
 
 Elementwise operations and batch norms are taken to be fused with what makes their input, as inference engines do, so
 the sum of a residual block is one stored tensor and its addends are none. A tensor is charged with the bits of the
@@ -39,15 +39,20 @@ _MOVES = (
 
 @dataclass(eq=False)
 class Stored:
-    """A feature tensor: its elements, bits per element, fraction of elements kept, and what made it so.
+    """A feature tensor and how it was made.
 
-    operators: `prune` and `quantize`, those whose zeros and grid the tensor has.
-    made_by: the function that made it, as torch names it ('' for the network's input), in the forward of the module
-        at `within`. fused: whether that is taken to
-        be part of what made its input. keeps: what a function of one tensor leaves of its input: `grid`, `zeros`.
-    inputs: the tensors that it was made from. uses: number of functions it was given to.
-    outputs: paths of the modules that returned it, inner ones first -> the shape in which they did.
-    readers: paths of the modules in which something reads it.
+    Attributes:
+        name: The module that made it, or `input`.
+        elements, bits, density: Its elements, bits per element and fraction of elements kept.
+        operators: `prune` and `quantize`, those whose zeros and grid it has.
+        made_by: The function that made it, by torch's name; '' for the network's input.
+        within: The module in whose forward it was made.
+        fused: Whether that function counts as part of the one that made its input.
+        keeps: What a function of one tensor keeps of its input: `grid`, `zeros`.
+        inputs: The tensors that it was made from.
+        uses: Number of functions that received it.
+        outputs: Paths of the modules that returned it, inner ones first, with the shape.
+        readers: Paths of the modules in which something reads it.
     """
 
     name: str
@@ -65,13 +70,13 @@ class Stored:
     readers: list[str] = field(default_factory=list)
 
 
-def features_left_alone(network: nn.Module, example: Any) -> list[Stored]:
-    """The stored features that would have neither mask nor grid if every operator of `network` were active."""
+def uncovered_features(network: nn.Module, example: Any) -> list[Stored]:
+    """Return the stored features without mask or grid while every operator of `network` is active."""
     return [stored for stored in with_all_active(network, example).reads if not stored.operators]
 
 
 def with_all_active(network: nn.Module, example: Any) -> Trace:
-    """What is seen while `example` passes `network` with every operator active."""
+    """Trace `example` through `network` with every operator active."""
     operators = [module for module in network.modules() if isinstance(module, Operator)]
     before = [operator.active for operator in operators]
     try:
@@ -84,12 +89,12 @@ def with_all_active(network: nn.Module, example: Any) -> Trace:
 
 
 def stored_features(network: nn.Module, example: Any) -> list[Stored]:
-    """The feature tensors that layers of `network` read, the input first and the outputs last, each once."""
+    """Return the feature tensors that layers of `network` read, each once, in order of first use."""
     return list(traced(network, example).reads)
 
 
 def traced(network: nn.Module, example: Any) -> Trace:
-    """What was seen while `example` passed `network`."""
+    """Trace `example` through `network`."""
     trace = Trace()
     handles = [
         hook
@@ -100,7 +105,7 @@ def traced(network: nn.Module, example: Any) -> Trace:
         )
     ]
     try:
-        trace.meet("input", example)
+        trace.record("input", example)
         tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
         trace.batch = len(tensors[0]) if tensors and tensors[0].dim() else 0
         trace.first = None if isinstance(example, dict) or not tensors else trace.values.get(id(tensors[0]))
@@ -129,10 +134,13 @@ def _attention_by_its_parts() -> Iterator[None]:
 class Trace(TorchDispatchMode):
     """Follows feature tensors through a network.
 
-    reads: those that something reads, in that order. results: those that the network returns.
-    calls, given: number of calls, and shape of the first argument, by module path.
-    layers: paths of convolutions, linear layers and attention in the order of their first call.
-    first: the network's first positional argument, if that is a feature. batch: samples of the example.
+    Attributes:
+        reads: Tensors that something reads, in that order.
+        results: Tensors that the network returns.
+        calls, given: Number of calls, and shape of the first argument, by module path.
+        layers: Paths of convolutions, linear layers and attention in the order of their first call.
+        first: The network's first positional argument, if that is a feature.
+        batch: Samples of the example.
     """
 
     def __init__(self) -> None:
@@ -149,10 +157,10 @@ class Trace(TorchDispatchMode):
         self.path: list[str] = []
         self.muted = 0
 
-    def meet(
+    def record(
         self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True, **origin: Any
     ) -> None:
-        """Record new feature tensors, on the grid of `like` and with its zeros as told; origin: further fields."""
+        """Record new feature tensors, with the grid and the zeros of `like` as said; origin: further fields."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self.alive.append(tensor)
@@ -167,7 +175,7 @@ class Trace(TorchDispatchMode):
                     stored.operators = frozenset(name for name in like.operators if kept[name])
 
     def read(self, tensor: Any, note: bool = True) -> None:
-        """Something reads the tensor: the module that runs now, unless it is the network's caller (note=False)."""
+        """Record a read of the tensor by the running module, or by the network's caller (note=False)."""
         if id(tensor) in self.values:
             stored = self.values[id(tensor)]
             self.reads[stored] = None
@@ -205,7 +213,7 @@ class Trace(TorchDispatchMode):
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Record what active operators made of a feature tensor."""
         stored = self.values[id(before)]
-        self.meet(stored.name, after, stored)
+        self.record(stored.name, after, stored)
         made = self.values[id(after)]
         for operator in operators:
             if isinstance(operator, Pruner):
@@ -220,7 +228,7 @@ class Trace(TorchDispatchMode):
         inputs = [self.values[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.values]
         name = func.overloadpacket.__name__
         if not self.muted and name == "embedding":  # a table's rows are features; that they came from integers is not
-            self.meet(self.path[-1], out, made_by=name, within=self.path[-1])
+            self.record(self.path[-1], out, made_by=name, within=self.path[-1])
         if self.muted or not inputs:
             return out
         first = inputs[0]
@@ -241,7 +249,7 @@ class Trace(TorchDispatchMode):
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
         same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
         keeps = {"grid": same_grid and name != "cat", "zeros": same_zeros or (same_grid and name != "cat")}
-        self.meet(
+        self.record(
             place,
             out,
             first,

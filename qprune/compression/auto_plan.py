@@ -1,4 +1,4 @@
-"""A plan for any network: sites found by module type and by what one example shows of the data flow."""
+"""Plan for any network: sites found by module type and by tracing one example."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ _JOINS = ("cat", "stack")
 
 
 def auto_plan(network: nn.Module, example: Any, include: Sequence[str] = ("**",), exclude: Sequence[str] = ()) -> Plan:
-    """All convolutions and linear layers, and the features that layers read, as the paper does it (Appendix B.1).
+    """Plan all convolutions and linear layers, and the features that layers read (Appendix B.1).
 
-    Weights: of convolutions, linear layers and the projections of `nn.MultiheadAttention`; a parameter that two
-    modules share is left alone. Features: each tensor that something reads from memory, at the module that makes it,
-    before a ReLU or a pooling that keeps its grid; so of a residual block its sum, and not the addends. Weights and
-    features are quantized, the network's input included and its results not; all but those of the first and the last
-    layer (in the order in which the example passes them) and those that no layer makes (of a mean, say) are pruned.
+    Weights are those of convolutions, linear layers and the projections of `nn.MultiheadAttention`, but for parameters
+    that two modules share. Features are the tensors that something reads from memory, at the module that makes them,
+    before a ReLU or a pooling that keeps the grid: of a residual block its sum, not the addends. All of them are
+    quantized, the network's input included and its outputs not. All are pruned but those of the first and the last
+    layer, in the order in which the example passes them, and those that no layer makes, such as a mean.
 
-    A feature is left alone where no module returns it or the module is called several times, unless a single layer
-    reads it, which is then the site (`conv2.input`); and where its first dimension is not the batch. `untouched` says
-    which and why. An input of integers is no feature.
+    A feature has no site where no module returns it or its module is called several times, unless a single layer reads
+    it, which is then the site (`conv2.input`), and where its first dimension is not the batch. `coverage` lists these
+    with the reason. An input of integers is no feature.
 
-    include, exclude: globs over module paths: of layers, with the features that they make, and of features.
+    Args:
+        network: Any module.
+        example: One input, as in `compress`.
+        include, exclude: Globs over module paths, of layers with the features they make, and of features.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: The example passes no layer that can be compressed, or a glob matches nothing.
     """
     return _Planner(network, example, include, exclude).plan()
 
@@ -70,9 +79,9 @@ class _Planner:
         return Plan((*sites, *found.values()))
 
     def _site(self, stored: Stored) -> Site | None:
-        """Where the operators of a stored tensor stand, if it is to have some and if there is a place."""
+        """Return the site of a stored tensor, or None where it gets no operators or has no place for them."""
         sources = self._sources(stored)
-        if not stored.readers or self._is_left_to_its_norm(stored) or self._is_result(stored, sources):
+        if not stored.readers or self._feeds_norms_only(stored) or self._is_output(stored, sources):
             return None
         prune = bool(sources - {*self.ends})
         path, quantize = self._place(stored, "grid"), True
@@ -85,7 +94,7 @@ class _Planner:
         return Site(path, "feature", prune and path != INPUT, quantize)
 
     def _place(self, stored: Stored, kept: str) -> str | None:
-        """The first module on the way to `stored` behind which only functions stand that keep the grid, or zeros."""
+        """Return the first module before `stored` after which every function keeps the grid, or zeros."""
         chain = [stored]
         while kept in chain[-1].keeps and len(chain[-1].inputs) == 1:
             chain.append(chain[-1].inputs[0])
@@ -98,7 +107,7 @@ class _Planner:
         return None
 
     def _sources(self, stored: Stored) -> set[str]:
-        """The layers whose output is in `stored`, not counting what comes through tensors that are stored before it."""
+        """Return the layers whose output is in `stored`, but not by way of tensors stored before it."""
         found, waiting, seen = set(), [stored], {stored}
         while waiting:
             made = waiting.pop()
@@ -113,13 +122,13 @@ class _Planner:
                 waiting += new
         return found
 
-    def _is_left_to_its_norm(self, stored: Stored) -> bool:
-        """Whether only norms read what a layer makes: then their output is the feature."""
+    def _feeds_norms_only(self, stored: Stored) -> bool:
+        """Return whether only norms read a layer's output: then the norm's output is the feature."""
         made_by_layer = self.layers.intersection(list(stored.outputs)[:1])
         return bool(made_by_layer) and all(isinstance(self.modules[path], NORMS) for path in stored.readers)
 
-    def _is_result(self, stored: Stored, sources: set[str]) -> bool:
-        """Whether this is the network's result, perhaps before a softmax and the like."""
+    def _is_output(self, stored: Stored, sources: set[str]) -> bool:
+        """Return whether this is the network's output, possibly before a function such as softmax."""
         return sources == {self.ends[1]} and not self.layers.intersection(stored.readers)
 
     def _is_batch(self, shape: tuple[int, ...]) -> bool:
@@ -134,7 +143,7 @@ class _Planner:
         return sum(p is weight for other in self.modules.values() for p in other.parameters(recurse=False)) > 1
 
     def _layer_of(self, path: str) -> str:
-        """The layer that a weight belongs to: attention, for its projections."""
+        """Return the layer that a weight belongs to: for a projection, its attention."""
         parent = path.rpartition(".")[0]
         return parent if isinstance(self.modules[parent], ATTENTION) else path
 

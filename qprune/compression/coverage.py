@@ -1,4 +1,4 @@
-"""What compression leaves as it is, and why: weights without an operator, and features without grid or mask."""
+"""Coverage: which weights and features have no operator, and why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from qprune.compression.prepare import FeatureOperators, find_operators
 
 
 @dataclass(frozen=True)
-class Alone:
-    """A tensor that stays as it is: its name, `weight` or `feature`, its elements (of all samples), and the reason.
+class Uncovered:
+    """A tensor that stays float.
 
-    pruned: whether it has a mask and only stays float.
+    Attributes:
+        name: Of the parameter, or of the module that makes the feature.
+        kind: `weight` or `feature`.
+        elements: Its elements, of all samples of the example.
+        reason: Why it has no quantizer, and what to do about it.
+        pruned: Whether it has a mask.
     """
 
     name: str
@@ -29,22 +34,24 @@ class Alone:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The tensors of a network that no operator works on. `print` shows them as a list with what to do about each.
+    """The tensors of a network without an operator; `print` lists them with what to do about each.
 
-    of: number of all weights (parameters of two or more dimensions) and features.
+    Attributes:
+        tensors: These tensors.
+        of: Number of all weights (parameters of two or more dimensions) and features.
     """
 
-    tensors: tuple[Alone, ...]
+    tensors: tuple[Uncovered, ...]
     of: dict[str, int]
 
     def names(self, kind: str) -> list[str]:
-        """Names of the `weight` or `feature` tensors left alone; a module that makes several is named for each."""
+        """Return the names of uncovered `weight` or `feature` tensors, once per tensor."""
         return [tensor.name for tensor in self.tensors if tensor.kind == kind and not tensor.pruned]
 
     def __str__(self) -> str:
         heads = [f"{len(self.names(kind))} of {self.of[kind]} {kind}s" for kind in ("weight", "feature")]
         floats = sum(tensor.pruned for tensor in self.tensors)
-        lines = [f"left alone: {', '.join(heads)}{f'; pruned, but float: {floats}' if floats else ''}"]
+        lines = [f"not compressed: {', '.join(heads)}{f'; pruned but float: {floats}' if floats else ''}"]
         elements: Counter[tuple[str, str, str]] = Counter()
         times: Counter[tuple[str, str, str]] = Counter()
         for tensor in self.tensors:
@@ -58,22 +65,30 @@ class Coverage:
 
 
 def coverage(network: nn.Module, example: Any) -> Coverage:
-    """Which tensors of a network with operators stay float and whole once all operators are active, and why.
+    """List the tensors of a prepared network that stay float and whole once all operators are active.
 
-    example: a batch as for `compress`. Weights are parameters of two or more dimensions; features are the tensors that
-    something reads from memory, at the size of `example`.
+    Weights are parameters of two or more dimensions; features are the tensors that something reads from memory.
+
+    Args:
+        network: A network with operators.
+        example: One input, as in `compress`; it sets the size of features.
+
+    Returns:
+        These tensors, with the reasons.
     """
     trace = with_all_active(network, example)
     modules = dict(network.named_modules())
     wanted = {"quantize"} if any(type(m) is FeatureOperators and m.quantizer for m in modules.values()) else set()
     features = [s for s in trace.reads if not s.operators or wanted - s.operators]
     weights, total = _weights(network)
-    alone = [Alone(s.name, "feature", s.elements, _reason(s, trace, modules), bool(s.operators)) for s in features]
-    return Coverage((*weights, *alone), {"weight": total, "feature": len(trace.reads)})
+    uncovered = [
+        Uncovered(s.name, "feature", s.elements, _reason(s, trace, modules), bool(s.operators)) for s in features
+    ]
+    return Coverage((*weights, *uncovered), {"weight": total, "feature": len(trace.reads)})
 
 
-def _weights(network: nn.Module) -> tuple[list[Alone], int]:
-    """Weights without an operator, and the number of all weights."""
+def _weights(network: nn.Module) -> tuple[list[Uncovered], int]:
+    """Return the weights without an operator, and the number of all weights."""
     compressed = {placed.path for placed in find_operators(network) if placed.kind == "weight"}
     places = weight_places(network)
     found, total = [], 0
@@ -87,12 +102,12 @@ def _weights(network: nn.Module) -> tuple[list[Alone], int]:
             continue
         owner = network.get_submodule(plain.rpartition(".")[0])
         if isinstance(owner, nn.Embedding):
-            reason = "a table of embeddings, not taken by itself; give a plan with globs to quantize it"
+            reason = "a table of embeddings, which no automatic plan includes; quantize it by a plan with globs"
         elif site in places:
             reason = "not in the plan (excluded, or shared with another module)"
         else:
             reason = f"a parameter of {type(owner).__name__}, not the weight of a layer"
-        found.append(Alone(plain, "weight", parameter.numel(), reason))
+        found.append(Uncovered(plain, "weight", parameter.numel(), reason))
     return found, total
 
 

@@ -1,4 +1,4 @@
-"""What processes agree on: sums and windows over all ranks. In a single process each function returns its input."""
+"""Sums and windows over all ranks; in a single process, each function returns its input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+    """Return this process's rank and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
@@ -16,19 +16,19 @@ _batch_share: float | None = None
 
 
 def set_batch_share(share: float) -> None:
-    """Say what fraction of the current batch's samples this rank has; until then ranks are taken to have equal ones."""
+    """Set the fraction of the current batch's samples on this rank; the default is an equal share."""
     global _batch_share  # one batch at a time is trained on in a process
     _batch_share = share
 
 
 def batch_share() -> float:
-    """The fraction of the current batch's samples that this rank has, by which its mean of the batch is weighted."""
+    """Return the fraction of the current batch's samples on this rank, the weight of its mean over the batch."""
     world = rank_and_world()[1]
     return 1.0 if world == 1 else _batch_share or 1 / world
 
 
 def of_whole_batch(grad: Tensor, of_samples: bool) -> Tensor:
-    """The gradient of the whole batch's mean loss, from `grad`, that of the mean over this rank's samples.
+    """Return the gradient of the whole batch's mean loss, from that of the mean over this rank's samples.
 
     of_samples: whether it belongs to a feature, whose samples this rank alone has, or to a weight, to whose gradient
     every rank contributes (then all ranks must call this, in the same order).
@@ -40,7 +40,7 @@ def of_whole_batch(grad: Tensor, of_samples: bool) -> Tensor:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Sum of x over the ranks, the same bits on each."""
+    """Return the sum of x over the ranks, the same bits on each."""
     if rank_and_world()[1] == 1:
         return x
     total = x.clone()
@@ -49,7 +49,7 @@ def summed(x: Tensor) -> Tensor:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The flat x of every rank, one after the other in rank order; the ranks' sizes may differ."""
+    """Return the flat x of every rank, concatenated in rank order; the ranks' sizes may differ."""
     world = rank_and_world()[1]
     if world == 1:
         return x

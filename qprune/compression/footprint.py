@@ -29,7 +29,7 @@ ACCOUNTINGS = ("paper", "actual")
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor (or module, in `paper`): elements as counted, bits per element, fraction of elements that is kept."""
+    """One tensor (or module, in `paper`): elements as counted, bits per element, fraction of elements kept."""
 
     name: str
     kind: str
@@ -39,32 +39,36 @@ class Entry:
 
     @property
     def size_bits(self) -> float:
-        """elements * bits * density."""
+        """Size in bits: elements * bits * density."""
         return self.elements * self.bits * self.density
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The entries of one accounting; kinds are `weight`, `feature`, `input` and (on request) `mask`."""
+    """The entries of one accounting, of the kinds `weight`, `feature`, `input` and, on request, `mask`."""
 
     accounting: str
     entries: tuple[Entry, ...]
 
     def size_bits(self, *kinds: str) -> float:
-        """Bits of the entries of these kinds, or of all."""
+        """Return the bits of the entries of these kinds, or of all."""
         return sum(entry.size_bits for entry in self.entries if not kinds or entry.kind in kinds)
 
     def elements(self, *kinds: str) -> int:
-        """Elements of the entries of these kinds, or of all."""
+        """Return the elements of the entries of these kinds, or of all."""
         return sum(entry.elements for entry in self.entries if not kinds or entry.kind in kinds)
 
 
 @dataclass(frozen=True)
 class PaperSize:
-    """What the paper's sizes charge, per task (spec 5.3): globs over modules that own parameters, and the input.
+    """What the paper's sizes charge for a task (spec 5.3): globs over modules that own parameters, and the input.
 
-    left_float: modules whose weights and features are charged as floats whatever is asked for.
-    feature_bits: bits charged for a quantized feature where the paper charges others than the network uses, or None.
+    Args:
+        count_input: Whether the network's input is charged.
+        pruned_weights, pruned_features: What is charged as pruned.
+        left_float: Modules whose weights and features are charged as floats in any recipe.
+        feature_bits: Bits charged for a quantized feature where the paper charges others than the network has, or
+            None.
     """
 
     count_input: bool = False
@@ -78,10 +82,20 @@ def paper_footprint(
     network: nn.Module,
     example: Any,
     size: PaperSize | None = None,
-    pruning: PruneConfig | None = None,
-    quantization: QuantizeConfig | None = None,
+    prune: PruneConfig | None = None,
+    quantize: QuantizeConfig | None = None,
 ) -> Footprint:
-    """The paper's accounting of `network` at `example` (one sample): None for an operator that is not used."""
+    """Account for a network as the paper does.
+
+    Args:
+        network: Any module.
+        example: One sample.
+        size: What the paper charges for the task.
+        prune, quantize: What is charged; None for an operator that is not used.
+
+    Returns:
+        The footprint, in the accounting `paper`.
+    """
     size = size or PaperSize()
     owners = dict(_parameter_owners(network))
     outputs = _output_elements(network, example, owners)
@@ -92,14 +106,14 @@ def paper_footprint(
         "f": match(size.pruned_features, feature_paths, "paper_size.pruned_features"),
     }
     bits = {
-        "w": quantization.bits if quantization and "w" in quantization.targets else FLOAT_BITS,
+        "w": quantize.bits if quantize and "w" in quantize.targets else FLOAT_BITS,
         "f": FLOAT_BITS,
     }
-    if quantization and "f" in quantization.targets:
-        bits["f"] = quantization.bits_of_features if size.feature_bits is None else size.feature_bits
+    if quantize and "f" in quantize.targets:
+        bits["f"] = quantize.bits_of_features if size.feature_bits is None else size.feature_bits
 
     def entry(name: str, kind: str, target: str, elements: int) -> Entry:
-        kept = 1.0 - pruning.sparsity if pruning and target in pruning.targets and name in pruned[target] else 1.0
+        kept = 1.0 - prune.sparsity if prune and target in prune.targets and name in pruned[target] else 1.0
         return Entry(name, kind, elements, FLOAT_BITS if name in left_float else bits[target], kept)
 
     entries = [entry(path, "weight", "w", _parameter_elements(module)) for path, module in owners.items()]
@@ -111,10 +125,18 @@ def paper_footprint(
 
 
 def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:
-    """What `network`, in its present state, stores at `example` (one sample).
+    """Account for what a network stores in its present state.
 
-    Weights: every parameter tensor, batch norm's included (they stand for the folded scale and shift). Features: see
-    `stored_features`. count_masks adds one bit per entry of every active mask.
+    Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are those
+    of `stored_features`.
+
+    Args:
+        network: Any module.
+        example: One sample.
+        count_masks: Whether to add one bit per entry of every active mask.
+
+    Returns:
+        The footprint, in the accounting `actual`.
     """
     operators: dict[str, list[Operator]] = {}
     masks = []
@@ -141,7 +163,7 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
 
 
 def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules with parameters of their own and no children but operators, in module order."""
+    """Return modules with parameters of their own and no children but operators, in module order."""
     owners = []
     for path, module in network.named_modules():
         own = any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module)
@@ -152,7 +174,7 @@ def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_machinery(module: nn.Module) -> bool:
-    """Whether a child belongs to operators and not to the network."""
+    """Return whether a child belongs to operators and not to the network."""
     inner = list(module.modules())[1:]
     return isinstance(module, (Operator, parametrize.ParametrizationList)) or (
         bool(inner) and all(isinstance(m, (Operator, parametrize.ParametrizationList)) for m in inner)
@@ -164,7 +186,7 @@ def _parameter_elements(module: nn.Module) -> int:
 
 
 def _output_elements(network: nn.Module, example: Any, owners: dict[str, nn.Module]) -> dict[str, int]:
-    """Elements that each module put out while the example passed, all its calls together."""
+    """Return the output elements of each module over all its calls while the example passes."""
     elements = dict.fromkeys(owners, 0)
 
     def count(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which tensor gets which operator: globs on module paths, resolved against a network into sites."""
+"""Plan which tensor gets which operator: globs over module paths, resolved against a network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _OTHER_WEIGHTS = {nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor: the `weight` of the module at `path`, or its output, a `feature`.
+    """One tensor and the operators on it.
 
-    `input` is the network's input, `conv2.input` what the module `conv2` is given, and `attn.in_proj_weight` a weight
-    that its module calls so.
+    Attributes:
+        path: A module's path: its weight, or its output. `input` is the network's input, `conv2.input` that of the
+            module `conv2`, `attn.in_proj_weight` a weight by the module's own name for it.
+        kind: `weight` or `feature`.
+        prune, quantize: Whether it has a pruner, a quantizer.
     """
 
     path: str
@@ -32,12 +35,12 @@ class Site:
 
     def __str__(self) -> str:
         operators = " then ".join(word for word, on in (("prune", self.prune), ("quantize", self.quantize)) if on)
-        return f"{self.kind} of {self.path or 'the network'}: {operators or 'left alone'}"
+        return f"{self.kind} of {self.path or 'the network'}: {operators or 'no operator'}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites of a network, in the order of its modules; those with neither operator are listed as left alone."""
+    """The sites of a network in the order of its modules, weights without operators included."""
 
     sites: tuple[Site, ...]
 
@@ -50,11 +53,19 @@ class Plan:
         quantize_features: Sequence[str] = (),
         prune_features: Sequence[str] = (),
     ) -> Plan:
-        """Resolve lists of globs: `*` stands within one name, `**` crosses dots, a leading `!` takes away again.
+        """Resolve globs against a network: `*` matches within one name, `**` crosses dots, a leading `!` excludes.
 
-        Weights: the modules with a weight of two dimensions or more. Features: any module's output, and `input`; globs
-        that end in `.input` are over what modules are given, and no others are.
-        Raises UserError for a glob that matches nothing.
+        Args:
+            network: Any module.
+            quantize_weights, prune_weights: Globs over modules with a weight of two or more dimensions.
+            quantize_features, prune_features: Globs over all modules (their outputs) and `input`; a glob that ends in
+                `.input` is over the inputs of modules.
+
+        Returns:
+            The plan.
+
+        Raises:
+            UserError: A glob matches nothing.
         """
         layers = list(weight_places(network))
         modules = [path for path, _ in network.named_modules() if path]
@@ -75,7 +86,7 @@ class Plan:
         return cls(tuple(sites))
 
     def restricted(self, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> Plan:
-        """The plan with only the operators asked for: None drops one, `targets` keeps it on weights or features."""
+        """Return the plan with the operators of these configs alone: None drops one, `targets` restricts it."""
 
         def keeps(options: PruneConfig | QuantizeConfig | None, kind: str) -> bool:
             return options is not None and kind[0] in options.targets
@@ -98,12 +109,12 @@ class Plan:
         return tuple(site for site in self.sites if site.prune or site.quantize)
 
     @property
-    def left_alone(self) -> tuple[Site, ...]:
+    def without_operators(self) -> tuple[Site, ...]:
         """Sites without one."""
         return tuple(site for site in self.sites if not (site.prune or site.quantize))
 
     def counts(self) -> dict[str, int]:
-        """Number of operators by kind: weight_quantizers, weight_pruners, feature_quantizers, feature_pruners."""
+        """Count weight_quantizers, weight_pruners, feature_quantizers and feature_pruners."""
         return {
             f"{kind}_{operator}s": sum(getattr(site, operator[:-1]) for site in self.sites if site.kind == kind)
             for kind in ("weight", "feature")
@@ -115,13 +126,13 @@ class Plan:
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
-    """The module's weight if operators can be placed on it: a parameter of two dimensions or more."""
+    """Return the module's weight if it has two or more dimensions, else None."""
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
 
 
 def weight_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Path of every weight that operators can be placed on -> its module, and what the module calls it."""
+    """Map the path of every weight of two or more dimensions to its module and parameter name."""
     places = {}
     for path, module in network.named_modules():
         if weight_of(module) is not None:
@@ -134,7 +145,7 @@ def weight_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def weight_place(network: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module and the name of the weight at a site."""
+    """Return the module and the parameter name of the weight at a site."""
     parent, _, name = path.rpartition(".")
     if any(name in names for names in _OTHER_WEIGHTS.values()):
         return network.get_submodule(parent), name
@@ -149,7 +160,13 @@ def _match_features(globs: Iterable[str], outputs: Sequence[str], inputs: Sequen
 
 
 def match(globs: Iterable[str], paths: Sequence[str], name: str) -> set[str]:
-    """The paths that the globs choose, later globs over earlier ones. `name`: the config key, for the error."""
+    """Return the paths that globs match, later globs overriding earlier ones.
+
+    Args:
+        globs: As in `Plan.from_globs`.
+        paths: What they are matched against.
+        name: The config key or argument, for the error.
+    """
     chosen: set[str] = set()
     for glob in globs:
         pattern = _pattern(glob.removeprefix("!"), name)

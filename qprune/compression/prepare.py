@@ -204,7 +204,7 @@ def convert(network: nn.Module) -> nn.Module:
         placed.operator.end_windows()
     for module in list(converted.modules()):
         if parametrize.is_parametrized(module):
-            chains = module.parametrizations.values()  # type: ignore[operator, union-attr]
+            chains = module.parametrizations.values()  # type: ignore[operator]
             if any(isinstance(each, Operator) for chain in chains for each in chain):
                 _make_plain(module)
     return converted

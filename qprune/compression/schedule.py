@@ -1,4 +1,4 @@
-"""When operators change: a Schedule in epochs, and the Timeline in optimizer steps that it becomes.
+"""Schedules: times of events in epochs, and the timeline in optimizer steps that they become.
 
 Times follow Appendix B of the paper: t_qw and t_qf are when weights and features begin to be quantized; masks are
 chosen at t_p + k * dt_p for k = 1..n (so nothing is pruned at t_p itself). Between events nothing changes.
@@ -15,16 +15,20 @@ from qprune.errors import UserError
 
 
 def cubic_ramp(k: int, n: int) -> float:
-    """Fraction of the final sparsity after event k of n: 1 - (1 - k/n)^3 (Zhu and Gupta 2017; spec 2.2)."""
+    """Return the fraction of the final sparsity after event k of n: 1 - (1 - k/n)^3 (Zhu and Gupta 2017)."""
     return 1.0 - (1.0 - k / n) ** 3
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Times in epochs, fractions allowed; None where an operator is not used.
+    """Times of events in epochs, fractions allowed; None where an operator is not used.
 
-    t_qw, t_qf: when weights and features become quantized. t_p, dt_p, n: masks change at t_p + k * dt_p, k = 1..n.
-    Raises UserError for times that are negative or come without their partners, n < 1 or dt_p <= 0.
+    Args:
+        t_qw, t_qf: When weights and features begin to be quantized.
+        t_p, dt_p, n: Masks change at t_p + k * dt_p for k = 1..n.
+
+    Raises:
+        UserError: A time is negative, t_p or dt_p is given alone, n < 1 or dt_p <= 0.
     """
 
     t_qw: float | None = None
@@ -78,7 +82,7 @@ class Schedule:
                 )
 
     def scaled(self, factor: float) -> Schedule:
-        """The same schedule with every time multiplied by `factor`."""
+        """Return the schedule with every time multiplied by `factor`."""
 
         def at(time: float | None) -> float | None:
             return None if time is None else time * factor
@@ -88,8 +92,20 @@ class Schedule:
     def in_steps(
         self, steps_per_epoch: int, batch_size: int = 1, window: int = 1, samples_per_epoch: int | None = None
     ) -> Timeline:
-        """The timeline in optimizer steps. `window` is T in samples; `samples_per_epoch` tells the size of the last
-        batch of an epoch (default: as large as the others)."""
+        """Convert the schedule to optimizer steps.
+
+        Args:
+            steps_per_epoch: Optimizer steps per epoch.
+            batch_size: Samples per step.
+            window: T, samples observed before an event.
+            samples_per_epoch: Samples per epoch, which give the size of its last batch; None: a full batch.
+
+        Returns:
+            The timeline.
+
+        Raises:
+            UserError: `window` < 1, pruning events coincide, or the samples do not fit the batches.
+        """
         whole = steps_per_epoch * batch_size
         last = batch_size if samples_per_epoch is None else batch_size - (whole - samples_per_epoch)
         if window < 1:
@@ -124,8 +140,11 @@ class Schedule:
 class Window:
     """One step of an observation window.
 
-    first: whether the window begins here. samples: how many leading samples of the step's batch count; batch: its
-    size over all ranks. steps: length of the window.
+    Attributes:
+        first: Whether the window begins here.
+        samples: Number of leading samples of the step's batch that count.
+        batch: Samples of the batch over all ranks.
+        steps: Length of the window.
     """
 
     first: bool
@@ -138,8 +157,11 @@ class Window:
 class Timeline:
     """A schedule in optimizer steps, from 0. An event at step t happens before that step's forward pass.
 
-    prune_steps: steps of the pruning events, rising. weight_step, feature_step: first quantized step, or None.
-    window: T, samples observed before an event. The last three say how samples fall into steps.
+    Args:
+        prune_steps: Steps of the pruning events, rising.
+        weight_step, feature_step: First quantized step of weights and features, or None.
+        window: T, samples observed before an event.
+        steps_per_epoch, batch_size, last_batch_size: How samples fall into steps.
     """
 
     prune_steps: tuple[int, ...] = ()
@@ -151,36 +173,36 @@ class Timeline:
     last_batch_size: int = 1
 
     def prune_events(self, step: int) -> int:
-        """Number of pruning events up to and including `step`."""
+        """Return the number of pruning events up to and including `step`."""
         return sum(event <= step for event in self.prune_steps)
 
     def fraction(self, events: int) -> float:
-        """Fraction of the final sparsity after that many events."""
+        """Return the fraction of the final sparsity after that many events."""
         return cubic_ramp(events, len(self.prune_steps)) if events else 0.0
 
     def samples_at(self, step: int) -> int:
-        """Samples of the global batch at `step`."""
+        """Return the samples of the global batch at `step`."""
         return self.last_batch_size if (step + 1) % self.steps_per_epoch == 0 else self.batch_size
 
     def prune_window(self, step: int) -> Window | None:
-        """What feature pruners observe at `step`: the T samples before the next event, and none of before the last."""
+        """Return what feature pruners observe at `step`: the T samples before the next event, after the last one."""
         for previous, event in pairwise((0, *self.prune_steps)):
             if step < event:
                 return self._window(step, previous, event)
         return None
 
     def quantize_window(self, step: int) -> Window | None:
-        """What feature quantizers observe at `step`: the T samples before feature_step."""
+        """Return what feature quantizers observe at `step`: the T samples before `feature_step`."""
         return None if self.feature_step is None else self._window(step, 0, self.feature_step)
 
     @property
     def first_action(self) -> int | None:
-        """The first step at which an operator acts or observes: before it, training is that of the float network."""
+        """First step at which an operator acts or observes: training is float before it. None if there is none."""
         first = self.next_action(-1)
         return None if first == math.inf else int(first)
 
     def next_action(self, step: int) -> float:
-        """The first step after `step` that changes an operator's state or what it observes; infinity if none does."""
+        """Return the first step after `step` that changes an operator's state or observation, or infinity."""
         windows = [*pairwise((0, *self.prune_steps)), *([] if self.feature_step is None else [(0, self.feature_step)])]
         actions = [max(step + 1, self._oldest(*window)[0]) for window in windows if window[1] > step]
         if self.weight_step is not None and self.weight_step > step:
@@ -198,7 +220,7 @@ class Timeline:
         )
 
     def _oldest(self, earliest: int, event: int) -> tuple[int, int]:
-        """The step with which the window of `event` begins, and the samples that it gives.
+        """Return the step with which the window of `event` begins, and the samples it contributes.
 
         Walks back from `event` until T samples are together; the oldest batch gives only what is still missing.
         """
@@ -210,7 +232,7 @@ class Timeline:
         return at, taken
 
     def phase(self, step: int) -> str:
-        """What is active at `step`, for people: `float`, `P 2/4`, `P 4/4 Q(w)`, `Q(w,f) P 1/4`."""
+        """Describe what is active at `step`: `float`, `P 2/4`, `P 4/4 Q(w)`, `Q(w,f) P 1/4`."""
         events = self.prune_events(step)
         pruned = f"P {events}/{len(self.prune_steps)}" if events else ""
         weights = self.weight_step is not None and step >= self.weight_step

@@ -27,7 +27,7 @@ from qprune.atomic_write import (
     write_atomically,
     write_json,
 )
-from qprune.compression.activation_trace import features_left_alone
+from qprune.compression.activation_trace import uncovered_features
 from qprune.compression.compressor import Compressor
 from qprune.compression.distributed import rank_and_world
 from qprune.compression.fake_quantize import use_native
@@ -255,7 +255,7 @@ def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
         rows.append(
             {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}
         )
-    alone = features_left_alone(task.network, task.example)
+    alone = uncovered_features(task.network, task.example)
     times = Counter(stored.name for stored in alone)
     for stored in alone:
         # A module whose forward makes several has one name for all of them.

@@ -106,7 +106,7 @@ def test_what_is_made_by_functions_works_and_is_told() -> None:
     assert torch.equal(compressor.convert()(PICTURES), network(PICTURES))
     alone = qprune.coverage(network, PICTURES)
     assert str(alone) == (
-        "left alone: 0 of 5 weights, 1 of 8 features; pruned, but float: 1\n"
+        "not compressed: 0 of 5 weights, 1 of 8 features; pruned, but float: 1\n"
         f"  feature block, {4 * 8 * 900:,} elements: made by gelu in the forward of FunctionalBlock, and no module "
         "returns it; give the function a module of its own and call that (self.act = nn.SiLU(), for a sum "
         "self.sum = nn.Identity()), and it is found\n"
@@ -134,7 +134,7 @@ def test_include_and_exclude_take_a_layer_with_the_features_that_it_makes() -> N
     }
     assert features(Functional(), PICTURES, exclude=[INPUT, "head"]).keys().isdisjoint({INPUT, "head.input"})
     plan = auto_plan(Functional(), PICTURES, exclude=["**.conv?", "head"])
-    assert [s.path for s in plan.left_alone] == ["block.conv1", "block.conv2", "head"]
+    assert [s.path for s in plan.without_operators] == ["block.conv1", "block.conv2", "head"]
     with pytest.raises(UserError, match=r"exclude: the glob 'haed' matches none of the network's 10 paths; did you me"):
         auto_plan(Functional(), PICTURES, exclude=["haed"])
     with pytest.raises(UserError, match=r"plan= says which tensors are taken, and include= and exclude= too; give one"):
@@ -186,7 +186,7 @@ def test_a_transformer_is_compressed_with_the_projections_of_its_attention(norm_
     alone = qprune.coverage(network, TOKENS)
     assert alone.names("weight") == ["position", "embed.weight"]
     assert alone.tensors[0].reason == "a parameter of Tokens, not the weight of a layer"
-    assert alone.tensors[1].reason.startswith("a table of embeddings, not taken by itself")
+    assert alone.tensors[1].reason.startswith("a table of embeddings, which no automatic plan includes")
 
 
 def test_a_batch_that_does_not_come_first_is_not_masked() -> None:

@@ -272,13 +272,14 @@ def test_a_weight_is_pruned_then_quantized_with_the_gradient_of_both(axis: int |
 
 
 def test_a_feature_is_pruned_and_quantized_in_one_function_with_the_bits_of_two() -> None:
-    operators, x = FeatureOperators(Pruner(0.5), Quantizer(8)), torch.randn(2, 3, 5, 5, requires_grad=True)
-    operators.pruner.size_for_feature(x)
+    pruner, quantizer, x = Pruner(0.5), Quantizer(8), torch.randn(2, 3, 5, 5, requires_grad=True)
+    operators = FeatureOperators(pruner, quantizer)
+    pruner.size_for_feature(x)
     activated(operators)
     incoming = torch.randn(x.shape) * 20
     out = operators(x)
     [gradient] = torch.autograd.grad(out, x, incoming)
-    two = operators.quantizer(operators.pruner(x))
+    two = quantizer(pruner(x))
     assert torch.equal(out, two)
     assert torch.equal(gradient, torch.autograd.grad(two, x, incoming)[0])
 

@@ -92,7 +92,7 @@ def test_targets_restrict_a_plan_and_the_rest_is_left_alone() -> None:
     }
     only = plan.restricted(PruneConfig(targets="w"), None)
     assert list(only.counts().values()) == [0, 3, 0, 0]
-    assert [site.path for site in only.left_alone] == ["linear", INPUT, "bn1"]
+    assert [site.path for site in only.without_operators] == ["linear", INPUT, "bn1"]
     assert str(plan.sites[0]) == "weight of conv1: prune then quantize"
 
 

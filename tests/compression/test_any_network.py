@@ -106,7 +106,7 @@ def test_what_is_made_by_functions_works_and_is_told() -> None:
     assert torch.equal(compressor.convert()(PICTURES), network(PICTURES))
     alone = qprune.coverage(network, PICTURES)
     assert str(alone) == (
-        "not compressed: 0 of 5 weights, 1 of 8 features; pruned, but float: 1\n"
+        "not compressed: 0 of 5 weights, 1 of 8 features; pruned but float: 1\n"
         f"  feature block, {4 * 8 * 900:,} elements: made by gelu in the forward of FunctionalBlock, and no module "
         "returns it; give the function a module of its own and call that (self.act = nn.SiLU(), for a sum "
         "self.sum = nn.Identity()), and it is found\n"

@@ -40,28 +40,21 @@ class Grid(NamedTuple):
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
 
-def apply_grid(x: Tensor, decimal: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
-    """Return x * mask on the grid, with the gradient of Eq. 2.
-
-    Args:
-        x: Any shape and floating type.
-        decimal: d, int32, 0-d or (C,) along `grid.axis`.
-        grid: The rest of the grid; its values are not checked here.
-        mask: float32 of 0 and 1 that broadcasts with x, or None.
-
-    Returns:
-        A tensor of x's shape, in `working_dtype(x.dtype, grid.bits)`.
-    """
-    out: Tensor = _FakeQuantize.apply(x, decimal, mask, grid)
-    return out.to(working_dtype(x.dtype, grid.bits))
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Eq. 1 and 3 forward, Eq. 2 backward.
+class FakeQuantize(torch.autograd.Function):
+    """Eq. 1 and 3 forward, Eq. 2 backward: `FakeQuantize.apply(x, decimal, mask, grid)`.
 
     The mask is scaled by 2^d before x is multiplied by it: powers of two and a mask of 0 and 1 make every product
     exact, and one pass over x is saved. The clamp comes before the rounding, so that infinities never reach it; the
     bounds are whole numbers, so the result is the same.
+
+    Args:
+        x: Any shape and floating type.
+        decimal: d, int32, 0-d or (C,) along `grid.axis`.
+        mask: float32 of 0 and 1 that broadcasts with x, or None.
+        grid: The rest of the grid; its values are not checked here.
+
+    Returns:
+        x * mask on the grid: a tensor of x's shape, in `working_dtype(x.dtype, grid.bits)`.
     """
 
     @staticmethod
@@ -80,7 +73,7 @@ class _FakeQuantize(torch.autograd.Function):
             rounded = _round(scaled, grid.rounding)
             ctx.save_for_backward((rounded >= low) & (rounded <= high))
         out: Tensor = _round(scaled.clamp(low, high), grid.rounding) * step
-        return out
+        return out.to(working_dtype(x.dtype, grid.bits))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,7 +174,7 @@ def _bits_agree() -> bool:
 
     def bits(grid: Grid, masked: Tensor | None) -> Tensor:
         leaf = x.clone().requires_grad_()
-        out = apply_grid(leaf, decimals[3] if grid.axis is None else decimals, grid, masked)
+        out = FakeQuantize.apply(leaf, decimals[3] if grid.axis is None else decimals, masked, grid)
         [gradient] = torch.autograd.grad(out, leaf, x)
         both = torch.stack([out.detach(), gradient])
         return torch.where(both.isnan(), torch.nan, both).view(torch.int32)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from qprune.compression.fake_quantize import Grid, apply_grid, shaped_along
+from qprune.compression.fake_quantize import FakeQuantize, Grid, shaped_along
 from qprune.errors import UserError, one_of
 
 ROUNDINGS = ("trunc", "floor", "nearest")
@@ -63,7 +63,8 @@ def fake_quantize(
     one_of("gradient", gradient, GRADIENTS)
     decimal = torch.as_tensor(decimal, device=x.device).to(torch.int32)
     shaped_along(decimal, x, axis)
-    return apply_grid(x, decimal, Grid(bits, rounding, gradient, axis))
+    out: Tensor = FakeQuantize.apply(x, decimal, None, Grid(bits, rounding, gradient, axis))
+    return out
 
 
 def all_finite(x: Tensor) -> Tensor:

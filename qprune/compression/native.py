@@ -78,8 +78,8 @@ def apply(
     if mask is not None:
         if mask.dtype is not torch.float32 or not mask.is_cpu:
             return None
-        sample = x if mask.dim() == x.dim() else x[0] if x.dim() and x.shape[0] else None
-        if sample is None or mask.shape != sample.shape or mask.stride() != sample.stride():
+        skipped = x.dim() - mask.dim()
+        if skipped not in (0, 1) or mask.shape != x.shape[skipped:] or mask.stride() != x.stride()[skipped:]:
             return None
         width = mask.numel()
         rows = x.numel() // width if width else 0

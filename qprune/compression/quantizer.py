@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qprune.compression.distributed import gathered
-from qprune.compression.fake_quantize import Grid, apply_grid
+from qprune.compression.fake_quantize import FakeQuantize, Grid
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
@@ -146,7 +146,10 @@ class Quantizer(Operator):
         """
         if self.collecting:
             self.observe(x)
-        return apply_grid(x, self.decimal, self.grid, mask) if self.active else x
+        if not self.active:
+            return x
+        out: Tensor = FakeQuantize.apply(x, self.decimal, mask, self.grid)
+        return out
 
     def check_state(self, prefix: str, state: dict[str, Tensor]) -> None:
         """Raise UserError for a state from inside a window of another version or of other candidates."""

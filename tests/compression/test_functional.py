@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qprune.compression.fake_quantize import Grid, apply_grid, power_of_two
+from qprune.compression.fake_quantize import FakeQuantize, Grid, power_of_two
 from qprune.compression.functional import (
     all_finite,
     fake_quantize,
@@ -82,7 +82,7 @@ def test_pruning_and_quantizing_at_once_is_one_after_the_other(gradient: str, de
     x, upstream = (torch.randn(4, 3, 5, 5, generator=generator) * 20 for _ in range(2))
     mask = (torch.rand(3, 5, 5, generator=generator) > 0.5).float()
     together, apart = x.clone().requires_grad_(), x.clone().requires_grad_()
-    one = apply_grid(together, torch.as_tensor(decimal, dtype=torch.int32), Grid(8, gradient=gradient), mask)
+    one = FakeQuantize.apply(together, torch.as_tensor(decimal, dtype=torch.int32), mask, Grid(8, gradient=gradient))
     other = fake_quantize(prune(apart, mask), 8, decimal, gradient=gradient)
     assert torch.equal(one, other)
     kept = upstream.clone()

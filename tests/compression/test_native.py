@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qprune.compression import functional, native
 from qprune.compression.compressor import attach
 from qprune.compression.config import PruneConfig, QuantizeConfig
-from qprune.compression.fake_quantize import Grid, apply_grid, power_of_two, use_native
+from qprune.compression.fake_quantize import FakeQuantize, Grid, power_of_two, use_native
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Timeline
 
@@ -83,7 +83,7 @@ def on_both_paths(
     for context in (native.disabled, torch.enable_grad):
         leaf = x.clone().requires_grad_()
         with context():
-            out = apply_grid(leaf, d, grid, mask)
+            out = FakeQuantize.apply(leaf, d, mask, grid)
             out.backward(upstream)
         assert leaf.grad is not None
         results.append((out.detach(), leaf.grad))
@@ -145,9 +145,9 @@ def test_tensors_that_do_not_fit_are_computed_by_torch(monkeypatch: pytest.Monke
     monkeypatch.setattr(native, "_library", object())  # calling it would fail
     x, d = torch.randn(4, 3, 5, 5), torch.tensor(4, dtype=torch.int32)
     for unfit in (x.double(), x.to(torch.bfloat16), x[:, :, ::2], x.transpose(0, 1), x.to("meta")):
-        apply_grid(unfit, d.to(unfit.device), Grid(8))
-    apply_grid(x.to(memory_format=torch.channels_last), d, Grid(8), torch.ones(3, 5, 5))
-    apply_grid(x, d, Grid(8), torch.ones(3, 1, 1))
+        FakeQuantize.apply(unfit, d.to(unfit.device), None, Grid(8))
+    FakeQuantize.apply(x.to(memory_format=torch.channels_last), d, torch.ones(3, 5, 5), Grid(8))
+    FakeQuantize.apply(x, d, torch.ones(3, 1, 1), Grid(8))
 
 
 GLOBS: dict[str, list[str]] = {

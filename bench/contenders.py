@@ -23,6 +23,7 @@ from qprune.config.compose import compose_checked
 from qprune.training.compile import as_written, compile_training
 from qprune.training.layout import arrange
 from qprune.training.optimizers import shorten_steps
+from qprune.training.setup import build_task, plan_of
 from qprune.training.task import Task
 
 NEVER = 10**9
@@ -32,13 +33,10 @@ LAYOUTS = {"own": None, "contiguous": False, "channels last": True}  # as `train
 
 def task_of(name: str, *overrides: str) -> tuple[Recipe, Task]:
     """The task of a run on synthetic data, made as `qprune run` makes it."""
-    from omegaconf import OmegaConf
-
     [composed] = compose_checked((f"task={name}", "order=prune_first", "data=synthetic", *overrides))
-    config: Any = OmegaConf.to_container(composed.config, resolve=True)
-    recipe = Recipe.from_config(config)
+    recipe = Recipe.from_config(composed.config)
     torch.manual_seed(0)
-    return recipe, recipe.task()
+    return recipe, build_task(recipe)
 
 
 def timeline(mode: str, batch: int, window: int) -> Timeline:
@@ -55,7 +53,7 @@ def timeline(mode: str, batch: int, window: int) -> Timeline:
 
 def with_operators(recipe: Recipe, task: Task, times: Timeline) -> Compressor:
     """The recipe's operators on the task's network."""
-    return attach(task.network, recipe.plan(task), times, task.example, recipe.pruning, recipe.quantization)
+    return attach(task.network, plan_of(recipe, task), times, task.example, recipe.pruning, recipe.quantization)
 
 
 def ours(name: str, mode: str = "active", layout: str = "own", way: str = "eager", batch: int = 0) -> Callable[[], Any]:
@@ -170,7 +168,7 @@ def torch_step(name: str, layout: str, way: str = "eager") -> Callable[[], Any]:
     """
     recipe, task = task_of(name)
     arrange(task, LAYOUTS[layout], compiled=False, device=CPU)
-    plan: Plan = recipe.plan(task)
+    plan: Plan = plan_of(recipe, task)
     fakes: list[Any] = []
     for site in plan.active:
         if not site.quantize:

@@ -81,14 +81,15 @@ def _alone(function: Callable[[Setting], Measured], setting: Setting) -> Measure
 
 def _ours(setting: Setting, compiled: bool = False) -> Measured:
     from qprune.training.layout import arrange
+    from qprune.training.setup import attach_operators
     from qprune.training.trainer import Loop, Trainer
 
     make_ready(setting.threads)
     recipe, task = task_of("espcn", *setting.overrides)
     arrange(task, None, compiled, CPU)
-    compressor = recipe.attached(task)
+    compressor = attach_operators(recipe, task)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(setting.epochs, Path(folder), seed=0, compile=compiled, fuse_relu=True)
+        loop = Loop(setting.epochs, Path(folder), seed=0, compile=compiled)
         trainer = Trainer(task, compressor, loop, CPU)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
             start = time.perf_counter()
@@ -109,12 +110,13 @@ def _authors(setting: Setting) -> Measured:
     from qprune.tasks.espcn import Espcn
     from qprune.tasks.metrics.psnr import psnr_db
     from qprune.training.layout import arrange
+    from qprune.training.setup import timeline_of
 
     torch.set_num_threads(setting.threads)
     recipe, task = task_of("espcn", *setting.overrides)
     assert isinstance(task, Espcn)
     arrange(task, LAYOUTS["contiguous"], compiled=False, device=CPU)  # qsparse refuses channels last
-    times = recipe.timeline(task)
+    times = timeline_of(recipe, task)
     assert times.weight_step is not None
     assert times.feature_step is not None
     # One pruning step where the recipe has its last: the events themselves are not what is compared.

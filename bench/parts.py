@@ -81,7 +81,7 @@ def events(threads: int, rounds: int) -> str:
     make_ready(threads)
     recipe, task = task_of("cifar")
     batch = task.train_batches.batch_size
-    window = recipe.config["prune"]["window"]
+    window = recipe.config.prune.window
     steps = window // batch
     times = Timeline((1, 2), steps + 2, steps + 2, window, NEVER, batch, batch)
     compressor = with_operators(recipe, task, times)

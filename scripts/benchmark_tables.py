@@ -55,7 +55,7 @@ def make_runs(folder: Path, count: int) -> None:
             words = ["task=espcn", *words]
             config = composer.config(words)
             text = OmegaConf.to_yaml(config, resolve=True)
-            notation = identity.notation(config.order.steps, config.prune, config.quantize)
+            notation = identity.notation(config)
             for seed in range(count // len(RECIPES)):
                 signature = composer.signature(words, seed)
                 scores = [chance.gauss(32, 0.1) for _ in range(200)]

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.utils import make_grid
 
-from qprune.config.types import Channels, Momentum, Pixels, Range, Rate, Samples, Weight
+from qprune.config.types import Channels, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.image_pool import ImagePool
@@ -61,13 +62,13 @@ class CycleGAN(Task):
         limits: Limits,
         seed: int,
         image_size: Pixels | None = None,
-        blocks: Annotated[int, Range(1, 100, "residual blocks")] = 9,
+        blocks: Annotated[int, Field(ge=1, le=100)] = 9,
         width: Channels | None = None,
         norm: Literal["instance", "batch"] = "instance",
         batch_size: Samples = 1,
         cycle_weight: Weight = 10.0,
         identity_weight: Weight = 0.5,
-        pool_size: Annotated[int, Range(0, 10**6, "pictures")] = 50,
+        pool_size: Annotated[int, Field(ge=0, le=10**6)] = 50,
         learning_rate: Rate = 2e-4,
         beta1: Momentum = 0.5,
         fid: str = "auto",

@@ -10,11 +10,12 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 
-from qprune.config.types import Fraction, Pixels, Range, Rate, Samples
+from qprune.config.types import Fraction, Pixels, Rate, Samples
 from qprune.errors import UserError, one_of
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
@@ -56,7 +57,7 @@ class Espcn(Task):
         data: DataOptions,
         limits: Limits,
         seed: int,
-        scale: Annotated[int, Range(1, 16)] = 3,
+        scale: Annotated[int, Field(ge=1, le=16)] = 3,
         patch: Pixels = 17,
         stride: Pixels = 13,
         batch_size: Samples = 16,

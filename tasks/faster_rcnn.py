@@ -20,10 +20,11 @@ from typing import Annotated, Any, get_type_hints
 from urllib.error import URLError
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from qprune.config.types import Fraction, Momentum, Pixels, Range, Rate, Samples, Weight, check
+from qprune.config.types import Fraction, Momentum, Pixels, Rate, Samples, Weight, check
 from qprune.errors import UserError, closest, one_of
 from qprune.tasks.data.detection import DetectionBatches, DetectionSet, Sample
 from qprune.tasks.data.parts import part, training_part
@@ -35,7 +36,7 @@ from qprune.tasks.models.faster_rcnn import FasterRCNN, spread_regions
 from qprune.training.task import DataOptions, Limits, Task
 
 SIZE_COUNTED_AT = (480, 720)  # height and width in pixels of the input whose features the density charges
-Regions = Annotated[int, Range(1, 10**4, "regions")]
+Regions = Annotated[int, Field(ge=1, le=10**4, json_schema_extra={"unit": "regions"})]
 PICTURES = {"train": 160, "test": 32}  # of the synthetic set
 
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from qprune.config.types import Channels, Fraction, Momentum, Pixels, Range, Rate, Samples, Weight
+from qprune.config.types import Channels, Fraction, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
@@ -59,7 +60,7 @@ class Pix2Pix(Task):
         limits: Limits,
         seed: int,
         image_size: Pixels | None = None,
-        depth: Annotated[int, Range(3, 14, "halvings")] | None = None,
+        depth: Annotated[int, Field(ge=3, le=14)] | None = None,
         width: Channels | None = None,
         dropout: Fraction = 0.5,
         extra_norm: bool = False,

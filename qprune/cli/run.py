@@ -33,7 +33,6 @@ from qprune.cli.sweep import (
 )
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composed, compose_checked
 from qprune.errors import UserError
-from qprune.training.allocator import is_kept, prefer_huge_pages
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -191,8 +190,6 @@ def _job(cfg: DictConfig) -> None:
 def _attempt(cfg: DictConfig, wait: bool) -> tuple[int, str]:
     """Exit code and, for a failure, its explanation, which has been printed."""
     try:
-        if not is_kept(cfg.trainer.keep_memory, cfg.trainer.pack_features):
-            prefer_huge_pages()  # before the first tensor, which an import may make
         from qprune.runs import execute as runner  # late: it imports torch, which --help and --cfg need not wait for
 
         runner.execute(cfg, wait=wait)

@@ -1,134 +1,310 @@
-"""The keys of a run's config that are the runner's own, each with its type, range and unit; a task's are its own."""
+"""The keys of a run's config, each with its type, range, unit and meaning. Their values stand in `configs/`.
+
+Only keys that came after runs had been published have a default here: a config without such a key, and one that has
+it at its default, are one run. Keys marked as `machine` say where and how a run is carried out and not what it is: they
+are no part of its signature.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from qprune.compression.config import TARGETS, WEIGHT_AXES
-from qprune.compression.functional import GRADIENTS, MASK_RULES, ROUNDINGS
-from qprune.compression.pruner import BORDERS, GRANULARITIES
-from qprune.config.signature import LATER_KEYS
-from qprune.config.types import Range, Samples, check
-from qprune.errors import UserError, closest
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
-_Epochs = Annotated[int, Range(1, 10**6, "epochs")]
-_Time = Annotated[float, Range(0, 1e6, "epochs")]
-_Length = Annotated[float, Range(0, 1e6, "epochs", above=True)]
-_Bits = Annotated[int, Range(2, 16, "bits")]
+from qprune.config.types import STRICT, Fraction, Samples, explain
+from qprune.errors import UserError
 
-FIELDS: dict[str, Any] = {
-    "seed": Annotated[int, Range(0, 2**62)],
-    "epochs": _Epochs,
-    "results_dir": str,
-    "force": bool,
-    "wait": bool,
-    "prune.sparsity": Annotated[float, Range(0, 1, below=True)],
-    "prune.targets": TARGETS,
-    "prune.window": Annotated[int, Range(1, 10**9, "samples")],
-    "prune.granularity": GRANULARITIES,
-    "prune.rule": MASK_RULES,
-    "prune.border": BORDERS,
-    "quantize.bits": _Bits,
-    "quantize.feature_bits": _Bits | None,
-    "quantize.targets": TARGETS,
-    "quantize.rounding": ROUNDINGS,
-    "quantize.gradient": GRADIENTS,
-    "quantize.saturate": Sequence[Annotated[float, Range(0, 1)]],
-    "quantize.weight_axis": WEIGHT_AXES,
-    "quantize.decimal": Annotated[int, Range(-64, 64, "binary digits")] | None,
-    "quantize.decimal_from": str | None,
-    "order.name": str,
-    "order.steps": Sequence[Literal["prune", "quantize"]],
-    "schedule.t_qw": _Time | None,
-    "schedule.t_qf": _Time | None,
-    "schedule.t_p": _Time | None,
-    "schedule.dt_p": _Length | None,
-    "schedule.n": Annotated[int, Range(1, 10**4, "pruning events")],
-    "budget.name": str,
-    "budget.epochs": _Epochs | None,
-    "budget.steps_per_epoch": Annotated[int, Range(1, 10**9, "steps")] | None,
-    "budget.batch_size": Samples | None,
-    "budget.test_samples": Annotated[int, Range(1, 10**9, "samples")] | None,
-    "data.source": ("real", "synthetic"),
-    "data.root": str | None,
-    "data.verify": bool,
-    "trainer.device": str,
-    "trainer.precision": ("float32", "bfloat16", "float16"),
-    "trainer.ranks": Annotated[int, Range(1, 1024, "processes")],
-    "trainer.threads": Annotated[int, Range(1, 4096, "threads")] | None,
-    "trainer.keep_memory": bool | None,
-    "trainer.kernels": bool,
-    "trainer.channels_last": bool | None,
-    "trainer.compile": bool,
-    "trainer.fuse_relu": bool,
-    "trainer.pack_features": bool,
-    "trainer.share_stem": bool,
-    "trainer.evaluate_every": _Epochs,
-    "trainer.checkpoint_minutes": Annotated[float, Range(0, 1e6, "minutes")],
-    "logger.name": str,
-    "task._target_": str,
-    "task.name": str,
-    "task.sites": Mapping,
-    "task.sites.quantize_weights": Sequence[str],
-    "task.sites.prune_weights": Sequence[str],
-    "task.sites.quantize_features": Sequence[str],
-    "task.sites.prune_features": Sequence[str],
-    "task.paper_size": Mapping,
-    "task.paper_size.count_input": bool,
-    "task.paper_size.pruned_weights": Sequence[str],
-    "task.paper_size.pruned_features": Sequence[str],
-    "task.paper_size.left_float": Sequence[str],
-    "task.paper_size.feature_bits": _Bits | None,
+# Keys of older configs, and what says the same today. They are ignored, and no part of a run's signature.
+RETIRED = {
+    "trainer.fuse_relu": "trainer.compile=true does the same by standard means",
+    "trainer.pack_features": "docs/performance.md shows how to save memory in a loop of your own",
+    "trainer.share_stem": "it is called trainer.warm_start now",
 }
-# Keys whose absence says that there is nothing to say
-_OPTIONAL = ("task.sites.", "task.paper_size.")
-# They become parts of paths
-_NAMES = ("order.name", "budget.name", "task.name")
+# Arguments that tasks took on after rows had been published, with their defaults (as in the tasks' constructors)
+LATER_ARGUMENTS: dict[str, Any] = {"task.further_test_folders": []}
+
+Epochs = Annotated[int, Field(ge=1, le=10**6, json_schema_extra={"unit": "epochs"})]
+Time = Annotated[float, Field(ge=0, le=1e6, json_schema_extra={"unit": "epochs"})]
+Interval = Annotated[float, Field(gt=0, le=1e6, json_schema_extra={"unit": "epochs"})]
+Bits = Annotated[int, Field(ge=2, le=16, json_schema_extra={"unit": "bits"})]
+Targets = Literal["w", "f", "wf"]
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+Name = Annotated[  # becomes a part of paths
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        max_length=64,
+        json_schema_extra={"legal": "a name of at most 64 letters, digits, '_', '-' and '.'"},
+    ),
+]
 
 
-def complete_fields(config: dict[str, Any]) -> None:
-    """Raise UserError for a key that is missing, unknown or has an illegal value; a task's own arguments pass.
+def _key(description: str, *, machine: bool = False, unit: str = "", **options: Any) -> Any:
+    extra: JsonDict = {**({"machine": True} if machine else {}), **({"unit": unit} if unit else {})}
+    return Field(description=description, json_schema_extra=extra, **options)
 
-    Keys that came after a config was stored are added to it.
+
+class _Section(BaseModel):
+    """Keys that belong together; no others are legal."""
+
+    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
+
+
+class PruneSection(_Section):
+    """What pruning does."""
+
+    sparsity: float = _key("fraction of zeros at the end", ge=0, lt=1)
+    targets: Targets = _key("weights, features, or both")
+    window: int = _key(
+        "T, set by the task: |x| is summed over so many samples before each event; d* of features likewise",
+        unit="samples",
+        ge=1,
+        le=10**9,
+    )
+    granularity: Literal["element", "channel", "last"] = _key(
+        "of features: one mask entry per neuron, per channel, or per index of the last dimension"
+    )
+    rule: Literal["exact", "threshold"] = _key(
+        "exact: floor(sparsity * n) zeros; threshold: the authors' `>=` on an order statistic"
+    )
+    border: Literal["tile", "keep"] = _key(
+        "tile: continue a mask over the rim of larger inputs; keep: leave the rim unpruned, as the authors do"
+    )
+
+
+class QuantizeSection(_Section):
+    """What quantization does."""
+
+    bits: Bits = _key("bits of a weight")
+    feature_bits: Bits | None = _key("bits of a feature; null: as many as of a weight")
+    targets: Targets = _key("weights, features, or both")
+    rounding: Literal["trunc", "floor", "nearest"] = _key("trunc: toward zero, the authors'; floor: Eq. 1; nearest")
+    gradient: Literal["clip_value", "ste", "in_range"] = _key(
+        "clip_value: Eq. 2; ste: pass through; in_range: pass through where nothing is clipped"
+    )
+    saturate: list[Fraction] = _key("quantiles (low, high) of features that the grid covers (Eq. 6), low < high")
+    weight_axis: Literal["authors", "tensor", "output"] = _key("which weights share decimal bits (spec 1.4)")
+    decimal: Annotated[int, Field(ge=-64, le=64, json_schema_extra={"unit": "binary digits"})] | None = _key(
+        "decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)"
+    )
+    decimal_from: Text | None = _key(
+        "signature of a finished run below results_dir whose d are used, tensor by tensor, frozen from the start",
+        default=None,
+    )
+
+
+class OrderSection(_Section):
+    """Which operators there are, and which comes first."""
+
+    name: Name = _key("of the order, in the result row")
+    steps: list[Literal["prune", "quantize"]] = _key("operators in the order in which they begin")
+
+
+class ScheduleSection(_Section):
+    """When operators begin, in epochs of the recipe; a budget that cuts the epochs scales these times along."""
+
+    t_qw: Time | None = _key("when weights become quantized; fractions allowed, null: never")
+    t_qf: Time | None = _key("when features become quantized; fractions allowed, null: never")
+    t_p: Time | None = _key("epoch from which pruning is counted; null: never")
+    dt_p: Interval | None = _key("time between pruning events, which are at t_p + k * dt_p, k = 1..n")
+    n: int = _key("number of pruning events", unit="pruning events", ge=1, le=10**4)
+
+
+class BudgetSection(_Section):
+    """How much of the recipe is run; null: all of it."""
+
+    name: Name = _key("of the budget, in the result row")
+    epochs: Epochs | None = _key("epochs that are trained at most; fewer than the recipe's scale its schedule too")
+    steps_per_epoch: Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "steps"})] | None = _key(
+        "optimizer steps per epoch at most"
+    )
+    batch_size: Samples | None = _key("samples per step at most; null: the task's")
+    test_samples: Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "samples"})] | None = _key(
+        "test samples at most; null: all"
+    )
+
+
+class DataSection(_Section):
+    """Where the data comes from."""
+
+    source: Literal["real", "synthetic"] = _key("published sets from files, or seeded sets made in memory")
+    root: Text | None = _key("folder of the data sets: QPRUNE_DATA in the environment, or ./data", machine=True)
+    verify: bool = _key("false: accept a copy whose checksums differ from the published ones; its rows carry a mark")
+
+
+class TrainerSection(_Section):
+    """Device, precision and processes."""
+
+    device: Text = _key("auto (a GPU if there is one), cpu, cuda or cuda:N", machine=True)
+    precision: Literal["float32", "bfloat16", "float16"] = _key(
+        "of training, the last two mixed; operators always compute in float32"
+    )
+    ranks: int = _key(
+        "processes that share each batch; one GPU each where there are GPUs", unit="processes", ge=1, le=1024
+    )
+    threads: Annotated[int, Field(ge=1, le=4096, json_schema_extra={"unit": "threads"})] | None = _key(
+        "CPU threads per process; null: torch's choice", machine=True
+    )
+    evaluate_every: Epochs = _key(
+        "epochs between evaluations on the test set; the last epoch is always evaluated", machine=True
+    )
+    checkpoint_minutes: float = _key(
+        "time between checkpoints inside an epoch; each epoch ends with one as well",
+        machine=True,
+        unit="minutes",
+        ge=0,
+        le=1e6,
+    )
+    keep_memory: Annotated[bool, BeforeValidator(lambda given: True if given is None else given)] = _key(
+        "on a CPU, keep freed memory for the next step, which is faster; false: return it at once", machine=True
+    )
+    kernels: bool = _key(
+        "on a CPU with a C compiler, each operator as one pass over memory; false: torch's functions, the same bits",
+        machine=True,
+        default=True,
+    )
+    channels_last: bool | None = _key(
+        "weights and features with channels last or first in memory; null: as the task has it", default=None
+    )
+    compile: bool = _key(
+        "steps through torch.compile; faster from some thousand steps on, with other last bits", default=False
+    )
+    warm_start: bool = _key(
+        "runs that differ only in order, prune, quantize or schedule train their float part once",
+        machine=True,
+        default=True,
+    )
+
+
+class LoggerSection(_Section):
+    """Where training curves go, besides metrics.csv in the run folder."""
+
+    name: Text = _key("csv, tensorboard, wandb or mlflow", machine=True)
+
+
+class SitesSection(_Section):
+    """Globs over the network's modules; what is absent has no sites."""
+
+    quantize_weights: list[Text] = _key("layers whose weights are quantized", default=[])
+    prune_weights: list[Text] = _key("layers whose weights are pruned", default=[])
+    quantize_features: list[Text] = _key("modules whose outputs are quantized", default=[])
+    prune_features: list[Text] = _key("modules whose outputs are pruned", default=[])
+
+
+class PaperSizeSection(_Section):
+    """What the accounting `paper` charges."""
+
+    count_input: bool = _key("whether the network's input is charged", default=False)
+    pruned_weights: list[Text] = _key("modules whose weights are charged as pruned", default=["**"])
+    pruned_features: list[Text] = _key("modules whose outputs are charged as pruned", default=["**"])
+    left_float: list[Text] = _key("modules that are neither pruned nor quantized", default=[])
+    feature_bits: Bits | None = _key("bits that a quantized feature is charged; null: those it has", default=None)
+
+
+class TaskSection(_Section):
+    """What is trained; all further keys are arguments of the task's constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    class_path: Text = _key("dotted path of the task's class", alias="_target_")
+    name: Name = _key("of the task, in the result row")
+    sites: SitesSection = _key("which modules get which operator")
+    paper_size: PaperSizeSection = _key("what the accounting `paper` charges")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the task's own constructor."""
+        return dict(self.model_extra or {})
+
+
+class RunConfig(_Section):
+    """The config of one run, checked.
+
+    Attributes are named as the keys in YAML: `config.prune.sparsity`, `config.task.name`.
     """
-    sections = {key.rpartition(".")[0] for key in FIELDS} - {"task"}
-    for section in sorted(sections):
-        values = _at(config, section) if section else config
-        if values is None and section.startswith("task."):
-            continue
-        if not isinstance(values, Mapping):
-            raise UserError(f"{section}={values!r} is not a section of keys")
-        known = [key for key in FIELDS if key.rpartition(".")[0] == section]
-        names = [key.rpartition(".")[2] for key in known]
-        if not section:
-            names += sorted({key.partition(".")[0] for key in FIELDS if "." in key})
-        for name in values:
-            if name not in names:
-                dotted = f"{section}.{name}" if section else str(name)
-                raise UserError(
-                    f"{dotted} is not a key{_of(section)}{closest(str(name), names)}; legal: {', '.join(names)}"
-                )
-    for key, kind in FIELDS.items():
-        section, _, name = key.rpartition(".")
-        values = _at(config, section) if section else config
+
+    seed: int = _key("of initial weights, data order and augmentation", ge=0, le=2**62)
+    epochs: Epochs = _key("length of the recipe, set by the task; a budget may cut it")
+    results_dir: Text = _key("folder that holds the run folders", machine=True)
+    force: bool = _key("start afresh in a run folder that holds a finished or interrupted run", machine=True)
+    wait: bool = _key(
+        "wait for another process that carries out the same run, and take its row; false: refuse",
+        machine=True,
+        default=False,
+    )
+    prune: PruneSection
+    quantize: QuantizeSection
+    order: OrderSection
+    schedule: ScheduleSection
+    budget: BudgetSection
+    data: DataSection
+    trainer: TrainerSection
+    logger: LoggerSection
+    task: TaskSection
+
+    @classmethod
+    def check(cls, config: Mapping[str, Any]) -> RunConfig:
+        """Check a resolved config.
+
+        Args:
+            config: plain dicts, lists and values; retired keys are ignored.
+
+        Raises:
+            UserError: a key is unknown, missing or has an illegal value.
+        """
+        try:
+            return cls.model_validate(without_retired(config))
+        except ValidationError as error:
+            raise UserError(explain(error, json_schema())) from None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the config as plain dicts, lists and values, as a run stores it in config.yaml."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+@functools.cache
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a run's config."""
+    return RunConfig.model_json_schema()
+
+
+def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over all keys that are no sections: the dotted name, and pydantic's FieldInfo."""
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{dotted}.")
+        else:
+            yield dotted, field
+
+
+# Keys that say where and how a run is carried out, and keys that came after rows had been published, by their defaults
+MACHINE_KEYS = ("hydra", "logger", *RETIRED, *(key for key, field in keys() if field.json_schema_extra.get("machine")))
+LATER_KEYS = LATER_ARGUMENTS | {
+    key: field.default
+    for key, field in keys()
+    if not field.is_required() and not key.startswith(("task.sites.", "task.paper_size."))
+}
+
+
+def retired_keys(config: Mapping[str, Any]) -> list[str]:
+    """List the retired keys that a config holds."""
+    found = []
+    for key in RETIRED:
+        section, _, name = key.partition(".")
+        values = config.get(section)
         if isinstance(values, Mapping) and name in values:
-            check(key, values[name], kind)
-        elif isinstance(values, dict) and key in LATER_KEYS:
-            values[name] = LATER_KEYS[key]
-        elif not key.startswith(_OPTIONAL):
-            raise UserError(f"{key} is missing; give it a value, as configs/run.yaml and its groups do")
-    for key in _NAMES:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name := _at(config, key)) or len(name) > 64:
-            raise UserError(f"{key}={name!r} is not a name of at most 64 letters, digits, '_', '-' and '.'")
+            found.append(key)
+    return found
 
 
-def _of(section: str) -> str:
-    return f" of {section}" if section else " of a run's config"
-
-
-def _at(config: Any, dotted: str) -> Any:
-    for name in dotted.split("."):
-        config = config.get(name) if isinstance(config, Mapping) else None
+def without_retired(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config without retired keys; `config` itself when it holds none."""
+    for key in retired_keys(config):
+        section, _, name = key.partition(".")
+        kept = {inner: value for inner, value in config[section].items() if inner != name}
+        config = {**config, section: kept}
     return config

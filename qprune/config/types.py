@@ -1,109 +1,170 @@
-"""Legal values of config keys: a type with a range and a unit, checked with a message that says what to type.
+"""Legal values of config keys: annotated pydantic types with a range and a unit, and the errors that name them.
 
-A range stands beside the type, in the table of `fields` for the runner's keys and in the signature of a task for its
-own: `batch_size: Annotated[int, Range(1, unit="samples")] = 128`. Types without one are checked as types.
+The schema uses these types for the keys of every run, a task for the arguments of its constructor:
+`batch_size: Samples = 128`, or `blocks: Annotated[int, Field(ge=1, le=100)] = 9`.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-import types
+import functools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
-from qprune.errors import UserError, one_of
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
+from qprune.errors import UserError, closest
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high` in `unit`; above, below: without `low`, without `high`."""
+# true is no number, "8" is no whole number, and neither infinity nor NaN is legal
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1)
 
-    low: float = -math.inf
-    high: float = math.inf
-    unit: str = ""
-    above: bool = False
-    below: bool = False
+Samples = Annotated[int, Field(ge=1, le=1 << 20, json_schema_extra={"unit": "samples"})]
+Channels = Annotated[int, Field(ge=1, le=4096, json_schema_extra={"unit": "channels"})]
+Pixels = Annotated[int, Field(ge=1, le=1 << 14, json_schema_extra={"unit": "pixels"})]
+Rate = Annotated[float, Field(gt=0, le=1e6)]  # a learning rate
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]  # of a term of a loss, or of decay
 
-    def __contains__(self, value: float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and (
-            value < self.high if self.below else value <= self.high
-        )
-
-    def __str__(self) -> str:
-        low, high = f"{self.low:.15g}", f"{self.high:.15g}"
-        if math.isinf(self.high):
-            return "" if math.isinf(self.low) else f" {'>' if self.above else '>='} {low}"
-        return f" in {'(' if self.above else '['}{low}, {high}{')' if self.below else ']'}"
-
-
-# What several tasks have
-Samples = Annotated[int, Range(1, 1 << 20, "samples")]
-Channels = Annotated[int, Range(1, 4096, "channels")]
-Pixels = Annotated[int, Range(1, 1 << 14, "pixels")]
-Rate = Annotated[float, Range(0, 1e6, above=True)]  # a learning rate has no unit
-Fraction = Annotated[float, Range(0, 1)]
-Momentum = Annotated[float, Range(0, 1, below=True)]
-Weight = Annotated[float, Range(0, 1e9)]  # of a term of a loss, or of decay
+_UNKNOWN = "extra_forbidden"
 
 
 def check(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError unless `value` is of `kind`; `key` as the user types it. Kinds that are no config's pass.
+    """Check a value against the annotation of a task's argument.
 
-    kind: an annotation, or a tuple of the words that are legal.
+    Args:
+        key: the key as the user types it, `task.scale`.
+        value: what JSON can hold.
+        kind: the annotation; one that pydantic cannot check lets every value pass.
+
+    Raises:
+        UserError: the value is not legal.
     """
-    optional, plain, legal = taken_apart(kind)
-    if value is None and optional:
+    text = json.dumps(value, default=str)
+    if "\\u0000" in text:
+        raise UserError(f"{key}={value!r} holds the character NUL; leave it out")
+    try:
+        adapter = _adapter(kind)
+    except PydanticUserError:
         return
-    origin = get_origin(plain) or plain
-    if isinstance(plain, tuple):
-        one_of(key, value, plain)
-    elif origin in (int, float, bool, str):
-        if not _fits(value, origin, legal):
-            raise UserError(f"{key}={value!r} is not {_words(origin, legal)}{', or null' if optional else ''}")
-    elif isinstance(origin, type) and issubclass(origin, Sequence):
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{key}={value!r} is not a list; type it as {key}=[...]")
-        inner = next(iter(get_args(plain)), Any)
-        for index, item in enumerate(value):
-            check(f"{key}[{index}]", item, inner)
-    elif isinstance(origin, type) and issubclass(origin, Mapping) and not isinstance(value, Mapping):
-        raise UserError(f"{key}={value!r} is a section of keys; set one of them with {key}.KEY=VALUE")
+    try:
+        adapter.validate_json(text)  # as JSON: a list may become a tuple
+    except ValidationError as error:
+        raise UserError(explain(error, adapter.json_schema(), key)) from None
 
 
-def taken_apart(kind: Any) -> tuple[bool, Any, Range | None]:
-    """Whether null is legal, the type without that and without its range (words as a tuple), and the range."""
-    legal, optional = None, False
-    while True:
-        if get_origin(kind) is Annotated:
-            kind, *notes = get_args(kind)
-            legal = next((note for note in notes if isinstance(note, Range)), legal)
-        elif get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind):
-            optional, others = True, [part for part in get_args(kind) if part is not type(None)]
-            if len(others) > 1:
-                return True, Any, None
-            kind = others[0]
+@functools.lru_cache(maxsize=256)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=STRICT)
+
+
+def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "") -> str:
+    """Say in one paragraph what is wrong and what is legal: an unknown key if there is one, else the first error.
+
+    Args:
+        error: of a validation.
+        schema: the JSON schema of what was validated.
+        prefix: dotted key of it.
+    """
+    found = min(error.errors(include_url=False), key=lambda entry: entry["type"] != _UNKNOWN)
+    key = prefix
+    for part in found["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    if found["type"] == _UNKNOWN:
+        return unknown_key(key, dotted_keys(schema, prefix))
+    if found["type"] == "missing":
+        return f"{key} is missing; give it a value, as configs/run.yaml and its groups do"
+    node, value = schema_at(schema, found["loc"]), found["input"]
+    kind = node.get("type")
+    if "properties" in node:
+        names = ", ".join(node["properties"])
+        return f"{key}={value!r}: {key} is a section, with the keys {names}; set one of them"
+    if "enum" in node or "const" in node:
+        words = node.get("enum", [node.get("const")])
+        return f"{key}={value!r} is not one of {', '.join(words)}{closest(str(value), words)}"
+    if kind == "array":
+        return f"{key}={value!r} is not a list; type it as {key}=[...]"
+    if kind == "object":
+        return f"{key}={value!r} is a section of keys; set one of them with {key}.KEY=VALUE"
+    return f"{key}={value!r} is not {legal(schema_at(schema, found['loc'], optional=True)) or found['msg']}"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """Say that there is no such key, which one is most similar, and which are legal.
+
+    Args:
+        key: dotted.
+        known: all dotted keys, sections included.
+    """
+    section, _, name = key.rpartition(".")
+    siblings = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
+    elsewhere = [path for path in known if path.rpartition(".")[2] == name]
+    # Names alone are compared: with a long section before them all would look alike
+    advice = f"; did you mean {elsewhere[0]!r}?" if elsewhere else closest(name, siblings)
+    if not elsewhere and section and advice:
+        advice = advice.replace("mean '", f"mean '{section}.", 1)
+    if not section or not siblings:
+        section, siblings = "", [path for path in known if "." not in path]
+    advice += f"; the keys{f' of {section}' if section else ''} are {', '.join(siblings)}"
+    if section == "task":
+        advice += f"; for an argument of a task of your own that its YAML does not give, type +{key}=..."
+    return f"unknown key {key!r}{advice}"
+
+
+def dotted_keys(schema: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the dotted names of all keys of a JSON schema, sections before what they hold."""
+    found = []
+
+    def visit(node: Mapping[str, Any], path: str) -> None:
+        for name in node.get("properties", {}):
+            inner = f"{path}.{name}" if path else name
+            found.append(inner)
+            visit(_resolved(node["properties"][name], schema), inner)
+
+    visit(_resolved(schema, schema), prefix)
+    return found
+
+
+def schema_at(schema: Mapping[str, Any], path: Sequence[str | int], optional: bool = False) -> Mapping[str, Any]:
+    """Find the part of a JSON schema for a key; empty where there is none. optional: with its `null`, if it has one."""
+    node: Mapping[str, Any] = schema
+    for part in path:
+        node = _resolved(node, schema)
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    return node if optional else _resolved(node, schema)
+
+
+def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in node or "anyOf" in node:
+        if "anyOf" in node:
+            node = next((part for part in node["anyOf"] if part.get("type") != "null"), {})
         else:
-            return optional, get_args(kind) if get_origin(kind) is Literal else kind, legal
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
 
 
-def _fits(value: Any, kind: type, legal: Range | None) -> bool:
-    if kind is str:
-        return isinstance(value, str) and value != "" and "\0" not in value
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if not isinstance(value, int if kind is int else (int, float)):
-        return False
-    # compared before it is made a float: a whole number may be too large for one
-    return abs(value) <= sys.float_info.max and (legal is None or value in legal)
+def legal(node: Mapping[str, Any]) -> str:
+    """Describe the legal values of a key from its JSON schema: `a whole number of bits in [2, 16], or null`."""
+    if "anyOf" in node:
+        return ", or ".join(filter(None, map(legal, node["anyOf"])))
+    kind, unit = node.get("type"), node.get("unit", "")
+    if "legal" in node:
+        return str(node["legal"])
+    if "enum" in node:
+        return f"one of {', '.join(node['enum'])}"
+    if kind in ("integer", "number"):
+        number = "a whole number" if kind == "integer" else "a number"
+        return f"{number}{f' of {unit}' if unit else ''}{_range(node)}"
+    words = {"boolean": "true or false", "string": "text; quote what YAML reads as something else", "null": "null"}
+    return words.get(str(kind), "")
 
 
-def _words(kind: type, legal: Range | None) -> str:
-    if kind is bool:
-        return "true or false"
-    if kind is str:
-        return "text; quote what YAML reads as something else"
-    number = "a whole number" if kind is int else "a number"
-    unit = f" of {legal.unit}" if legal is not None and legal.unit else ""
-    return f"{number}{unit}{legal or ''}"
+def _range(node: Mapping[str, Any]) -> str:
+    low, high = (node.get(name, node.get(f"exclusive{name.title()}")) for name in ("minimum", "maximum"))
+    if low is None:
+        return "" if high is None else f" {'<=' if 'maximum' in node else '<'} {high:.15g}"
+    if high is None:
+        return f" {'>=' if 'minimum' in node else '>'} {low:.15g}"
+    left, right = "[" if "minimum" in node else "(", "]" if "maximum" in node else ")"
+    return f" in {left}{low:.15g}, {high:.15g}{right}"

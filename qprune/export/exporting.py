@@ -94,8 +94,8 @@ class Export:
             "qprune.score": f"{row.metric}={row.score!r}",
             "qprune.weight_bits_actual": f"{row.weight_bits_actual:.0f}",
             "qprune.feature_bits_actual": f"{row.feature_bits_actual:.0f}",
-            "qprune.quantize": json.dumps(self.run.config["quantize"], sort_keys=True),
-            "qprune.prune": json.dumps(self.run.config["prune"], sort_keys=True),
+            "qprune.quantize": json.dumps(self.run.config.plain()["quantize"], sort_keys=True),
+            "qprune.prune": json.dumps(self.run.config.plain()["prune"], sort_keys=True),
         }
         if program is not None:
             told["qprune.equal_to_reference"] = str(program.promise).lower()

@@ -118,7 +118,7 @@ def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
     if config is None or row.steps % row.epochs:
         return None
     try:
-        return Recipe.from_config(dict(config)).schedule.in_steps(row.steps // row.epochs)
+        return Recipe.from_config(config).schedule.in_steps(row.steps // row.epochs)
     except (UserError, KeyError, TypeError):
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from qprune.runs.decimals import NETWORK_FILE
 from qprune.runs.histograms import HISTOGRAMS_FILE
 from qprune.runs.store import CONFIG_FILE, read_config
 from qprune.training.distributed import choose_device
+from qprune.training.setup import attach_operators, build_task
 from qprune.training.trainer import Loop, Trainer
 
 
@@ -27,18 +27,18 @@ def count_features(folder: Path) -> None:
     found = read_config(folder)
     if found is None:
         raise UserError(f"{folder / CONFIG_FILE} is missing or not readable; run its command again with force=true")
-    config = copy.deepcopy(found)
-    if config["data"]["source"] == "real" and (root := os.environ.get("QPRUNE_DATA")):
-        config["data"]["root"] = root
-    recipe, device = Recipe.from_config(config), choose_device(config["trainer"]["device"], 0)
-    task = recipe.task_on(device)
-    compressor = recipe.attached(task)
+    if root := os.environ.get("QPRUNE_DATA"):
+        found = {**found, "data": {**found["data"], "root": root}}
+    recipe = Recipe.from_config(found)
+    config, device = recipe.config, choose_device(recipe.config.trainer.device, 0)
+    task = build_task(recipe, device)
+    compressor = attach_operators(recipe, task)
     try:
         task.network.load_state_dict(load_file(folder / NETWORK_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / NETWORK_FILE} does not hold the network of this run ({error})") from error
     task.to(device)
-    loop = Loop(recipe.limits.epochs, folder, config["seed"], config["trainer"]["precision"])
+    loop = Loop(recipe.limits.epochs, folder, config.seed, config.trainer.precision)
     trainer = Trainer(task, compressor, loop, device)
     compressor.at(trainer.steps)
     write_json(folder / HISTOGRAMS_FILE, trainer.histograms())

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save as safetensors_bytes
@@ -35,15 +34,17 @@ from qprune.compression.footprint import Footprint, actual_footprint, paper_foot
 from qprune.compression.plan import Plan, weight_place
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError
 from qprune.runs import row as results
 from qprune.runs.checksums import write_sums
 from qprune.runs.decimals import finished_run, fix_decimals
 from qprune.runs.environment import ENVIRONMENT_FILE, describe_environment
 from qprune.runs.histograms import HISTOGRAMS_FILE
-from qprune.training.allocator import is_kept, keep_freed_memory, return_freed_memory
+from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
+from qprune.training.setup import attach_operators, build_task, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
 from qprune.training.warm_start import Stem
@@ -52,25 +53,25 @@ from qprune.training.warm_start import Stem
 SUMMED = ("config.yaml", "metrics.csv", "network.safetensors", "operators.json")
 
 
-def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> results.Row:
-    """Carry out the run that `cfg` describes and return its row, printed.
+def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> results.Row:
+    """Carry out the run of a recipe, or of a config, and return its row, printed.
 
     A finished run is found by its signature and only printed; an interrupted one is resumed; `force=true` starts
     afresh. wait: whether to wait for another process that carries out the same run, and take its row, as the key
     `wait` asks for. watch: what may stop the run early, which raises StoppedEarly (sent to other ranks: it must
-    pickle). Raises UserError before anything is written when the config cannot be right.
+    pickle).
     """
-    config = identity.plain(cfg)
-    Recipe.from_config(config)  # refuses what cannot be right, before anything is written
-    check_logger(config["logger"]["name"])
-    folder = identity.run_folder(cfg)
+    recipe = Recipe.from_config(config)
+    config = recipe.config
+    check_logger(config.logger.name)
+    folder = identity.run_folder(config)
     console = Console(soft_wrap=True, highlight=False)
-    if not config["force"] and (folder / results.ROW_FILE).exists():
-        return _finished(folder, cfg, console)
+    if not config.force and (folder / results.ROW_FILE).exists():
+        return _finished(folder, config, console)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=-1 if wait or config["wait"] else 0)
+        lock.acquire(timeout=-1 if wait or config.wait else 0)
     except Timeout:
         raise UserError(
             f"{folder} is being run by another process; type wait=true to wait for it and take its row, or change "
@@ -79,14 +80,14 @@ def execute(cfg: DictConfig, wait: bool = False, watch: Watch | None = None) -> 
     except OSError as error:
         raise explained(error, folder) from error
     try:
-        if not config["force"] and (folder / results.ROW_FILE).exists():  # another process was faster
-            return _finished(folder, cfg, console)
-        if config["force"]:
+        if not config.force and (folder / results.ROW_FILE).exists():  # another process was faster
+            return _finished(folder, config, console)
+        if config.force:
             _empty(folder)
         remove_left_temporaries(folder)
         console.print(f"run folder: {folder}")
         try:
-            row = results.make_row(**launch(config["trainer"]["ranks"], _train, config, str(folder), watch))
+            row = results.make_row(**launch(config.trainer.ranks, _train, recipe, str(folder), watch))
         except UserError:
             # Refused before the first checkpoint: leave nothing half-written. Asked now and not before training: a
             # file that vanished in its course must not take the checkpoints with it.
@@ -107,10 +108,10 @@ def _store(folder: Path, row: results.Row) -> None:
     results.save_row(folder / results.ROW_FILE, row)
 
 
-def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
+def _finished(folder: Path, config: RunConfig, console: Console) -> results.Row:
     """The row of a finished run, printed."""
     row = results.load_row(folder / results.ROW_FILE)
-    if row.signature != identity.signature(cfg):
+    if row.signature != identity.signature(config):
         raise UserError(
             f"{folder / results.ROW_FILE} is the row of another run, whose signature begins with {row.signature[:10]}; "
             "delete the folder, or type force=true"
@@ -121,71 +122,66 @@ def _finished(folder: Path, cfg: DictConfig, console: Console) -> results.Row:
     return row
 
 
-def plan(cfg: DictConfig) -> str:
-    """The plan of `cfg` as a table, the schedule and the notation, without data or training."""
-    config = identity.plain(cfg)
-    config["data"] |= {"source": "synthetic"}
-    recipe = Recipe.from_config(config)
-    task = recipe.task()
+def plan(config: Recipe | identity.Config) -> str:
+    """The plan of a recipe, or of a config, as a table, without data or training; with schedule and notation."""
+    recipe = Recipe.from_config(config).on_synthetic_data()
+    task = build_task(recipe)
     text = io.StringIO()
     console = Console(file=text, width=120, highlight=False)
     times = ", ".join(f"{name} {value:g}" for name, value in asdict(recipe.schedule).items() if value is not None)
-    console.print(identity.notation(recipe.order, config["prune"], config["quantize"]))
+    console.print(identity.notation(recipe.config))
     console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
-    sites = recipe.plan(task)
-    recipe.attached(task, sites)
+    sites = plan_of(recipe, task)
+    attach_operators(recipe, task, sites)
     _print_plan(console, _plan_rows(task, sites))
     return text.getvalue()
 
 
-def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None) -> dict[str, Any]:
+def _train(recipe: Recipe, folder_name: str, watch: Watch | None = None) -> dict[str, Any]:
     """The work of one rank. Returns the row's fields."""
-    folder, recipe, rank = Path(folder_name), Recipe.from_config(config), rank_and_world()[0]
-    trainer_config = config["trainer"]
-    device = choose_device(trainer_config["device"], rank)
-    if trainer_config["threads"]:
-        torch.set_num_threads(trainer_config["threads"])
+    folder, config, rank = Path(folder_name), recipe.config, rank_and_world()[0]
+    device = choose_device(config.trainer.device, rank)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     if device.type == "cpu":
-        kept = is_kept(trainer_config["keep_memory"], trainer_config["pack_features"])
-        keep_freed_memory() if kept else return_freed_memory()
-        if trainer_config["kernels"]:
+        if config.trainer.keep_memory:
+            keep_freed_memory()
+        if config.trainer.kernels:
             use_native()
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
-    random.seed(config["seed"])
-    torch.manual_seed(config["seed"])
-    task = recipe.task_on(device)
-    sites = recipe.plan(task)
-    compressor = recipe.attached(task, sites)
-    if recipe.quantization and (source := config["quantize"].get("decimal_from")):
-        fix_decimals(task.network, finished_run(Path(config["results_dir"]), source))
+    random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    task = build_task(recipe, device)
+    sites = plan_of(recipe, task)
+    compressor = attach_operators(recipe, task, sites)
+    if recipe.quantization and (source := config.quantize.decimal_from):
+        fix_decimals(task.network, finished_run(Path(config.results_dir), source))
     task.to(device)
     loop = Loop(
         epochs=recipe.limits.epochs,
         folder=folder,
-        seed=config["seed"],
-        precision=trainer_config["precision"],
-        evaluate_every=trainer_config["evaluate_every"],
-        checkpoint_minutes=trainer_config["checkpoint_minutes"],
-        compile=trainer_config["compile"],
-        pack_features=trainer_config["pack_features"],
-        fuse_relu=trainer_config["fuse_relu"],
+        seed=config.seed,
+        precision=config.trainer.precision,
+        evaluate_every=config.trainer.evaluate_every,
+        checkpoint_minutes=config.trainer.checkpoint_minutes,
+        compile=config.trainer.compile,
         watch=watch,
-        run=identity.signature(OmegaConf.create(config)),
+        run=identity.signature(config),
     )
     if rank == 0:
         _describe(config, folder, task, sites, device)
     # Compiled, the float part too depends on the schedule: steps that collect for it are not.
-    shared = trainer_config["share_stem"] and trainer_config["ranks"] == 1 and not trainer_config["compile"]
+    shared = config.trainer.warm_start and config.trainer.ranks == 1 and not config.trainer.compile
     trainer = Trainer(task, compressor, loop, device, Stem.of(config, task, device) if shared else None)
     metrics = trainer.fit()
-    row = _row(config, recipe, task, compressor, metrics, trainer)
+    row = _row(recipe, task, compressor, metrics, trainer)
     if rank == 0:
         tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
         write_atomically(folder / "network.safetensors", safetensors_bytes(tensors))
         for name, picture in trainer.pictures().items():
             write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
         write_json(folder / "operators.json", compressor.describe())
-        log_curve(config["logger"]["name"], folder, config, trainer.state.metrics)
+        log_curve(config.logger.name, folder, config.plain(), trainer.state.metrics)
         timing: dict[str, float] = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
         timing |= {"training_seconds": trainer.state.seconds, "compile_seconds": trainer.ways.compile_seconds}
         write_json(folder / "timing.json", timing)
@@ -194,14 +190,13 @@ def _train(config: dict[str, Any], folder_name: str, watch: Watch | None = None)
 
 
 def _row(
-    config: dict[str, Any],
     recipe: Recipe,
     task: Task,
     compressor: Compressor,
     metrics: dict[str, float],
     trainer: Trainer,
 ) -> dict[str, Any]:
-    score = metrics[task.metric]
+    config, score = recipe.config, metrics[task.metric]
     sizes: dict[str, Footprint] = {
         "paper": paper_footprint(
             task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
@@ -209,22 +204,22 @@ def _row(
         "actual": actual_footprint(task.network, task.size_example),
     }
     marks = list(task.marks)
-    if recipe.limits.epochs != recipe.paper_epochs:
-        marks.append(f"{recipe.limits.epochs} of {recipe.paper_epochs} epochs (budget={config['budget']['name']})")
+    if recipe.limits.epochs != config.epochs:
+        marks.append(f"{recipe.limits.epochs} of {config.epochs} epochs (budget={config.budget.name})")
     row: dict[str, Any] = {
         "schema_version": results.SCHEMA_VERSION,
-        "signature": identity.signature(OmegaConf.create(config)),
-        "task": config["task"]["name"],
-        "order": config["order"]["name"],
-        "notation": identity.notation(recipe.order, config["prune"], config["quantize"]),
-        "seed": config["seed"],
+        "signature": identity.signature(config),
+        "task": config.task.name,
+        "order": config.order.name,
+        "notation": identity.notation(config),
+        "seed": config.seed,
         "metric": task.metric,
         "score": score,
         "higher_is_better": task.higher_is_better,
         "epochs": recipe.limits.epochs,
         "steps": trainer.steps,
-        "budget": config["budget"]["name"],
-        "data_source": config["data"]["source"],
+        "budget": config.budget.name,
+        "data_source": config.data.source,
         "marks": marks,
         "weight_sparsity": compressor.sparsity["weight"],
         "feature_sparsity": compressor.sparsity["feature"],
@@ -237,12 +232,12 @@ def _row(
     return row
 
 
-def _describe(config: dict[str, Any], folder: Path, task: Task, sites: Plan, device: torch.device) -> None:
+def _describe(config: RunConfig, folder: Path, task: Task, sites: Plan, device: torch.device) -> None:
     """Write what is known before training, and print the plan."""
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False).encode())
     rows = _plan_rows(task, sites)
     write_atomically(folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False).encode())
-    write_json(folder / ENVIRONMENT_FILE, describe_environment(config["seed"], device, task.dataset))
+    write_json(folder / ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
     _print_plan(Console(soft_wrap=True, highlight=False), rows)
 
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from qprune.compression.compressor import Compressor
 from qprune.config.build import Recipe
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError
 from qprune.runs.checksums import check_sum
 from qprune.runs.decimals import NETWORK_FILE
 from qprune.runs.row import ROW_FILE, Row, load_row
 from qprune.runs.store import CONFIG_FILE, read_config
+from qprune.training.setup import attach_operators, build_task
 from qprune.training.task import Task
 
 SHORTEST_SIGNATURE = 6  # digits
@@ -33,7 +35,7 @@ class FinishedRun:
 
     folder: Path
     row: Row
-    config: dict[str, Any]
+    config: RunConfig
     task: Task
     compressor: Compressor
 
@@ -55,15 +57,15 @@ class FinishedRun:
             section, _, name = key.partition(".")
             config[section][name] = value
         recipe = Recipe.from_config(config)
-        task = recipe.task_on(torch.device("cpu"))
-        compressor = recipe.attached(task)
+        task = build_task(recipe)
+        compressor = attach_operators(recipe, task)
         path = folder / NETWORK_FILE
         try:
             task.network.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{path} is not the network of this run ({str(error).splitlines()[0]})") from error
         compressor.at(recipe.limits.epochs * len(task.train_batches))
-        return cls(folder, row, config, task, compressor)
+        return cls(folder, row, recipe.config, task, compressor)
 
     @property
     def network_digest(self) -> str:
@@ -114,7 +116,7 @@ class FinishedRun:
         self.task.network = _Stand(network)
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config["seed"])
+                torch.manual_seed(self.config.seed)
                 yield
         finally:
             self.task.network = own

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from omegaconf import OmegaConf
 
 from qprune.config import signature as identity
 from qprune.errors import UserError
@@ -128,7 +127,7 @@ def _compare(path: Path, row: Row, sums: Mapping[str, str] | None) -> None:
         return  # row, config and curve were looked at together when the run wrote their checksums
     if (config := read_config(path.parent)) is not None:
         try:
-            expected = identity.signature(OmegaConf.create(config))
+            expected = identity.signature(config)
             told = {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
             told |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
         except Exception as error:

@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 
 from qprune.cli.sweep import Job, expand, state_of
 from qprune.config import signature as identity
+from qprune.config.build import Recipe
 from qprune.config.compose import compose_checked
 from qprune.config.compose_many import Composer
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError, one_of
 from qprune.reporting.units import unit_of_difference
 from qprune.runs.row import ROW_FILE
@@ -35,7 +37,7 @@ Run = tuple[Point, int]  # a model and a seed
 class Grid:
     """The models in the order in which they are tried, their runs by seed, and what is asked of them.
 
-    orders, configs: by model; a config is that of the first seed, resolved. stops: whether runs are stopped early.
+    orders, configs: by model; a config is that of the first seed. stops: whether runs are stopped early.
     exhaustive: whether every run is carried out to its end.
     """
 
@@ -43,7 +45,7 @@ class Grid:
     seeds: list[int]
     jobs: dict[Run, Job]
     orders: dict[Point, str]
-    configs: dict[Point, dict[str, Any]]
+    configs: dict[Point, RunConfig]
     question: Question
     metric: str
     stops: bool
@@ -52,12 +54,12 @@ class Grid:
     @property
     def results_dir(self) -> Path:
         """The folder above all run folders."""
-        return Path(next(iter(self.configs.values()))["results_dir"])
+        return Path(next(iter(self.configs.values())).results_dir)
 
     @property
     def task(self) -> str:
         """The task's name."""
-        return str(next(iter(self.configs.values()))["task"]["name"])
+        return next(iter(self.configs.values())).task.name
 
     @property
     def unit(self) -> str:
@@ -95,11 +97,11 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         for model in models:
             configs = {int(seed): composer.config([*model.words, f"seed={int(seed)}"]) for seed in seeds}
             found[_point(sizer, model, configs[int(seeds[0])])] = (model, configs)
-    plain = {point: identity.plain(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
-    task = sizer.task(next(iter(plain.values())))
+    recipes = {point: Recipe.from_config(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
+    task = sizer.task(next(iter(recipes.values())))
     points = in_order(found)
     signatures = {(p, s): identity.signature(config) for p, (_, of) in found.items() for s, config in of.items()}
-    stored = _stored(Path(next(iter(plain.values()))["results_dir"]), signatures.values())
+    stored = _stored(Path(next(iter(recipes.values())).config.results_dir), signatures.values())
     jobs = {}
     for point in points:
         model, configs = found[point]
@@ -112,8 +114,8 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         points=points,
         seeds=list(dict.fromkeys(int(seed) for seed in seeds)),
         jobs=jobs,
-        orders={point: str(config["order"]["name"]) for point, config in plain.items()},
-        configs=plain,
+        orders={point: recipe.config.order.name for point, recipe in recipes.items()},
+        configs={point: recipe.config for point, recipe in recipes.items()},
         question=_question(own, task.metric, task.higher_is_better),
         metric=task.metric,
         stops=own.get("stop", STOP[0]) == STOP[0] and not exhaustive,
@@ -205,9 +207,10 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
 
 
 def _point(sizer: Any, model: _Model, config: DictConfig) -> Point:
-    notation = identity.notation(config.order.steps, config.prune, config.quantize)
+    recipe = Recipe.from_config(config)
+    notation = identity.notation(recipe.config)
     name = f"{notation} ({model.note})" if model.note else notation
-    return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(identity.plain(config)).size_bits())
+    return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(recipe).size_bits())
 
 
 def _question(own: dict[str, str], metric: str, higher_is_better: bool) -> Question:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -13,6 +10,7 @@ from qprune.compression.compressor import attach
 from qprune.compression.footprint import Footprint, actual_footprint
 from qprune.compression.pruner import Pruner
 from qprune.config.build import Recipe
+from qprune.training.setup import build_task, plan_of, timeline_of
 from qprune.training.task import Task
 
 
@@ -26,20 +24,20 @@ class Sizer:
     def __init__(self) -> None:
         self._tasks: dict[str, Task] = {}
 
-    def task(self, config: Mapping[str, Any]) -> Task:
-        """The task of a resolved config, without operators."""
-        config = {**config, "data": {**config["data"], "source": "synthetic"}}
-        key = json.dumps([config["task"], config["data"]], sort_keys=True)
+    def task(self, recipe: Recipe) -> Task:
+        """The task of a recipe, without operators."""
+        recipe = recipe.on_synthetic_data()
+        key = repr((recipe.config.task, recipe.config.data))
         if key not in self._tasks:
-            self._tasks[key] = Recipe.from_config(config).task()
+            self._tasks[key] = build_task(recipe)
         return self._tasks[key]
 
-    def footprint(self, config: Mapping[str, Any]) -> Footprint:
-        """The footprint, in the accounting `actual`, that the run of a resolved config will end with."""
-        recipe, task = Recipe.from_config(dict(config)), self.task(config)
+    def footprint(self, recipe: Recipe) -> Footprint:
+        """The footprint, in the accounting `actual`, that the run of a recipe will end with."""
+        task = self.task(recipe)
         network = copy.deepcopy(task.network)
-        timeline = recipe.timeline(task)
-        compressor = attach(network, recipe.plan(task), timeline, task.example, recipe.pruning, recipe.quantization)
+        timeline = timeline_of(recipe, task)
+        compressor = attach(network, plan_of(recipe, task), timeline, task.example, recipe.pruning, recipe.quantization)
         generator = torch.Generator().manual_seed(0)
         for placed in compressor.placed:
             operator = placed.operator

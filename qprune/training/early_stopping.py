@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from qprune.atomic_write import write_json
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError
 
 LEAST_RUNS = 2
@@ -88,11 +89,11 @@ def rises(curves: Sequence[Mapping[int, float]], sign: int) -> dict[int, float]:
     return found
 
 
-def last_event(config: Mapping[str, Any], steps_per_epoch: int) -> int:
-    """The step of the last event of the run of a resolved config; 0 without any."""
+def last_event(config: RunConfig, steps_per_epoch: int) -> int:
+    """The step of the last event of the run of a config; 0 without any."""
     from qprune.config.build import Recipe  # late: it imports torch, which bad input need not wait for
 
-    timeline = Recipe.from_config(dict(config)).schedule.in_steps(steps_per_epoch)
+    timeline = Recipe.from_config(config).schedule.in_steps(steps_per_epoch)
     events = (*timeline.prune_steps, timeline.weight_step, timeline.feature_step)
     return max((event for event in events if event is not None), default=0)
 

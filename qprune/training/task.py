@@ -4,39 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from qprune.config.build import DataOptions, Limits
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Where a task's data comes from.
-
-    source: `real` (files below `root`) or `synthetic` (made in memory from the seed, offline).
-    verify: whether a real set whose checksums differ from the published ones is refused.
-    """
-
-    source: str = "real"
-    root: str | None = None
-    verify: bool = True
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much of the recipe is run. `None` stands for 'all of it'.
-
-    epochs: number of epochs that will be trained (already scaled by the budget).
-    steps_per_epoch: optimizer steps per epoch at most; batch_size: samples per step at most;
-    test_samples: test samples at most.
-    """
-
-    epochs: int
-    steps_per_epoch: int | None = None
-    batch_size: int | None = None
-    test_samples: int | None = None
+__all__ = ["Batches", "DataOptions", "Limits", "Task"]
 
 
 class Batches(Protocol):

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 from rich.console import Console
 
 import qprune
 from qprune.atomic_write import explained, remove_left_temporaries
 from qprune.compression.operator import Operator
 from qprune.config import signature as identity
+from qprune.config.schema import RunConfig
 from qprune.training import checkpoint
 from qprune.training.task import Task
 
@@ -41,14 +41,14 @@ class Stem:
         self.folder, self.task, self.reading = folder, task, reading
 
     @classmethod
-    def of(cls, config: dict[str, Any], task: Task, device: torch.device) -> Stem:
+    def of(cls, config: RunConfig, task: Task, device: torch.device) -> Stem:
         """The stems of runs that agree in all that float training depends on, this machine's arithmetic included."""
-        kept = identity.without(identity.identity(OmegaConf.create(config)), _OPERATOR_KEYS)
+        kept = identity.without(identity.identity(config), _OPERATOR_KEYS)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
         key = identity.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
-        folder = Path(config["results_dir"], FOLDER, f"{config['task']['name']}-seed{config['seed']}-{key[:10]}")
-        stem = cls(folder, task, reading=not config["force"])
+        folder = Path(config.results_dir, FOLDER, f"{config.task.name}-seed{config.seed}-{key[:10]}")
+        stem = cls(folder, task, reading=not config.force)
         stem.tidy()
         return stem
 
@@ -91,7 +91,7 @@ class Stem:
         tensors = present | {name: saved["task"][plain] for name, plain in own.items()}
         Console(soft_wrap=True, highlight=False).print(
             f"the first {saved['step']} steps are taken from {self.folder}, where a run that shares them left them "
-            "(trainer.share_stem=false trains them again)"
+            "(trainer.warm_start=false trains them again)"
         )
         return {**saved, "task": tensors, "optimizers": ordered}
 

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from qprune.cli import main as cli
@@ -55,7 +54,7 @@ def network(task: str) -> nn.Module:
 
 def size(config: Any) -> Footprint:
     """The paper's accounting of the paper's network at the paper's input."""
-    recipe = Recipe.from_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    recipe = Recipe.from_config(config)
     example: Any = torch.zeros(1, 3, 256, 256, device="meta")
     if config.task.name == "faster_rcnn":
         example = (torch.zeros(1, 3, 480, 720), None, torch.zeros(128, 4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from qprune.cli import main as cli
 from qprune.errors import Interrupted
-from qprune.training.allocator import HUGE_PAGES
 from tests.cli.errors import fails_with
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
@@ -23,29 +21,6 @@ def test_a_run_is_started_once_with_what_was_typed(started: list[dict[str, Any]]
     assert started == [{"task": "espcn", "order": "quantize_first", "seed": 7}]
     assert Path.cwd() == before
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("switches", "asked"),
-    [
-        ([], None),
-        (["trainer.pack_features=true"], "1"),
-        (["trainer.pack_features=true", "trainer.keep_memory=true"], None),
-        (["trainer.keep_memory=false"], "1"),
-    ],
-)
-def test_huge_pages_are_asked_for_where_memory_is_returned(
-    started: list[dict[str, Any]],
-    switches: list[str],
-    asked: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(HUGE_PAGES, "")  # so that it is put back
-    monkeypatch.delenv(HUGE_PAGES)
-    assert cli.main(["run", *SMOKE, *switches, f"results_dir={tmp_path}"]) == 0
-    assert len(started) == 1
-    assert os.environ.get(HUGE_PAGES) == asked
 
 
 def test_a_sweep_runs_every_combination_and_leaves_nothing(started: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from qprune.cli import main as cli
 from qprune.cli.tables import table_files
@@ -18,6 +17,7 @@ from qprune.config.compose_many import Composer, yaml_value
 from qprune.reporting.tables import OtherMethod, table_from
 from qprune.runs import row as results
 from qprune.runs.row import ROW_FILE
+from qprune.training.setup import build_task
 from tests.reporting.rows import store_row
 
 ESPCN = ["task=espcn"]
@@ -28,10 +28,8 @@ BUILT = ("cifar", "espcn")
 
 def paper_sizes(config: Any) -> tuple[dict[str, float], Any]:
     """Sizes in bits of the network of a config in the paper's accounting, and the task."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["data"]["source"] = "synthetic"
-    recipe = Recipe.from_config(plain)
-    task = recipe.task()
+    recipe = Recipe.from_config(config).on_synthetic_data()
+    task = build_task(recipe)
     size = paper_footprint(task.network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization)
     return {f"{kind}_bits_paper": size.size_bits(kind) for kind in ("weight", "feature", "input")}, task
 

@@ -1,29 +1,42 @@
-"""Rows stay what they are: signatures of published runs do not change when keys are added."""
+"""Rows stay what they are: signatures of published runs do not change when keys are added, renamed or retired."""
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from qprune.config.build import Recipe
 from qprune.config.compose_many import Composer
-from qprune.config.signature import LATER_KEYS, plain, signature
+from qprune.config.schema import LATER_KEYS, RETIRED, RunConfig
+from qprune.config.signature import run_folder, signature
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "seed", "begins"),
-    [
-        (("order=quantize_first", "prune.targets=w"), 0, "2ef7b5f833"),
-        (("order=quantize_first", "prune.targets=w"), 1, "eae16f8883"),
-    ],
-)
-def test_the_signature_of_a_published_run_is_what_it_was(overrides: tuple[str, ...], seed: int, begins: str) -> None:
+def test_every_published_row_has_the_signature_of_its_config() -> None:
+    paths = sorted(PUBLISHED.rglob("config.yaml"))
+    assert len(paths) >= 165
+    for path in paths:
+        stored = yaml.safe_load(path.read_text())
+        config = RunConfig.check(stored)
+        row = json.loads(path.with_name("result.json").read_text())
+        assert row["signature"] == signature(stored) == signature(config), path
+        assert run_folder(config).name == path.parent.name
+        assert Recipe.from_config(config).config.plain()["task"] == stored["task"]
+
+
+@pytest.mark.parametrize(("seed", "begins"), [(0, "2ef7b5f833"), (1, "eae16f8883")])
+def test_a_recipe_composed_today_is_the_published_run(seed: int, begins: str) -> None:
+    recipe = ["task=espcn", "order=quantize_first", "prune.targets=w"]
     with Composer() as composer:
-        found = composer.signature(["task=espcn", *overrides, "task.further_test_folders=[]"], seed)
-        assert found == composer.signature(["task=espcn", *overrides, "trainer.share_stem=false"], seed)
-        assert composer.signature(["task=espcn", *overrides, "task.further_test_folders=[set14]"], seed) != found
+        found = composer.signature([*recipe, "task.further_test_folders=[]"], seed)
+        assert found == composer.signature([*recipe, "trainer.warm_start=false"], seed)
+        assert composer.signature([*recipe, "task.further_test_folders=[set14]"], seed) != found
     assert found.startswith(begins)
 
 
@@ -35,16 +48,16 @@ def at(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     return config, name
 
 
-def test_a_config_of_before_all_later_keys_is_the_same_run_and_still_works() -> None:
+def test_later_and_retired_keys_change_no_run() -> None:
     with Composer() as composer:
         config = composer.config(["task=espcn", "order=prune_first"])
-    stored = plain(config)
+    checked = RunConfig.check(Recipe.from_config(config).config.plain())
+    old = copy.deepcopy(checked.plain())
     for key in LATER_KEYS:
-        section, name = at(stored, key)
+        section, name = at(old, key)
         del section[name]
-    assert signature(OmegaConf.create(stored)) == signature(config)
-    Recipe.from_config(stored)
-    for key, before in LATER_KEYS.items():
-        if not key.startswith("task."):  # a task's own constructor has a default
-            section, name = at(stored, key)
-            assert section[name] == before
+    for key in RETIRED:
+        section, name = at(old, key)
+        section[name] = True
+    assert signature(old) == signature(config) == signature(checked)
+    assert RunConfig.check(old).trainer == checked.trainer

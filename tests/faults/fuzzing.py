@@ -16,12 +16,13 @@ import hydra.utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from qprune.atomic_write import write_json
 from qprune.cli import exit_codes as failures
 from qprune.config.build import Recipe
-from qprune.config.schema import FIELDS
-from qprune.config.types import taken_apart
+from qprune.config.schema import json_schema
+from qprune.config.types import STRICT, dotted_keys, schema_at
 from qprune.errors import RunFailure, UserError
 from qprune.runs import execute as run
 from qprune.runs import row as results
@@ -85,20 +86,23 @@ _SCALARS = st.none() | st.booleans() | _NUMBERS | _WORDS | st.text(max_size=5)
 VALUES = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.text(max_size=3), _SCALARS, max_size=2)
 
 
-def legal(kind: Any) -> Any:
-    """A strategy for values of a kind as `ranges` knows them, most of which are within its range."""
-    optional, plain, span = taken_apart(kind)
-    if isinstance(plain, tuple):
-        found: Any = st.sampled_from(plain)
-    elif plain is bool:
-        found = st.booleans()
-    elif plain in (int, float):
-        low, high = (span.low, span.high) if span else (-10, 10)
+KEYS = {key: schema_at(json_schema(), key.split("."), optional=True) for key in dotted_keys(json_schema())}
+
+
+def legal(node: Any) -> Any:
+    """A strategy for values that a part of a JSON schema allows, most of which are within its range."""
+    if "anyOf" in node:
+        return st.one_of(*map(legal, node["anyOf"]))
+    kind = node.get("type")
+    if "enum" in node:
+        return st.sampled_from(node["enum"])
+    if kind in ("integer", "number"):
+        low, high = (node.get(name, node.get(f"exclusive{name.title()}")) for name in ("minimum", "maximum"))
+        low, high = (-10 if low is None else low), (10 if high is None else high)
         most = min(high, max(low, 0) + 300)
-        found = st.integers(int(low), int(most)) if plain is int else st.floats(low, most)
-    else:
-        found = _WORDS if plain is str else st.lists(_WORDS, max_size=2)
-    return found | st.none() if optional else found
+        return st.integers(int(low), int(most)) if kind == "integer" else st.floats(low, most)
+    others = {"boolean": st.booleans(), "null": st.none(), "string": _WORDS}
+    return others.get(kind, st.lists(_WORDS, max_size=2))
 
 
 def set_key(config: dict[str, Any], dotted: str, value: Any) -> None:
@@ -126,9 +130,11 @@ def changes(kinds: dict[str, Any]) -> Any:
 def fuzz_configs(bases: dict[str, dict[str, Any]], task: str, examples: int) -> Counter[str]:
     """Plan changed configs of `task`: each makes a plan, or an error that is explained."""
     found: Counter[str] = Counter()
-    own = get_type_hints(vars(hydra.utils.get_class(bases[task]["task"]["_target_"]))["__init__"], include_extras=True)
+    values = bases[task]["task"]
+    hints = get_type_hints(vars(hydra.utils.get_class(values["_target_"]))["__init__"], include_extras=True)
+    own = {f"task.{key}": TypeAdapter(hints[key], config=STRICT).json_schema() for key in hints if key in values}
     # what makes networks and pictures large is left as it is in most configs
-    kinds = FIELDS | {f"task.{key}": kind for key, kind in own.items() if key in bases[task]["task"]}
+    kinds = KEYS | own
     large = ("width", "blocks", "image_size", "short_side", "scale", "patch", "stride", "depth", "on_synthetic")
     often = {key: kind for key, kind in kinds.items() if key.rpartition(".")[2] not in large}
 
@@ -154,7 +160,7 @@ def fuzz_commands(examples: int) -> Counter[str]:
     from qprune.cli import main as cli
 
     found: Counter[str] = Counter()
-    keys = st.sampled_from([*FIELDS, "task", "order", "data", "budget", "hydra.run.dir", "+task.x", "~seed", "++a.b"])
+    keys = st.sampled_from([*KEYS, "task", "order", "data", "budget", "hydra.run.dir", "+task.x", "~seed", "++a.b"])
     text = st.text(st.sampled_from("=,.[]{}()'\"$:+-~!*\\ \tabq01ä"), max_size=6)
     override = st.builds(lambda key, value: f"{key}={value}", keys, VALUES.map(str) | text) | text
 

@@ -189,11 +189,12 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("task", ["espcn", "cifar", "pix2pix", "cyclegan", "faster_rcnn"])
 def test_a_score_on_fewer_pictures_than_the_set_holds_says_so(task: str) -> None:
     from qprune.config.build import Recipe
+    from qprune.training.setup import build_task
 
     tiny = {"pix2pix": ("task.image_size=32", "task.width=4"), "faster_rcnn": ("task.on_synthetic.short_side=96",)}
     overrides = small(task) if task in ("espcn", "cifar", "cyclegan") else (f"task={task}", "data=synthetic")
     limits = ("budget=smoke", "budget.test_samples=3", "budget.steps_per_epoch=2", "budget.batch_size=2")
-    built = Recipe.from_config(config_of(*overrides, *limits, *tiny.get(task, ()))).task()
+    built = build_task(Recipe.from_config(config_of(*overrides, *limits, *tiny.get(task, ()))))
     assert any(mark.startswith("test set") and ": 3 of " in mark for mark in built.marks), built.marks
 
 

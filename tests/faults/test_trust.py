@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from qprune.cli import main as cli
 from qprune.config.build import Recipe
 from qprune.errors import UserError
+from qprune.training.setup import build_task
 from tests.faults.recipes import config_of, small
 
 STRANGER = """\
@@ -81,7 +82,7 @@ def test_what_is_no_path_of_a_class_is_named(target: object) -> None:
     config = config_of(*small("espcn"))
     config["task"]["_target_"] = target
     with pytest.raises(UserError, match="task._target_="):
-        Recipe.from_config(config).task()
+        build_task(Recipe.from_config(config))
 
 
 @pytest.mark.parametrize(

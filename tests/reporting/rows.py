@@ -27,7 +27,7 @@ def store_row_of(config: DictConfig, **changes: Any) -> Row:
         "signature": identity.signature(config),
         "task": config.task.name,
         "order": config.order.name,
-        "notation": identity.notation(config.order.steps, config.prune, config.quantize),
+        "notation": identity.notation(config),
         "seed": config.seed,
         "metric": "psnr_db",
         "score": 30.0,

@@ -156,7 +156,8 @@ def test_notation_is_the_paper_s(
     order: list[str], prune: dict[str, Any], quantize: dict[str, Any], expected: str
 ) -> None:
     defaults = {"bits": 8, "feature_bits": 8, "targets": "wf"}
-    assert notation(order, {"sparsity": 0.5, "targets": "wf"} | prune, defaults | quantize) == expected
+    pruned = {"sparsity": 0.5, "targets": "wf"} | prune
+    assert notation({"order": {"steps": order}, "prune": pruned, "quantize": defaults | quantize}) == expected
 
 
 def test_a_row_comes_back_as_it_was_and_its_bytes_repeat(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from qprune.compression.compressor import attach
 from qprune.config.build import Recipe
+from qprune.training.setup import attach_operators, build_task
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer
 
@@ -22,14 +21,13 @@ def recipe_of(task: str, *overrides: str) -> Recipe:
     small = ("data=synthetic", "task.image_size=32", "task.width=4", *tiny)
     with initialize_config_module("qprune.configs", version_base="1.3"):
         config = compose("run", [f"task={task}", *budget, *small, *overrides])
-    return Recipe.from_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    return Recipe.from_config(config)
 
 
 def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:
     """The task and its trainer, with a checkpoint after every step."""
-    task: Task = recipe.task()
-    plan, timeline = recipe.plan(task), recipe.timeline(task)
-    compressor = attach(task.network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
+    task: Task = build_task(recipe)
+    compressor = attach_operators(recipe, task)
     loop = Loop(recipe.limits.epochs, folder, seed=0, checkpoint_minutes=0.0, checkpoint_seconds_apart=0.0)
     return task, Trainer(task, compressor, loop, torch.device("cpu"))
 

@@ -45,7 +45,7 @@ def test_a_run_from_a_stem_equals_one_trained_in_full(
     for order in others:
         recipe = (f"task={task}", f"order={order}", "quantize.bits=6", "prune.sparsity=0.25")
         with_stem, taken = finished(shared, *recipe)
-        in_full, none = finished(alone, *recipe, "trainer.share_stem=false")
+        in_full, none = finished(alone, *recipe, "trainer.warm_start=false")
         assert (taken > 0, none) == (True, 0), order
         assert with_stem == in_full, order
     assert not (alone / FOLDER).exists()

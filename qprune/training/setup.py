@@ -1,0 +1,88 @@
+"""From a recipe to what is trained: the task, its plan, and the operators in its network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import torch
+from hydra.utils import get_class
+
+from qprune.compression.compressor import Compressor, attach
+from qprune.compression.plan import Plan
+from qprune.compression.schedule import Timeline
+from qprune.config.build import Recipe
+from qprune.config.trusted import require_trusted
+from qprune.config.types import check
+from qprune.errors import UserError, closest
+from qprune.training.layout import arrange
+from qprune.training.task import Task
+
+_FROM_RECIPE = ("data", "limits", "seed")  # arguments that every task takes
+
+
+def build_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
+    """Build the task of a recipe on a device, without operators; its data is loaded here.
+
+    Raises:
+        UserError: the class cannot be imported or is not trusted, or its constructor does not take the arguments.
+    """
+    config, device = recipe.config, torch.device(device)
+    task_class = _task_class(config.task.class_path)
+    arguments = config.task.arguments
+    _check_arguments(task_class, arguments, config.task.class_path)
+    task: Task = task_class(data=recipe.data, limits=recipe.limits, seed=config.seed, **arguments)
+    task = task.to(device)
+    arrange(task, config.trainer.channels_last, config.trainer.compile, device)
+    return task
+
+
+def plan_of(recipe: Recipe, task: Task) -> Plan:
+    """Find the sites of the task's network, with the operators of this recipe alone."""
+    sites = recipe.config.task.sites.model_dump()
+    return Plan.from_globs(task.network, **sites).restricted(recipe.pruning, recipe.quantization)
+
+
+def timeline_of(recipe: Recipe, task: Task) -> Timeline:
+    """Return the schedule in steps of the task's data. T is `prune.window` for quantizers too (spec 3.2)."""
+    data = task.train_batches
+    return recipe.schedule.in_steps(len(data), data.batch_size, recipe.config.prune.window, data.samples)
+
+
+def attach_operators(recipe: Recipe, task: Task, plan: Plan | None = None) -> Compressor:
+    """Put the operators of a recipe into the task's network. plan: `plan_of` these, if it is at hand."""
+    plan = plan_of(recipe, task) if plan is None else plan
+    timeline = timeline_of(recipe, task)
+    return attach(task.network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
+
+
+def _task_class(target: str) -> type[Task]:
+    require_trusted("task._target_", target)
+    try:
+        task_class = get_class(target)
+    except Exception as error:
+        raise UserError(
+            f"task._target_={target} cannot be imported ({error}); give the dotted path of a class, for example "
+            "qprune.tasks.cifar.Cifar, in a package on the Python path"
+        ) from error
+    if not issubclass(task_class, Task):
+        raise UserError(f"task._target_={target} is not a subclass of qprune.training.task.Task")
+    return task_class
+
+
+def _check_arguments(task_class: type[Task], arguments: Mapping[str, Any], target: str) -> None:
+    """Raise UserError unless a task's constructor takes these arguments, as its annotations say."""
+    legal = {k: v for k, v in inspect.signature(task_class.__init__).parameters.items() if k != "self"}
+    for name, parameter in legal.items():
+        given = name in (*_FROM_RECIPE, *arguments)
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and not given:
+            raise UserError(f"task.{name} is missing, and {target} needs it")
+    try:
+        kinds = get_type_hints(task_class.__init__, include_extras=True)
+    except (NameError, TypeError):  # annotations that are only there for a type checker
+        kinds = {}
+    for key, value in arguments.items():
+        if key not in legal or key in _FROM_RECIPE:
+            raise UserError(f"task.{key} is not an argument of {target}{closest(key, legal)}")
+        check(f"task.{key}", value, kinds.get(key, Any))

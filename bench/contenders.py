@@ -19,7 +19,7 @@ from qprune.compression.plan import Plan
 from qprune.compression.rectified import find_rectified
 from qprune.compression.schedule import Timeline
 from qprune.config.build import Recipe
-from qprune.config.compose import compose_checked
+from qprune.config.compose import compose_run
 from qprune.training.compile import as_written, compile_training
 from qprune.training.layout import arrange
 from qprune.training.optimizers import shorten_steps
@@ -33,8 +33,7 @@ LAYOUTS = {"own": None, "contiguous": False, "channels last": True}  # as `train
 
 def task_of(name: str, *overrides: str) -> tuple[Recipe, Task]:
     """The task of a run on synthetic data, made as `qprune run` makes it."""
-    [composed] = compose_checked((f"task={name}", "order=prune_first", "data=synthetic", *overrides))
-    recipe = Recipe.from_config(composed.config)
+    recipe = Recipe.from_config(compose_run((f"task={name}", "order=prune_first", "data=synthetic", *overrides)))
     torch.manual_seed(0)
     return recipe, build_task(recipe)
 

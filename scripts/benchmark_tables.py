@@ -19,7 +19,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from qprune.config import signature as identity
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 
 RECIPES = (
     ["order=baseline"],

@@ -9,9 +9,9 @@ import time
 from collections.abc import Collection, Sequence
 
 from qprune.cli import exit_codes as failures
-from qprune.cli.sweep import state_of
 from qprune.config import signature as identity
 from qprune.errors import Interrupted, StoppedEarly, UserError
+from qprune.runs.jobs import state_of
 from qprune.runs.row import ROW_FILE, Row, load_row
 from qprune.runs.store import read_metrics
 from qprune.search.frontier import Known, Point, Search

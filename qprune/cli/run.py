@@ -1,198 +1,161 @@
-"""The verbs that train or plan: `run` and `sweep` hand over to Hydra, `plan` composes and prints."""
+"""`qprune run`: one run, composed once. Flags and launchers that only Hydra has are handed over to it."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
-import json
 import os
-import shutil
 import sys
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_json
 from qprune.cli import exit_codes as failures
-from qprune.cli.sweep import (
-    expand,
-    is_named_sweep,
-    is_sweep,
-    notes_lock,
-    plan_text,
-    remove_left_notes,
-    summary_text,
-)
-from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composed, compose_checked
+from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, resolved
+from qprune.config.schema import RunConfig, json_schema, keys
+from qprune.config.signature import as_dict
+from qprune.config.types import legal, schema_at
 from qprune.errors import UserError
+from qprune.runs.jobs import expand
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+# Flags of Hydra that are handed over: name, short name, and how argparse reads them
+_HANDED_OVER: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--info", "-i", {"nargs": "?", "const": "all", "choices": _INFO, "help": "print how Hydra finds its configs"}),
+    ("--hydra-help", "-hh", {"action": "store_true", "help": "print the help of Hydra"}),
+    ("--shell-completion", "-sc", {"action": "store_true", "help": argparse.SUPPRESS}),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`qprune run`: one run, or with -m a sweep; Hydra's own flags (--cfg, --info, --help ...) work."""
-    return _start("run", arguments)
+    """Carry out one run, or with -m a sweep; print a config with --cfg."""
+    return start("run", arguments)
 
 
-def sweep(arguments: Sequence[str]) -> int:
-    """`qprune sweep`: one run per combination of the values that are given."""
-    return _start("sweep", ["--multirun", *arguments])
-
-
-def plan(arguments: Sequence[str]) -> int:
-    """`qprune plan`: what a run would do to which tensor, without running it."""
-    parser = argparse.ArgumentParser(
-        "qprune plan",
-        description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "
-        "which of them are done, and about how long the others take.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
-    parser.add_argument("--config-dir", help="a further folder of configs")
-    options = parser.parse_intermixed_args(arguments)
+def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
+    """Read the arguments of `run` or `sweep` and do what they ask for; returns the exit code."""
+    sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
+    options = _parser(verb).parse_intermixed_args(list(arguments))
+    options.multirun |= multirun
+    handed_over = [name for name, _, _ in _HANDED_OVER if getattr(options, _attribute(name))]
+    asked = [f"--{name}" for name in ("multirun", "cfg", "info") if getattr(options, name)]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
+    if options.resolve and not options.cfg:
+        raise UserError("--resolve belongs to --cfg; type --cfg job --resolve")
     overrides = expand(options.overrides, options.config_dir)
-    if is_sweep(overrides):
-        print(plan_text(overrides, options.config_dir))
+    if options.help:
+        print(_help(verb, options), end="")
         return 0
-    composed = compose_checked(overrides, config_dir=options.config_dir)
+    if handed_over:
+        hand_over(verb, options, overrides)
+        return 0
+    with Composer(options.config_dir, options.config_name) as composer:
+        parsed = composer.parse(overrides)
+        of_hydra = [str(override.input_line) for override in parsed if override.key_or_group.startswith("hydra")]
+        full = composer.compose([*of_hydra, *composer.jobs(overrides)[0]])
+        is_sweep = options.multirun or full.hydra.mode == RunMode.MULTIRUN
+        if not is_sweep:
+            composer.refuse_several(overrides)
+    config = resolved(full)
+    if options.cfg:
+        return _print_config(full, options)
+    if is_sweep:
+        from qprune.cli.sweep import run_all
+
+        return run_all(overrides, options, lambda extra: hand_over(verb, options, [*overrides, *extra]))
+    checked = RunConfig.check(config)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
 
-    print(runner.plan(composed[0].config))
+    runner.execute(checked)
     return 0
 
 
-def hand_over(arguments: Sequence[str], verb: str = "run") -> None:
-    """Let Hydra read `arguments` and start the jobs, or print what its flags ask for."""
-    sys.argv = [f"qprune {verb}", *arguments]
+def hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Let Hydra start the jobs of a sweep, or print what its flags ask for."""
+    words = ["--multirun"] if options.multirun else []
+    for name in ("--config-dir", "--config-name", *(name for name, _, _ in _HANDED_OVER)):
+        value = getattr(options, _attribute(name))
+        words += [] if not value else [name] if value is True else [name, value]
+    sys.argv = [f"qprune {verb}", *words, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, rather than printing its own report and exiting
     hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME, **VERSION_BASE)(_job)()
 
 
 def hydra_completions(words: Sequence[str]) -> list[str]:
-    """What may stand in place of the last of `words`, the arguments of a verb that composes a config."""
+    """List what may stand in place of the last of `words`, the arguments of a verb that composes a config."""
     os.environ["COMP_LINE"] = " ".join(["qprune", *words])  # where Hydra's plugin for bash looks
+    options = _parser("run").parse_args(["--shell-completion"])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        hand_over(["--shell-completion", "query=bash"])
+        hand_over("run", options, ["query=bash"])
     return printed.getvalue().split()
 
 
-def _start(verb: str, arguments: Sequence[str]) -> int:
-    sys.argv = [f"qprune {verb}", *arguments]
-    arguments = _options_first(arguments)
-    options = get_args_parser().parse_args(arguments)
-    if any(is_named_sweep(text) for text in options.overrides):
-        arguments = expand(arguments, options.config_dir)
-        options = get_args_parser().parse_args(list(arguments))
-    modes = {"--run": options.run, "--multirun": options.multirun, "--cfg": options.cfg, "--info": options.info}
-    if len(asked := [flag for flag, on in modes.items() if on]) > 1:
-        raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
-    if options.experimental_rerun:
-        raise UserError("--experimental-rerun is not supported: it would execute what a file says; repeat the command")
-    if options.resolve and not options.cfg and not options.help:
-        raise UserError("--resolve belongs to --cfg; type --cfg job --resolve")
-    if options.help or options.hydra_help or options.shell_completion or options.info:
-        hand_over(arguments, verb)
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"qprune {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="choices of groups and values of keys")
+    parser.add_argument("--help", "-h", action="store_true", help="print this text")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a further folder of configs")
+    parser.add_argument("--config-name", "-cn", metavar="NAME", help="the config to begin with, instead of run")
+    parser.add_argument("--multirun", "-m", action="store_true", help="one run per combination of values")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the config, and run nothing")
+    parser.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: a section of the config")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    for name, short, settings in _HANDED_OVER:
+        parser.add_argument(name, short, **settings)
+    return parser
+
+
+def _attribute(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _help(verb: str, options: argparse.Namespace) -> str:
+    """Return usage and flags, the groups with their choices, and all keys with meaning, unit and range."""
+    lines = [_parser(verb).format_help(), "groups (GROUP=CHOICE):"]
+    with Composer(options.config_dir, options.config_name) as composer:
+        lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]
+    lines.append("\nkeys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:")
+    for key, field in keys():
+        found = legal(schema_at(json_schema(), key.split("."), optional=True))
+        lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _print_config(full: DictConfig, options: argparse.Namespace) -> int:
+    """Print the part of a composed config that --cfg and --package ask for."""
+    names = [str(name) for name in full if options.cfg == "all" or (name == "hydra") == (options.cfg == "hydra")]
+    found: Any = OmegaConf.masked_copy(full, names)
+    if options.package not in (None, "_global_"):
+        found = OmegaConf.select(full, options.package)
+        if found is None:
+            raise UserError(f"--package {options.package} is no section of the config; type for example --package task")
+        print(f"# @package {options.package}")
+    if not OmegaConf.is_config(found):
+        print(found)
         return 0
-    composed = compose_checked(
-        options.overrides,
-        multirun=options.multirun,
-        config_name=options.config_name,
-        config_dir=options.config_dir,
-    )
-    if options.cfg or not composed[0].multirun:
-        hand_over(arguments, verb)
-        return 0
-    return _sweep(verb, arguments, composed)
-
-
-def _options_first(arguments: Sequence[str]) -> list[str]:
-    """Overrides behind all options: Hydra reads none behind an option that follows one."""
-    overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
-    rest = iter(overrides)
-    following = next(rest, None)
-    options = []
-    for word in arguments:
-        if word == following:
-            following = next(rest, None)
-        else:
-            options.append(word)
-    return [*options, *overrides]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job of a sweep ended: its overrides, exit code (0: finished) and, when it failed, the reason."""
-
-    overrides: list[str]
-    exit_code: int
-    message: str
-
-
-def _sweep(verb: str, arguments: Sequence[str], composed: Sequence[Composed]) -> int:
-    """Run all jobs, however many fail, and name the failures at the end.
-
-    Jobs may run in other processes or on other machines that share only the results folder, so each leaves a note of
-    its outcome there; the notes are removed when all is well.
-    """
-    if any(argument.lstrip("+").startswith("hydra.sweep.dir=") for argument in arguments):
-        raise UserError("hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it")
-    options = get_args_parser().parse_args(list(arguments))
-    results_dir = Path(composed[0].config.results_dir)
-    remove_left_notes(results_dir / "multirun")
-    folder = results_dir / "multirun" / uuid.uuid4().hex[:8]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    try:
-        with notes_lock(folder):
-            hand_over([*arguments, f"hydra.sweep.dir='{place}'"], verb)
-    except Exception as error:
-        launcher = [text for text in options.overrides if text.startswith("hydra/launcher=")]
-        if isinstance(error, UserError) or not launcher or _outcomes(folder):
-            raise
-        raise UserError(
-            f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
-        ) from error
-    finally:
-        outcomes = _outcomes(folder)
-        failed = [outcome for outcome in outcomes if outcome.exit_code]
-        print(summary_text(options.overrides, options.config_dir))
-        print(f"{len(outcomes)} runs: {len(outcomes) - len(failed)} finished, {len(failed)} failed")
-        for outcome in failed:
-            print(f"failed: {' '.join(outcome.overrides)}: {outcome.message}", file=sys.stderr)
-    if failed:
-        return failures.FAILURE
-    shutil.rmtree(folder, ignore_errors=True)
+    print(OmegaConf.to_yaml(found, resolve=options.resolve), end="")
     return 0
 
 
-def _outcomes(folder: Path) -> list[Outcome]:
-    notes = sorted(folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name))
-    return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in notes]
-
-
 def _job(cfg: DictConfig) -> None:
-    """What Hydra calls, once per job, in this process or another."""
+    """Carry out one job of a sweep, in this process or another: Hydra calls this."""
     job = HydraConfig.get()
-    code, message = _attempt(cfg, wait=job.mode == RunMode.MULTIRUN)  # a sweep waits for another that has its run
-    if job.mode == RunMode.MULTIRUN:
-        note = {"overrides": list(job.overrides.task), "exit_code": code, "message": message}
-        write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
-        if code != failures.STOPPED:
-            return  # the jobs behind a failed one still run; not so behind one that was told to stop
-    if code:
-        sys.exit(code)  # passes through Hydra, which would report an exception in its own way
-
-
-def _attempt(cfg: DictConfig, wait: bool) -> tuple[int, str]:
-    """Exit code and, for a failure, its explanation, which has been printed."""
+    code, message = 0, ""
     try:
-        from qprune.runs import execute as runner  # late: it imports torch, which --help and --cfg need not wait for
+        from qprune.runs import execute as runner
 
-        runner.execute(cfg, wait=wait)
+        runner.execute(RunConfig.check(as_dict(cfg)), wait=True)  # another sweep may have this run
     except Exception as error:
-        return failures.report(error)
-    return 0, ""
+        code, message = failures.report(error)
+    note = {"overrides": list(job.overrides.task), "exit_code": code, "message": message}
+    write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
+    if code == failures.STOPPED:  # jobs behind a failed one still run; not so behind one that was told to stop
+        sys.exit(code)  # passes through Hydra, which would report an exception in its own way

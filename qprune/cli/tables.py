@@ -7,18 +7,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.config.compose import compose_checked
-from qprune.config.compose_many import Composer, decimal_from, yaml_value
+from qprune.config.compose import TABLE, Composer, compose_run, decimal_from
 from qprune.errors import UserError, one_of
 from qprune.reporting import rendering
 from qprune.reporting.tables import Part, Table, TableRow, Wanted, join, table_from
+from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
 
 ORDER = "order"
@@ -77,15 +76,8 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def table_files(config_dir: str | None) -> dict[str, str]:
-    """The content of every table's YAML by its name: those of qprune, and those in the folder table/ of config_dir."""
-    folders = [files("qprune.configs") / "table"]
-    if config_dir is not None and (Path(config_dir) / "table").is_dir():
-        folders.append(Path(config_dir) / "table")
-    found = [entry for folder in folders for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in sorted(found, key=lambda entry: entry.name)
-    }
+    """Read the YAML of every table by its name: those of qprune, and those in the folder table/ of config_dir."""
+    return presets(TABLE, config_dir)
 
 
 def join_all(
@@ -101,10 +93,9 @@ def join_all(
         if key.partition("=")[0].lstrip("+") in ("order", "schedule"):
             raise UserError(f"{key}: a table's rows have their own {key.partition('=')[0]}; leave it out")
     if keys or task:
-        compose_checked([*([f"task={task}"] if task else []), *keys], config_dir=config_dir)  # errors with advice
-    place = str(Path(config_dir).resolve()) if config_dir else None
+        compose_run([*([f"task={task}"] if task else []), *keys], config_dir)  # errors with advice
     joined = []
-    with Composer(place) as composer:
+    with Composer(config_dir) as composer:
         seeds = _seeds(composer, seed_text)
         for name in names:
             try:

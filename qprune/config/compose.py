@@ -1,11 +1,10 @@
-"""Overrides checked and composed before a run starts, with errors that say what is legal and what to type instead."""
+"""Compose configs with Hydra, and say what is legal and what to type when that fails."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,18 @@ import hydra
 from hydra import compose, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qprune.config import signature as identity
+from qprune.config.schema import RETIRED, RunConfig, json_schema, retired_keys
 from qprune.config.trusted import refuse_code_of_hydra
+from qprune.config.types import dotted_keys, unknown_key
 from qprune.errors import UserError, one_of
 
 CONFIG_MODULE, CONFIG_NAME = "qprune.configs", "run"
@@ -29,230 +31,276 @@ CONFIG_MODULE, CONFIG_NAME = "qprune.configs", "run"
 VERSION_BASE: dict[str, Any] = (
     {} if tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4) else {"version_base": None}
 )
-_NOT_OF_A_RUN = ("hydra", "sweep", "table")  # folders of configs that are no choices of a run
-OPEN_SECTIONS = ("hydra", "task")  # a task's constructor may take more than its YAML gives
+SWEEP, TABLE = "sweep", "table"  # presets: lists of overrides that are no part of a run's config
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+# Hydra's own groups that say nothing about a config: left out, composing takes a quarter less
+_WITHOUT_HYDRA = [
+    f"~hydra/{group}" for group in ("launcher", "sweeper", "help", "hydra_help", "output", "hydra_logging")
+]
+_ANY_RUN = "0" * 64  # stands for the signature of a run
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises ValueError for GROUP=null
 
 
-@dataclass(frozen=True)
-class Composed:
-    """A config as a run receives it (interpolations unresolved), and whether it belongs to a sweep."""
+def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Compose and check the config of one run.
 
-    config: DictConfig
-    multirun: bool
+    Args:
+        overrides: KEY=VALUE and GROUP=CHOICE, as they are typed.
+        config_dir: a further folder of configs.
 
-
-def compose_checked(
-    overrides: Sequence[str],
-    *,
-    multirun: bool = False,
-    config_name: str | None = None,
-    config_dir: str | None = None,
-) -> list[Composed]:
-    """The config for every combination of choices of groups; of other values that are swept, the first stands for all.
-
-    One config unless it is a sweep. Raises UserError for an override that cannot be read, an unknown group, choice or
-    key, a value of the wrong kind, several values outside a sweep, and for configs that do not compose or resolve.
+    Raises:
+        UserError: an override or the config is wrong; the message says what to type instead.
     """
-    with initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE):
-        loader = GlobalHydra.instance().config_loader()
-        parsed = [_parse(text, loader) for text in overrides]
-        places = [text for text in overrides if text.startswith("hydra.searchpath=")]
-        if config_dir is not None:
-            places.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
-        catalogue = Catalogue(loader, config_name or CONFIG_NAME, places)
-        groups = [override for override in parsed if catalogue.choices(override.key_or_group)]
-        values = [override for override in parsed if override not in groups]
-        for override in groups:
-            _check_choices(override, catalogue)
-        composed = []
-        for choice in itertools.product(*map(_texts, groups)):
-            full = _compose([*places, *choice], catalogue)
-            if values:
-                for override in values:
-                    _check_value(override, full, catalogue)
-                full = _compose([*places, *choice, *(next(_texts(value)) for value in values)], catalogue)
-            is_sweep = multirun or full.hydra.mode == RunMode.MULTIRUN
-            several = [override.input_line for override in parsed if override.is_sweep_override()]
-            if several and not is_sweep:
-                raise UserError(f"{several[0]} gives several values, which make several runs; type: qprune sweep ...")
-            composed.append(Composed(_resolvable(full), is_sweep))
-        return composed
+    with Composer(config_dir) as composer:
+        return RunConfig.check(resolved(composer.compose(overrides)))
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """The config groups that are there to choose from, those of the user's own folders (`places`) included."""
+class Composer:
+    """Composes configs; a context manager.
 
-    loader: ConfigLoader
-    config_name: str
-    places: list[str]
+    `compose` makes one config with Hydra, its own section included. `config` is quick for many: each combination of
+    choices of groups is composed once, and values are set on a copy.
+
+    Args:
+        config_dir: a further folder of configs.
+        config_name: the file that composing begins with.
+    """
+
+    def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
+        self.config_name = config_name or CONFIG_NAME
+        self.places = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+        self._choices: dict[str, list[str]] = {}  # by group
+        self._parsed: dict[str, Override] = {}
+        self._bases: dict[tuple[str, ...], DictConfig] = {}  # by choices of groups
+        self._configs: dict[tuple[str, ...], DictConfig] = {}  # by all overrides
+        self._around: dict[tuple[str, ...], tuple[DictConfig, tuple[str, str] | None]] = {}
+
+    def __enter__(self) -> Composer:
+        self._context = initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE)
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    @property
+    def loader(self) -> ConfigLoader:
+        """Hydra's loader of this process."""
+        return GlobalHydra.instance().config_loader()
 
     @property
     def groups(self) -> list[str]:
-        """The names of the groups, without Hydra's."""
-        return sorted(group for group in self._inside("", ObjectType.GROUP) if group not in _NOT_OF_A_RUN)
+        """The config groups of a run, without Hydra's."""
+        found = self.loader.get_group_options("", ObjectType.GROUP, self.config_name, self.places)
+        return sorted(group for group in found if group not in ("hydra", SWEEP, TABLE))
 
     def choices(self, group: str) -> list[str]:
-        """The choices of a group, those in folders below it as `folder/choice`; none for what is no group."""
+        """List the choices of a group, those in folders below it as `folder/choice`; none for what is no group."""
         if "." in group:  # the dotted path of a key
             return []
-        inner = self._inside(group, ObjectType.GROUP)
-        nested = [f"{folder}/{choice}" for folder in inner for choice in self.choices(f"{group}/{folder}")]
-        return [*self._inside(group, ObjectType.CONFIG), *nested]
+        if group not in self._choices:
+            options = self.loader.get_group_options
+            inner = options(group, ObjectType.GROUP, self.config_name, self.places)
+            nested = [f"{name}/{choice}" for name in inner for choice in self.choices(f"{group}/{name}")]
+            self._choices[group] = [*options(group, ObjectType.CONFIG, self.config_name, self.places), *nested]
+        return self._choices[group]
 
-    def _inside(self, group: str, kind: ObjectType) -> list[str]:
-        return self.loader.get_group_options(group, kind, self.config_name, self.places)
+    def parse(self, overrides: Iterable[str]) -> list[Override]:
+        """Parse overrides as Hydra does, without those of retired keys. Raises UserError for one it cannot read."""
+        kept = [text for text in overrides if key_of(text) not in RETIRED]
+        for text in kept:
+            if text not in self._parsed:
+                try:
+                    self._parsed[text] = OverridesParser.create(config_loader=self.loader).parse_override(text)
+                except HydraException as error:
+                    raise UserError(
+                        f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
+                        "as special, for example 'data.root=\"/a folder\"'"
+                    ) from error
+                self._parsed[text].input_line = text
+        return [self._parsed[text] for text in kept]
 
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of one run, with the section `hydra`. Raises UserError."""
+        self.refuse_several(overrides)
+        parsed = self.parse(overrides)
+        for override in parsed:
+            if override.is_delete() and not override.key_or_group.startswith("hydra"):
+                raise UserError(
+                    f"{override.input_line}: a key or group cannot be taken away; give it another value, or null where "
+                    "that is legal"
+                )
+        texts = [str(override.input_line) for override in parsed]
+        try:
+            return compose(self.config_name, overrides=[*self.places, *texts], return_hydra_config=True)
+        except _REFUSALS as error:
+            raise self._explained(error, parsed) from error
 
-def _parse(text: str, loader: ConfigLoader) -> Override:
-    try:
-        override = OverridesParser.create(config_loader=loader).parse_override(text)
-    except HydraException as error:
-        raise UserError(
-            f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads as special, "
-            "for example 'data.root=\"/a folder\"'"
-        ) from error
-    override.input_line = text
-    return override
+    def refuse_several(self, overrides: Sequence[str]) -> None:
+        """Raise UserError for an override that has several values."""
+        for override in self.parse(overrides):
+            if override.is_sweep_override():
+                raise UserError(
+                    f"{override.input_line} gives several values, which make several runs; type: qprune sweep ..."
+                )
 
+    def checked(self, overrides: Sequence[str]) -> RunConfig:
+        """Compose as `config` does, and check."""
+        return RunConfig.check(_resolved(self.config(overrides)))
 
-def _check_choices(override: Override, catalogue: Catalogue) -> None:
-    group = override.key_or_group
-    if override.is_delete() and not group.startswith("hydra/"):
-        raise UserError(f"{override.input_line}: a run needs a choice of {group}; type {group}=... instead")
-    for text in _texts(override):
-        choice = text.partition("=")[2].strip("'\"")
-        if group.startswith("hydra/") and choice == "null":  # some of Hydra's groups may be empty
-            continue
-        if group == "hydra/launcher" and choice in EXTRAS and choice not in catalogue.choices(group):
-            raise UserError(f"{group}={choice} is not installed; type: pip install 'qprune[{EXTRAS[choice]}]'")
-        one_of(group, choice, catalogue.choices(group))
+    def config(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of one of many runs; of several overrides of a key the last counts. Raises UserError."""
+        parsed = [override for override in self.parse(overrides) if not override.key_or_group.startswith("hydra")]
+        groups = {o.key_or_group: str(o.input_line) for o in parsed if self.choices(o.key_or_group)}
+        key = tuple(groups.values())
+        try:
+            if key not in self._bases:
+                words = [*self.places, *_WITHOUT_HYDRA, *key]
+                self._bases[key] = _own_part(compose(self.config_name, overrides=words, return_hydra_config=True))
+            config = self._bases[key].copy()
+            for override in parsed:
+                if override.key_or_group not in groups:
+                    if override.is_add() or override.is_force_add():
+                        OmegaConf.set_struct(config, False)
+                    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except _REFUSALS as error:
+            raise self._explained(error, parsed) from error
+        return config
 
+    def jobs(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+        """List the overrides of each run of a sweep, as Hydra's own sweeper does."""
+        parsed = [override for override in self.parse(overrides) if not override.key_or_group.startswith("hydra")]
+        return list(itertools.product(*(values_of(override) for override in parsed)))
 
-def _check_value(override: Override, base: DictConfig, catalogue: Catalogue) -> None:
-    """Check an override of a key against the config that the choices of groups make."""
-    key, section = override.key_or_group, override.key_or_group.partition(".")[0]
-    if section == "hydra" or key.startswith("hydra/"):
-        return
-    known = dict(_nodes(OmegaConf.to_container(_own_part(base))))
-    if override.is_delete():
-        raise UserError(
-            f"{override.input_line}: a key cannot be taken away; give it a value, or null where that is legal"
-        )
-    if override.is_add() and key in known:
-        raise UserError(f"{override.input_line}: {key} is a key already; type {str(override.input_line).lstrip('+')}")
-    if key not in known:
-        if (override.is_add() or override.is_force_add()) and section in OPEN_SECTIONS and "." in key:
-            return
-        raise UserError(_unknown(key, known, catalogue.groups))
-    # the first number of a range stands for all; choices may be of several kinds
-    texts = _texts(override) if override.is_choice_sweep() else itertools.islice(_texts(override), 1)
-    for text in texts:
-        _check_kind(key, known[key], _parse(text, catalogue.loader).value())
+    def order_and_task(self, overrides: Sequence[str]) -> tuple[str, str]:
+        """Return the names of the order and of the task of the run with these overrides."""
+        config = self._read_only(tuple(overrides))
+        return config.order.name, config.task.name
 
+    def signature(self, overrides: Sequence[str], seed: int, source: str | None = None) -> str:
+        """Return what names the run with these overrides and this seed. source: the run its decimal bits come from."""
+        key = (*overrides, *([decimal_from(_ANY_RUN)] if source else []))
+        if key not in self._around:
+            config = self._read_only(key)
+            follows_seed = "${seed}" in str(OmegaConf.to_container(config))
+            self._around[key] = config, None if follows_seed else identity.around_seed(identity.identity(config))
+        config, around = self._around[key]
+        if around is None:
+            config = config.copy()
+            config.seed = seed
+            config.quantize.decimal_from = source or config.quantize.decimal_from
+            return identity.signature(config)
+        text = str(seed).join(around)
+        return identity.digest_of_text(text.replace(_ANY_RUN, source) if source else text)
 
-def _unknown(key: str, known: Mapping[str, Any], groups: Sequence[str]) -> str:
-    section, _, name = key.rpartition(".")
-    siblings = known.get(section)
-    similar = [path for path in known if path.rpartition(".")[2] == name]
-    if isinstance(siblings, dict):  # names alone are compared: with a long section before them all would look alike
-        similar += [f"{section}.{match}" for match in difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)]
-    else:
-        similar += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    advice = f"; did you mean {similar[0]!r}?" if similar else ""
-    if isinstance(siblings, dict):
-        advice += f"; the keys of {section} are {', '.join(siblings)}"
-    else:
-        keys = [path for path in known if "." not in path and path not in groups]
-        advice += f"; the groups are {', '.join(groups)}, and the keys {', '.join(keys)}"
-    if section == "task":
-        advice += f"; for an argument of a task of your own that its YAML does not give, type +{key}=..."
-    return f"unknown key {key!r}{advice}"
+    def _read_only(self, overrides: tuple[str, ...]) -> DictConfig:
+        if overrides not in self._configs:
+            self._configs[overrides] = self.config(overrides)
+        return self._configs[overrides]
 
+    def _explained(self, error: Exception, parsed: Sequence[Override]) -> UserError:
+        """Return what to tell the user about a refusal of Hydra, from the overrides that were given."""
+        try:
+            self._check_choices(error, parsed)
+            groups = [str(o.input_line) for o in parsed if self.choices(o.key_or_group)]
+            base = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *groups])
+            known = [*dotted_keys(json_schema()), *_dotted(OmegaConf.to_container(base))]
+            for override in parsed:
+                _check_key(override, list(dict.fromkeys([*self.groups, *known])))
+        except UserError as explained:
+            return explained
+        except _REFUSALS:
+            pass
+        return UserError(f"the config does not compose: {error}")
 
-def _check_kind(key: str, node: Any, value: Any) -> None:
-    """Refuse a value of another kind than the config's, where no later check could tell: 'no' is true to Python."""
-    is_section, is_list = isinstance(node, Mapping), isinstance(node, Sequence) and not isinstance(node, str)
-    if isinstance(value, str) and "${" in value:
-        return  # an interpolation: known when it is resolved
-    if is_section and not isinstance(value, Mapping):
-        raise UserError(
-            f"{key}={value!r}: {key} is a section, with the keys {', '.join(map(str, node))}; set one of them"
-        )
-    if is_list and not isinstance(value, list):
-        raise UserError(f"{key}={value!r} is not a list; type it as {key}=[...], for example {key}={_list_text(node)}")
-    if isinstance(node, bool) and not isinstance(value, bool):
-        raise UserError(f"{key}={value!r} is not true or false; type {key}=true or {key}=false")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(node, int | float) and not isinstance(node, bool) and not number and value is not None:
-        raise UserError(f"{key}={value!r} is not a number; the default is {key}={node}")
-    if isinstance(node, str) and value in (None, "") and "${" not in node:
-        raise UserError(f"{key}= is empty, and a run needs a value; the default is {key}={node}")
-    if isinstance(node, str) and isinstance(value, Mapping | list):
-        raise UserError(f"{key}={value!r} is not a single value; the default is {key}={node}")
-
-
-def _list_text(node: Sequence[Any]) -> str:
-    return "[" + ",".join(map(str, node)) + "]"
-
-
-def _texts(override: Override) -> Iterator[str]:
-    """The override once for each of its values, as texts that Hydra reads; of an interval, its start."""
-    text = str(override.input_line)
-    prefix = text.partition("=")[0]
-    if isinstance(interval := override.value(), IntervalSweep):
-        yield f"{prefix}={interval.start}"
-    elif override.is_discrete_sweep():
-        for element in override.sweep_string_iterator():
-            yield f"{prefix}={element}"
-    else:
-        yield text
-
-
-def _compose(overrides: list[str], catalogue: Catalogue) -> DictConfig:
-    try:
-        return compose(catalogue.config_name, overrides=overrides, return_hydra_config=True)
-    except MissingConfigException as error:
-        missing = error.missing_cfg_file or ""
-        if missing.startswith("schedule/"):
+    def _check_choices(self, error: Exception, parsed: Sequence[Override]) -> None:
+        for override in parsed:
+            group, choices = override.key_or_group, self.choices(override.key_or_group)
+            if not choices or override.is_sweep_override():
+                continue
+            choice = str(override.input_line).partition("=")[2].strip("'\"")
+            if group == "hydra/launcher" and choice in EXTRAS and choice not in choices:
+                raise UserError(f"{group}={choice} is not installed; type: pip install 'qprune[{EXTRAS[choice]}]'")
+            one_of(group, choice, choices)
+        missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
+        if missing and missing.startswith("schedule/"):
             raise UserError(
                 f"there is no schedule {missing.removeprefix('schedule/')!r} for this task in this order; write one as "
                 f"{missing}.yaml in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER "
                 "(qprune list schedules)"
-            ) from error
-        raise UserError(
-            f"{str(error).splitlines()[-1] if not missing else f'there is no config {missing!r}'}"
-        ) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"the config does not compose: {error}") from error
+            )
+        if isinstance(error, MissingConfigException):
+            raise UserError(f"there is no config {missing!r}" if missing else str(error).splitlines()[-1])
 
 
-def _resolvable(full: DictConfig) -> DictConfig:
-    """The run's part of a composed config, once it is seen that its interpolations resolve."""
+def resolved(full: DictConfig) -> dict[str, Any]:
+    """Return the run's part of a composed config as plain dicts and lists; a line is printed for retired keys.
+
+    Raises:
+        UserError: an interpolation cannot be resolved, or Hydra's section names code that is not trusted.
+    """
     config = _own_part(full)
-    refuse_code_of_hydra(OmegaConf.to_container(full.hydra))
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        where = f" ({error.full_key})" if error.full_key else ""
-        raise UserError(f"a value cannot be resolved{where}: {str(error.msg or error).splitlines()[0]}") from error
-    return config
+    HydraConfig.instance().set_config(full)  # for interpolations such as ${hydra:job.name}
+    values = _resolved(config)
+    for key in retired_keys(values):
+        print_retired(key)
+    return values
 
 
 def _own_part(full: DictConfig) -> DictConfig:
-    """The config without Hydra's section."""
+    """Return a composed config without the section `hydra`, once that is seen to name no code of strangers."""
+    refuse_code_of_hydra(OmegaConf.to_container(full.hydra))
     return OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
 
 
-def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of every node below `config`, of plain dicts and lists."""
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(config, dict):
-        items = config.items()
-    elif isinstance(config, list):
-        items = enumerate(config)
-    for key, value in items:
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        return identity.as_dict(config)
+    except OmegaConfBaseException as error:
+        where = f" ({error.full_key})" if error.full_key else ""
+        raise UserError(f"a value cannot be resolved{where}: {str(error.msg or error).splitlines()[0]}") from error
+
+
+def values_of(override: Override) -> list[str]:
+    """List an override once for each of its values."""
+    text = str(override.input_line)
+    if not override.is_sweep_override():
+        return [text]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{text} is no list of values; type them with commas, or range(...)")
+    prefix = text.partition("=")[0]
+    return [f"{prefix}={value}" for value in override.sweep_string_iterator()]
+
+
+def _check_key(override: Override, known: Sequence[str]) -> None:
+    """Raise UserError for an override of a key that is not there, or adds one that is."""
+    key, line = override.key_or_group, str(override.input_line)
+    added = override.is_add() or override.is_force_add()
+    if key.startswith("hydra"):
+        return
+    if override.is_add() and key in known:
+        raise UserError(f"{line}: {key} is a key already; type {line.lstrip('+')}")
+    if key not in known and not (added and key.startswith("task.")):
+        raise UserError(unknown_key(key, known))
+
+
+def _dotted(config: Any, path: str = "") -> Iterator[str]:
+    for key, value in config.items() if isinstance(config, dict) else ():
         inner = f"{path}.{key}" if path else str(key)
-        yield inner, value
-        yield from _nodes(value, inner)
+        yield inner
+        yield from _dotted(value, inner)
+
+
+def key_of(override: str) -> str:
+    """Return the key or group that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def decimal_from(signature: str) -> str:
+    """Return the override that takes the decimal bits of the run with this signature."""
+    return f"quantize.decimal_from='{signature}'"
+
+
+def print_retired(key: str) -> None:
+    """Say that a key is ignored, and what is there instead."""
+    print(f"{key} is ignored: {RETIRED[key]}", file=sys.stderr)

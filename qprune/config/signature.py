@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qprune.config.schema import LATER_KEYS, MACHINE_KEYS, RunConfig
+from qprune.config.schema import LATER_KEYS, RunConfig
+from qprune.config.schema import MACHINE_KEYS as MACHINE_KEYS
 
 Config = RunConfig | Mapping[str, Any] | DictConfig  # resolved or to be resolved
 
@@ -64,6 +65,11 @@ def digest(kept: dict[str, Any]) -> str:
 def digest_of_text(text: str) -> str:
     """Return the `digest` of the text that stands for an identity."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def short_hash(texts: Iterable[str]) -> str:
+    """Return ten hexadecimal digits that stand for a list of texts, whatever its order."""
+    return digest_of_text("\n".join(sorted(texts)))[:10]
 
 
 def around_seed(kept: dict[str, Any]) -> tuple[str, str]:

@@ -87,7 +87,8 @@ def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "")
         return f"{key}={value!r} is not a list; type it as {key}=[...]"
     if kind == "object":
         return f"{key}={value!r} is a section of keys; set one of them with {key}.KEY=VALUE"
-    return f"{key}={value!r} is not {legal(schema_at(schema, found['loc'], optional=True)) or found['msg']}"
+    advice = "; quote what YAML reads as something else" if kind == "string" and "legal" not in node else ""
+    return f"{key}={value!r} is not {legal(schema_at(schema, found['loc'], optional=True)) or found['msg']}{advice}"
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -156,7 +157,7 @@ def legal(node: Mapping[str, Any]) -> str:
     if kind in ("integer", "number"):
         number = "a whole number" if kind == "integer" else "a number"
         return f"{number}{f' of {unit}' if unit else ''}{_range(node)}"
-    words = {"boolean": "true or false", "string": "text; quote what YAML reads as something else", "null": "null"}
+    words = {"boolean": "true or false", "string": "text", "null": "null"}
     return words.get(str(kind), "")
 
 

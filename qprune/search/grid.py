@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
 
-from qprune.cli.sweep import Job, expand, state_of
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
-from qprune.config.compose import compose_checked
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer, values_of
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError, one_of
 from qprune.reporting.units import unit_of_difference
+from qprune.runs.jobs import Job, expand, state_of
 from qprune.runs.row import ROW_FILE
 from qprune.runs.store import PUBLISHED, Store
 from qprune.search.frontier import FLOAT_BITS, Amount, Point, Question, in_order
@@ -82,8 +80,7 @@ class _Model:
 def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False) -> Grid:
     """The grid that these words ask for. Raises UserError for what is wrong with them; nothing is written."""
     own, overrides = _separated(expand(arguments, config_dir))
-    compose_checked(overrides, multirun=True, config_dir=config_dir)  # errors with advice
-    with Composer(str(Path(config_dir).resolve()) if config_dir else None) as composer:
+    with Composer(config_dir) as composer:
         values = {override.key_or_group: _values(override) for override in composer.parse(overrides)}
         for key, text in DEFAULTS.items():
             values.setdefault(key, _values(composer.parse([f"{key}={text}"])[0]))
@@ -95,7 +92,7 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
 
         sizer, found = Sizer(), {}
         for model in models:
-            configs = {int(seed): composer.config([*model.words, f"seed={int(seed)}"]) for seed in seeds}
+            configs = {int(seed): composer.checked([*model.words, f"seed={int(seed)}"]) for seed in seeds}
             found[_point(sizer, model, configs[int(seeds[0])])] = (model, configs)
     recipes = {point: Recipe.from_config(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
     task = sizer.task(next(iter(recipes.values())))
@@ -206,7 +203,7 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
     return list(found.values())
 
 
-def _point(sizer: Any, model: _Model, config: DictConfig) -> Point:
+def _point(sizer: Any, model: _Model, config: RunConfig) -> Point:
     recipe = Recipe.from_config(config)
     notation = identity.notation(recipe.config)
     name = f"{notation} ({model.note})" if model.note else notation
@@ -259,11 +256,7 @@ def _number(text: str, key: str, legal: str, is_legal: Any) -> float:
 
 def _values(override: Override) -> list[str]:
     """All values of an override, as texts."""
-    if override.is_sweep_override():
-        if not override.is_discrete_sweep():
-            raise UserError(f"{override.input_line} is no list of values; type them with commas, or range(...)")
-        return [str(text) for text in override.sweep_string_iterator()]
-    return [str(override.input_line).partition("=")[2]]
+    return [text.partition("=")[2] for text in values_of(override)]
 
 
 def _prefix(override: Override) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from qprune.atomic_write import write_atomically
-from qprune.cli.sweep import time_left_text
-from qprune.config.compose_many import short_hash
+from qprune.config.signature import short_hash
 from qprune.reporting.front import pareto_front
+from qprune.runs.jobs import time_left_text
 from qprune.runs.row import Row
 from qprune.search.frontier import SPREADS, Amount, Point, Search, Verdict
 from qprune.search.grid import Grid, Run

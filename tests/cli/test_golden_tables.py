@@ -19,8 +19,9 @@ from qprune.cli import main as cli
 from qprune.cli.tables import table_files
 from qprune.compression.footprint import Footprint, paper_footprint
 from qprune.config.build import Recipe
-from qprune.config.compose_many import Composer, yaml_value
+from qprune.config.compose import Composer
 from qprune.reporting.tables import table_from
+from qprune.runs.jobs import yaml_value
 from qprune.tasks.faster_rcnn import FasterRcnn
 from qprune.tasks.models.faster_rcnn import FasterRCNN
 from qprune.tasks.models.resnet_generator import ResnetGenerator

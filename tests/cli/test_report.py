@@ -14,7 +14,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from qprune.cli import main as cli
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.runs.row import ROW_FILE
 from tests.reporting.rows import store_row
 

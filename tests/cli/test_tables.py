@@ -13,9 +13,10 @@ from qprune.cli import main as cli
 from qprune.cli.tables import table_files
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
-from qprune.config.compose_many import Composer, yaml_value
+from qprune.config.compose import Composer
 from qprune.reporting.tables import OtherMethod, table_from
 from qprune.runs import row as results
+from qprune.runs.jobs import yaml_value
 from qprune.runs.row import ROW_FILE
 from qprune.training.setup import build_task
 from tests.reporting.rows import store_row

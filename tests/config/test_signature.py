@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qprune.config.build import Recipe
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.config.schema import LATER_KEYS, RETIRED, RunConfig
 from qprune.config.signature import run_folder, signature
 

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from qprune.config import signature as identity
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.runs import row as results
 from qprune.runs.row import Row
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qprune.cli import main as cli
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.reporting.comparison import bootstrap_interval, compare_orders
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row

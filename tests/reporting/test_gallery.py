@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qprune.compression.schedule import Timeline
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.reporting import figures, gallery, pictures
 from qprune.reporting.drawing import drawn, with_unit
 from qprune.reporting.gallery import Names

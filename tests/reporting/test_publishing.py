@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qprune.atomic_write import write_json
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.errors import UserError
 from qprune.reporting.publishing import publish
 from qprune.runs import row as results

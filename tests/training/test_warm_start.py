@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from qprune.compression.schedule import Schedule
 from qprune.config import signature as identity
-from qprune.config.compose_many import Composer
+from qprune.config.compose import Composer
 from qprune.runs import execute as run
 from qprune.training.warm_start import FOLDER, LOCK
 

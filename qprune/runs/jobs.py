@@ -1,0 +1,173 @@
+"""The runs that a sweep makes: which there are, how far each is, and how long the rest takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from qprune.config.compose import SWEEP, Composer, key_of, print_retired
+from qprune.config.schema import RETIRED, RunConfig
+from qprune.config.signature import run_folder
+from qprune.errors import UserError, one_of
+from qprune.runs.row import ROW_FILE, Row, load_row
+from qprune.runs.store import read_config, read_metrics
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: as they would be typed.
+        state: `done`, `running`, `interrupted`, `to do`, or `broken` for a row that cannot be read.
+        row: of a finished run.
+    """
+
+    overrides: tuple[str, ...]
+    config: RunConfig
+    folder: Path
+    state: str
+    row: Row | None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What makes two runs equally long, roughly."""
+        return _kind(self.config)
+
+
+def expand(arguments: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """Replace +sweep=NAME by the overrides of that sweep, and drop overrides of retired keys, with a line printed.
+
+    Overrides of the sweep whose keys are given anyway are left out.
+
+    Raises:
+        UserError: the sweep is unknown or broken.
+    """
+    given = {key_of(text) for text in arguments}
+    expanded: list[str] = []
+    for text in arguments:
+        if key_of(text) in RETIRED:
+            print_retired(key_of(text))
+        elif key_of(text) == SWEEP:
+            expanded += [o for o in _named_sweep(text.partition("=")[2], config_dir) if key_of(o) not in given]
+        else:
+            expanded.append(text)
+    return expanded
+
+
+def _named_sweep(name: str, config_dir: str | None) -> list[str]:
+    sources = presets(SWEEP, config_dir)
+    one_of(SWEEP, name, sources)
+    content = yaml_value(sources[name], f"sweep {name}")
+    overrides = content.get("overrides") if isinstance(content, dict) else None
+    if not isinstance(overrides, list) or not all(isinstance(o, str) and "=" in o for o in overrides):
+        raise UserError(f"sweep {name} has no list `overrides` of KEY=VALUE; see qprune/presets/sweep")
+    return overrides
+
+
+def presets(kind: str, config_dir: str | None = None) -> dict[str, str]:
+    """Read the files of SWEEP or TABLE: the content by name, those in the folder `kind` of config_dir included."""
+    folders = [files("qprune") / "presets" / kind]
+    if config_dir is not None and (Path(config_dir) / kind).is_dir():
+        folders.append(Path(config_dir) / kind)
+    found = [entry for folder in folders for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    found.sort(key=lambda entry: entry.name)
+    return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in found}
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Return the content of a YAML file; UserError naming `where` for what is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not readable YAML ({str(error).splitlines()[0]})") from error
+
+
+def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job]:
+    """List the runs that these overrides make, in the sweep's order; a run counts once. Raises UserError."""
+    found: dict[Path, Job] = {}
+    with Composer(config_dir) as composer:
+        for words in composer.jobs(overrides):
+            config = composer.checked(words)
+            folder = run_folder(config)
+            if folder not in found:
+                found[folder] = Job(words, config, folder, *state_of(folder))
+    return list(found.values())
+
+
+def state_of(folder: Path) -> tuple[str, Row | None]:
+    """Return how far the run in a folder is (see `Job`), and the row of a finished one."""
+    if (folder / ROW_FILE).exists():
+        try:
+            return "done", load_row(folder / ROW_FILE)
+        except UserError:
+            return "broken", None
+    if (folder / LOCK).exists():
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                pass
+        except Timeout:
+            return "running", None
+    return ("interrupted" if any((folder / "checkpoints").glob("*.pt")) else "to do"), None
+
+
+def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
+    """Estimate the seconds of training that unfinished runs still take, by folder; None without a finished equal.
+
+    The measure are all finished runs of the same task, length and budget.
+    """
+    measured: dict[tuple[Any, ...], list[float]] = {}
+    for folder in {Path(job.config.results_dir) / job.config.task.name for job in jobs}:
+        for path in sorted(folder.glob("*/timing.json")):
+            try:
+                seconds = float(json.loads(path.read_bytes())["training_seconds"])
+                kind = _kind(RunConfig.check(read_config(path.parent) or {}))
+            except (ValueError, KeyError, TypeError):
+                continue  # no measurement; the run itself is judged elsewhere
+            measured.setdefault(kind, []).append(seconds)
+    left: dict[Path, float | None] = {}
+    for job in jobs:
+        if job.state != "done":
+            known = measured.get(job.kind)
+            left[job.folder] = sum(known) / len(known) * (1 - _progress(job)) if known else None
+    return left
+
+
+def time_left_text(jobs: Sequence[Job]) -> str:
+    """Say how much training the unfinished ones of these runs take."""
+    left = seconds_left(jobs)
+    unknown = sum(seconds is None for seconds in left.values())
+    seconds = sum(seconds or 0.0 for seconds in left.values())
+    text = f"about {duration(seconds)} of training on one process, from the measured steps of finished runs"
+    if unknown:
+        text = (f"{text}; and " if seconds else "") + (
+            f"{unknown} runs of unknown length: no run of their task and budget is finished"
+        )
+    return f"time left: {text}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _kind(config: RunConfig) -> tuple[Any, ...]:
+    return (config.task.name, config.epochs, config.budget, config.data.source)
+
+
+def _progress(job: Job) -> float:
+    """Return the fraction of an interrupted run that its curve shows as trained."""
+    curve = read_metrics(job.folder)
+    epochs = min(job.config.epochs, job.config.budget.epochs or job.config.epochs)
+    return 0.0 if curve is None or "epoch" not in curve or not len(curve) else min(1.0, curve["epoch"].max() / epochs)

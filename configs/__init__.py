@@ -1,1 +1,1 @@
-"""The Hydra configs, installed as `qprune.configs`: `run.yaml` and one package per group of choices."""
+"""The Hydra configs, installed as `qprune.configs`: `run.yaml` and a folder per group of choices."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from qprune.cli.list import choices
+from qprune.compression.config import TARGETS, WEIGHT_AXES
+from qprune.compression.functional import GRADIENTS, MASK_RULES, ROUNDINGS
+from qprune.compression.pruner import BORDERS, GRANULARITIES
 from qprune.config.build import Recipe
 from qprune.config.compose import compose_run
+from qprune.config.schema import keys
 from qprune.config.signature import notation
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted([*CONFIGS.rglob("*.yaml"), *CONFIGS.parent.glob("qprune/presets/**/*.yaml")])
 
 
 def names(group: str) -> list[str]:
@@ -89,7 +93,7 @@ def test_feature_bits_follow_bits_unless_set() -> None:
     assert config_of("quantize.bits=4", "quantize.feature_bits=12")["quantize"]["feature_bits"] == 12
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS.parent)))
 def test_every_choice_says_in_its_first_line_what_it_is(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next(line for line in lines if not line.startswith("# @"))
@@ -97,13 +101,24 @@ def test_every_choice_says_in_its_first_line_what_it_is(path: Path) -> None:
     assert len(first) > 10
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_key_is_explained(path: Path) -> None:
-    """On its line or on the one above; Hydra's keys and `_target_` have documentation of their own."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for node in keys_of_values(yaml.compose(path.read_text(encoding="utf-8"))):
-        here, above = lines[node.start_mark.line], lines[node.start_mark.line - 1].strip()
-        assert "#" in here or above.startswith("#"), f"{path.name}:{node.start_mark.line + 1}: {here}"
+def test_every_key_is_explained() -> None:
+    """In the schema; a task's arguments, and what this project sets of Hydra's, beside their values."""
+    assert [key for key, field in keys() if not field.description] == []
+    known = {key.rpartition(".")[2] for key, _ in keys()}
+    for path in FILES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for node in keys_of_values(yaml.compose(path.read_text(encoding="utf-8"))):
+            here, above = lines[node.start_mark.line], lines[node.start_mark.line - 1].strip()
+            explained = node.value in known or "#" in here or above.startswith("#")
+            assert explained, f"{path.name}:{node.start_mark.line + 1}: {here}"
+
+
+def test_choices_of_the_schema_are_those_of_the_operators() -> None:
+    kinds = {"targets": TARGETS, "granularity": GRANULARITIES, "rule": MASK_RULES, "border": BORDERS}
+    kinds |= {"rounding": ROUNDINGS, "gradient": GRADIENTS, "weight_axis": WEIGHT_AXES}
+    for key, field in keys():
+        if key.startswith(("prune.", "quantize.")) and (legal := kinds.get(key.partition(".")[2])):
+            assert get_args(field.annotation) == tuple(legal), key
 
 
 def keys_of_values(node: yaml.Node | None) -> list[yaml.Node]:

@@ -167,18 +167,17 @@ def test_the_framework_stays_small() -> None:
     assert sum(lines.values()) <= 11_500
 
 
-def test_every_package_is_listed_for_the_wheel() -> None:
+def test_everything_is_listed_for_the_wheel() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {
-        path.parent
-        for top in ("qprune", "tasks", "configs")
-        for pattern in ("*.py", "*.yaml")
-        for path in (ROOT / top).rglob(pattern)
-    }
+    folders = {path.parent for top in ("qprune", "tasks", "configs") for path in (ROOT / top).rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     on_disk = {name if name.split(".")[0] == "qprune" else f"qprune.{name}" for name in names}
     assert sorted(on_disk) == config["packages"]
-    assert all((folder / "__init__.py").exists() for folder in folders), "Hydra finds configs in packages only"
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    data = config["package-data"]
+    given = {path for glob in data["qprune"] for path in (ROOT / "qprune").glob(glob)}
+    given |= {path for glob in data["qprune.configs"] for path in (ROOT / "configs").glob(glob)}
+    assert given == {path for top in ("qprune", "configs") for path in (ROOT / top).rglob("*.yaml")}
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -1,7 +1,7 @@
-"""The directive `config-keys`: tables of config keys from the YAML files and their comments, made when docs are built.
+"""The directive `config-keys`: tables of config keys, made when docs are built.
 
-Each key of `configs/` is explained on its line or in the comment above it (a test holds that), so that one text serves
-the file, `qprune run --cfg job` and this page.
+Values come from the YAML files in `configs/`. What a key means, its unit and its range come from the schema, and for the
+arguments of a task from the comment on the key's line or above it (a test holds that each has one).
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, ClassVar
 import yaml
 from docstrings import without_sources
 
+from qprune.config.schema import MACHINE_KEYS, json_schema
+from qprune.config.types import legal, schema_at
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-MACHINE = "[machine]"
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key with its dotted path, its default as it is written, and its comment: meaning, unit and range."""
+    """A key with its dotted path, its default as it is written, and what it means: unit and range."""
 
     path: str
     default: str
     meaning: str
-    line: int
 
 
 def keys_of(file: Path) -> list[Key]:
@@ -38,9 +39,16 @@ def keys_of(file: Path) -> list[Key]:
     elif file.parent.name == "launcher":
         prefix = "hydra.launcher."
     return [
-        Key(prefix + path, _written(value), _comment(lines, key.start_mark.line), key.start_mark.line)
+        Key(prefix + path, _written(value), _comment(lines, key.start_mark.line) or _meaning(prefix + path))
         for path, key, value in _leaves(yaml.compose(text))
     ]
+
+
+def _meaning(path: str) -> str:
+    """What the schema says of a key: description, unit and range."""
+    node = schema_at(json_schema(), path.split("."), optional=True)
+    found = legal(node)
+    return f"{node.get('description', '')}{f': {found}' if found else ''}"
 
 
 def summary_of(file: Path) -> str:
@@ -79,8 +87,8 @@ def markdown_table(keys: list[Key]) -> str:
     """Key, default and meaning; what a backslash or a bar would end is escaped."""
     rows = ["| key | default | what it means: unit and range |", "| --- | --- | --- |"]
     for key in keys:
-        meaning = escaped(without_sources(key.meaning.replace(MACHINE, "").strip()))
-        machine = " *(machine key)*" if MACHINE in key.meaning else ""
+        meaning = escaped(without_sources(key.meaning))
+        machine = " *(machine key)*" if key.path in MACHINE_KEYS else ""
         rows.append(f"| `{key.path}` | `{key.default}` | {meaning}{machine} |".replace("| `` |", "| |"))
     return "\n".join(rows)
 

@@ -206,7 +206,7 @@ class Composer:
             base = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *groups])
             known = [*dotted_keys(json_schema()), *_dotted(OmegaConf.to_container(base))]
             for override in parsed:
-                _check_key(override, list(dict.fromkeys([*self.groups, *known])))
+                _check_key(override, list(dict.fromkeys([*known, *self.groups])))
         except UserError as explained:
             return explained
         except _REFUSALS:

@@ -162,10 +162,15 @@ def legal(node: Mapping[str, Any]) -> str:
 
 
 def _range(node: Mapping[str, Any]) -> str:
-    low, high = (node.get(name, node.get(f"exclusive{name.title()}")) for name in ("minimum", "maximum"))
+    low, high = (_number(node, name) for name in ("minimum", "maximum"))
     if low is None:
-        return "" if high is None else f" {'<=' if 'maximum' in node else '<'} {high:.15g}"
+        return "" if high is None else f" {'<=' if 'maximum' in node else '<'} {high}"
     if high is None:
-        return f" {'>=' if 'minimum' in node else '>'} {low:.15g}"
+        return f" {'>=' if 'minimum' in node else '>'} {low}"
     left, right = "[" if "minimum" in node else "(", "]" if "maximum" in node else ")"
-    return f" in {left}{low:.15g}, {high:.15g}{right}"
+    return f" in {left}{low}, {high}{right}"
+
+
+def _number(node: Mapping[str, Any], name: str) -> str | None:
+    value = node.get(name, node.get(f"exclusive{name.title()}"))
+    return value if value is None else str(value) if isinstance(value, int) else f"{value:.15g}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
+from qprune.config.schema import RunConfig
 from qprune.errors import RunFailure
 from qprune.runs import execute as runner
 
@@ -16,8 +16,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Runs are not carried out: what each was asked for is noted. One with `seed: 13` fails."""
     runs: list[dict[str, Any]] = []
 
-    def execute(cfg: DictConfig, wait: bool = False) -> None:
-        assert "hydra" not in cfg
+    def execute(cfg: RunConfig, wait: bool = False) -> None:
         runs.append({"task": cfg.task.name, "order": cfg.order.name, "seed": cfg.seed})
         if cfg.seed == 13:
             raise RunFailure("the loss is not finite at step 7")

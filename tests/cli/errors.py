@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import DictConfig
 
 from qprune.cli import main as cli
+from qprune.config.schema import RunConfig
 from qprune.runs import execute as runner
 
 
@@ -21,7 +21,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run raises this error."""
 
-    def execute(cfg: DictConfig, wait: bool = False) -> None:
+    def execute(cfg: RunConfig, wait: bool = False) -> None:
         raise error
 
     monkeypatch.setattr(runner, "execute", execute)

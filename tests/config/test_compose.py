@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from qprune.cli import main as cli
 from qprune.cli.list import choices
+from qprune.config import compose as composing
+from qprune.config import signature as identity
+from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run
+from qprune.config.schema import RETIRED
 from tests.cli.errors import error_of
 
+GONE = "a key or group cannot be taken away; give it another value, or null where that is legal"
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 TASKS = [name for name, _ in choices("task")]
-GROUPS = (
-    "the groups are budget, data, logger, order, schedule, task, trainer, "
-    "and the keys seed, epochs, results_dir, force, wait, prune, quantize"
+KEYS = (
+    "the keys are seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, "
+    "logger, task"
 )
 
 
@@ -55,18 +61,18 @@ GROUPS = (
                 "feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, decimal_from"
             ),
         ),
-        ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; {GROUPS}"),
-        ("run oder=baseline", f"unknown key 'oder'; did you mean 'order'?; {GROUPS}"),
-        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; {GROUPS}"),
+        ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; {KEYS}"),
+        ("run oder=baseline", f"unknown key 'oder'; did you mean 'order'?; {KEYS}"),
+        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; {KEYS}"),
         ("run +seed=1", "+seed=1: seed is a key already; type seed=1"),
-        ("run ~seed", "~seed: a key cannot be taken away; give it a value, or null where that is legal"),
-        ("run ~order", "~order: a run needs a choice of order; type order=... instead"),
+        ("run ~seed", f"~seed: {GONE}"),
+        ("run ~order", f"~order: {GONE}"),
         ("run seed=1,2", "seed=1,2 gives several values, which make several runs; type: qprune sweep ..."),
         ("run budget=null", "budget='null' is not one of paper, short, smoke"),
-        ("run results_dir=", "results_dir= is empty, and a run needs a value; the default is results_dir=results/runs"),
-        ("run force=no", "force='no' is not true or false; type force=true or force=false"),
-        ("run seed=abc", "seed='abc' is not a number; the default is seed=0"),
-        ("sweep seed=1,abc", "seed='abc' is not a number; the default is seed=0"),
+        ("run results_dir=", "results_dir='' is not text; quote what YAML reads as something else"),
+        ("run force=no", "force='no' is not true or false"),
+        ("run seed=abc", "seed='abc' is not a whole number in [0, 4611686018427387904]"),
+        ("sweep seed=1,abc", "seed='abc' is not a whole number in [0, 4611686018427387904]"),
         (
             "run prune=3",
             (
@@ -76,14 +82,11 @@ GROUPS = (
         ),
         (
             "run quantize.saturate=0.1",
-            (
-                "quantize.saturate=0.1 is not a list; type it as quantize.saturate=[...], for example "
-                "quantize.saturate=[0.0,1.0]"
-            ),
+            "quantize.saturate=0.1 is not a list; type it as quantize.saturate=[...]",
         ),
         (
             "run results_dir=[a,b]",
-            "results_dir=['a', 'b'] is not a single value; the default is results_dir=results/runs",
+            "results_dir=['a', 'b'] is not text; quote what YAML reads as something else",
         ),
         (
             "run seed",
@@ -144,3 +147,77 @@ def test_a_schedule_that_is_missing_says_where_to_write_it(capsys: pytest.Captur
 def test_an_argument_of_an_own_task_may_be_added(started: list[dict[str, Any]]) -> None:
     assert cli.main(["run", *SMOKE, "+task.width=3"]) == 0
     assert len(started) == 1
+
+
+def test_a_run_composes_once(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    monkeypatch.setattr(
+        composing, "compose", lambda *args, **options: composed.append(args) or compose(*args, **options)
+    )
+    assert cli.main(["run", *SMOKE, "prune.sparsity=0.25"]) == 0
+    assert (len(composed), len(started)) == (1, 1)
+
+
+@pytest.mark.parametrize("key", RETIRED)
+def test_a_retired_key_is_ignored_with_a_line_that_says_so(
+    key: str, started: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *SMOKE, f"{key}=true"]) == 0
+    assert capsys.readouterr().err == f"{key} is ignored: {RETIRED[key]}\n"
+    (tmp_path / "trainer").mkdir()
+    text = f"defaults: [default]\n{key.removeprefix('trainer.')}: true\n"
+    (tmp_path / "trainer" / "old.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(["run", "--config-dir", str(tmp_path), *SMOKE, "trainer=old"]) == 0
+    assert capsys.readouterr().err == f"{key} is ignored: {RETIRED[key]}\n"
+    assert len(started) == 2
+
+
+CHOICES = [[f"task={task}", f"order={order}"] for task in ("espcn", "cifar") for order in ("baseline", "prune_first")]
+SEED_ELSEWHERE = ["task=espcn", "order=prune_first", "+task.further_seed=${seed}"]
+
+
+def test_configs_composed_quickly_are_those_that_hydra_composes() -> None:
+    words = [[*choice, "prune.window=5", "quantize.saturate=[0.1,1.0]"] for choice in [*CHOICES, *CHOICES[::-1]]]
+    with Composer() as composer:
+        ours = [composer.config(overrides) for overrides in words]
+    with initialize_config_module(config_module=CONFIG_MODULE, **VERSION_BASE):
+        theirs = [compose(CONFIG_NAME, overrides=overrides) for overrides in words]
+    assert ours == theirs
+    assert compose_run(words[0]).prune.window == 5
+
+
+def test_files_of_a_folder_given_later_count(tmp_path: Path) -> None:
+    (tmp_path / "budget").mkdir()
+    (tmp_path / "budget" / "own.yaml").write_text(
+        "name: own\nepochs: 3\nsteps_per_epoch: 2\nbatch_size: null\ntest_samples: null\n", encoding="utf-8"
+    )
+    with Composer(str(tmp_path)) as composer:
+        assert composer.config(["task=espcn", "budget=own"]).budget.epochs == 3
+        assert composer.config(["task=espcn", "budget=paper"]).budget.epochs is None
+
+
+@pytest.mark.parametrize("overrides", [CHOICES[1], SEED_ELSEWHERE], ids=["own", "seed_elsewhere"])
+@pytest.mark.parametrize("source", [None, "ab" * 32])
+def test_a_signature_is_that_of_the_whole_config(overrides: list[str], source: str | None) -> None:
+    with Composer() as composer:
+        for seed in (3, 11, 3):
+            config = composer.config([*overrides, f"seed={seed}"])
+            config.quantize.decimal_from = source
+            assert composer.signature(overrides, seed, source) == identity.signature(config)
+        assert composer.config(overrides).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("report", ["task=espcn", "--runs", "4", "results_dir={}"]),
+        ("tables", ["3", "--output", "{}", "task=espcn", "results_dir={}"]),
+        ("frontier", ["task=espcn", "--plan", "data=synthetic", "budget=smoke", "results_dir={}"]),
+        ("plan", ["task=espcn", "--config-dir", "{}", "data=synthetic", "results_dir={}"]),
+        ("run", ["task=espcn", "--cfg", "job", "data=synthetic", "results_dir={}"]),
+    ],
+)
+def test_keys_may_stand_on_both_sides_of_an_option(
+    verb: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, *(word.format(tmp_path) for word in words)]) == 0, capsys.readouterr().err

@@ -1,1 +1,0 @@
-"""Choices for Hydra itself."""

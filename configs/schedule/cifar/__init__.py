@@ -1,1 +1,0 @@
-"""Schedules of the task `cifar`, one per order."""

@@ -1,1 +1,0 @@
-"""Schedules of the task `cyclegan`, one per order."""

@@ -1,1 +1,0 @@
-"""Schedules of the task `espcn`, one per order."""

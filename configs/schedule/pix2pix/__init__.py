@@ -1,1 +1,0 @@
-"""Schedules of the task `pix2pix`, one per order."""

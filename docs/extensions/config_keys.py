@@ -1,6 +1,6 @@
 """The directive `config-keys`: tables of config keys, made when docs are built.
 
-Values come from the YAML files in `configs/`. What a key means, its unit and its range come from the schema, and for the
+Values come from the YAML files in `configs/`; what a key means, its unit and its range from the schema, and for the
 arguments of a task from the comment on the key's line or above it (a test holds that each has one).
 """
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from qprune.cli import main as cli
-from qprune.cli.sweep import expand
 from qprune.errors import UserError
+from qprune.runs.jobs import expand
 from qprune.runs.row import read_rows
 
 TOY = ["task=espcn", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=12", "trainer.threads=1"]

@@ -14,7 +14,6 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from qprune.config import signature as identity
-from qprune.config.build import Recipe
 from qprune.config.compose import Composer, values_of
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError, one_of
@@ -88,12 +87,13 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
             _number(text, "seed", "a whole number >= 0", lambda n: n >= 0 and n == int(n)) for text in values["seed"]
         ]
         models = _models(composer, values, prefixes={o.key_or_group: _prefix(o) for o in composer.parse(overrides)})
-        from qprune.search.size import Sizer  # late: it imports torch, which bad input need not wait for
+        from qprune.config.build import Recipe  # late: both import torch, which bad input need not wait for
+        from qprune.search.size import Sizer
 
         sizer, found = Sizer(), {}
         for model in models:
             configs = {int(seed): composer.checked([*model.words, f"seed={int(seed)}"]) for seed in seeds}
-            found[_point(sizer, model, configs[int(seeds[0])])] = (model, configs)
+            found[_point(sizer, model, Recipe.from_config(configs[int(seeds[0])]))] = (model, configs)
     recipes = {point: Recipe.from_config(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
     task = sizer.task(next(iter(recipes.values())))
     points = in_order(found)
@@ -203,8 +203,7 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
     return list(found.values())
 
 
-def _point(sizer: Any, model: _Model, config: RunConfig) -> Point:
-    recipe = Recipe.from_config(config)
+def _point(sizer: Any, model: _Model, recipe: Any) -> Point:
     notation = identity.notation(recipe.config)
     name = f"{notation} ({model.note})" if model.note else notation
     return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(recipe).size_bits())

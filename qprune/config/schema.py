@@ -26,24 +26,26 @@ RETIRED = {
 # Arguments that tasks took on after rows had been published, with their defaults (as in the tasks' constructors)
 LATER_ARGUMENTS: dict[str, Any] = {"task.further_test_folders": []}
 
+_NAME = "a name of at most 64 letters, digits, '_', '-' and '.'"
+# Names become parts of paths
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", json_schema_extra={"legal": _NAME})]
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Epochs = Annotated[int, Field(ge=1, le=10**6, json_schema_extra={"unit": "epochs"})]
 Time = Annotated[float, Field(ge=0, le=1e6, json_schema_extra={"unit": "epochs"})]
 Interval = Annotated[float, Field(gt=0, le=1e6, json_schema_extra={"unit": "epochs"})]
+Minutes = Annotated[float, Field(ge=0, le=1e6, json_schema_extra={"unit": "minutes"})]
 Bits = Annotated[int, Field(ge=2, le=16, json_schema_extra={"unit": "bits"})]
+Digits = Annotated[int, Field(ge=-64, le=64, json_schema_extra={"unit": "binary digits"})]
+Window = Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "samples"})]
+Steps = Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "steps"})]
+Events = Annotated[int, Field(ge=1, le=10**4, json_schema_extra={"unit": "pruning events"})]
+Processes = Annotated[int, Field(ge=1, le=1024, json_schema_extra={"unit": "processes"})]
+Threads = Annotated[int, Field(ge=1, le=4096, json_schema_extra={"unit": "threads"})]
 Targets = Literal["w", "f", "wf"]
-Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-Name = Annotated[  # becomes a part of paths
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
-        max_length=64,
-        json_schema_extra={"legal": "a name of at most 64 letters, digits, '_', '-' and '.'"},
-    ),
-]
 
 
-def _key(description: str, *, machine: bool = False, unit: str = "", **options: Any) -> Any:
-    extra: JsonDict = {**({"machine": True} if machine else {}), **({"unit": unit} if unit else {})}
+def _key(description: str, *, machine: bool = False, **options: Any) -> Any:
+    extra: JsonDict = {"machine": True} if machine else {}
     return Field(description=description, json_schema_extra=extra, **options)
 
 
@@ -56,44 +58,26 @@ class _Section(BaseModel):
 class PruneSection(_Section):
     """What pruning does."""
 
-    sparsity: float = _key("fraction of zeros at the end", ge=0, lt=1)
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = _key("fraction of zeros at the end")
     targets: Targets = _key("weights, features, or both")
-    window: int = _key(
-        "T, set by the task: |x| is summed over so many samples before each event; d* of features likewise",
-        unit="samples",
-        ge=1,
-        le=10**9,
-    )
-    granularity: Literal["element", "channel", "last"] = _key(
-        "of features: one mask entry per neuron, per channel, or per index of the last dimension"
-    )
-    rule: Literal["exact", "threshold"] = _key(
-        "exact: floor(sparsity * n) zeros; threshold: the authors' `>=` on an order statistic"
-    )
-    border: Literal["tile", "keep"] = _key(
-        "tile: continue a mask over the rim of larger inputs; keep: leave the rim unpruned, as the authors do"
-    )
+    window: Window = _key("T, set by the task: |x| is summed over so many before each event; d* of features likewise")
+    granularity: Literal["element", "channel", "last"] = _key("of features: neurons, channels, the last dimension")
+    rule: Literal["exact", "threshold"] = _key("floor(sparsity * n) zeros, or the authors' `>=` on an order statistic")
+    border: Literal["tile", "keep"] = _key("at the rim of larger inputs: continue the mask, or prune nothing (authors)")
 
 
 class QuantizeSection(_Section):
     """What quantization does."""
 
-    bits: Bits = _key("bits of a weight")
-    feature_bits: Bits | None = _key("bits of a feature; null: as many as of a weight")
+    bits: Bits = _key("of a weight")
+    feature_bits: Bits | None = _key("of a feature; null: those of a weight")
     targets: Targets = _key("weights, features, or both")
-    rounding: Literal["trunc", "floor", "nearest"] = _key("trunc: toward zero, the authors'; floor: Eq. 1; nearest")
-    gradient: Literal["clip_value", "ste", "in_range"] = _key(
-        "clip_value: Eq. 2; ste: pass through; in_range: pass through where nothing is clipped"
-    )
+    rounding: Literal["trunc", "floor", "nearest"] = _key("toward zero (authors), down (Eq. 1), or to the nearest")
+    gradient: Literal["clip_value", "ste", "in_range"] = _key("Eq. 2, passed through, or so where nothing is clipped")
     saturate: list[Fraction] = _key("quantiles (low, high) of features that the grid covers (Eq. 6), low < high")
     weight_axis: Literal["authors", "tensor", "output"] = _key("which weights share decimal bits (spec 1.4)")
-    decimal: Annotated[int, Field(ge=-64, le=64, json_schema_extra={"unit": "binary digits"})] | None = _key(
-        "decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)"
-    )
-    decimal_from: Text | None = _key(
-        "signature of a finished run below results_dir whose d are used, tensor by tensor, frozen from the start",
-        default=None,
-    )
+    decimal: Digits | None = _key("decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)")
+    decimal_from: Text | None = _key("signature of a finished run whose d are used from the start", default=None)
 
 
 class OrderSection(_Section):
@@ -110,7 +94,7 @@ class ScheduleSection(_Section):
     t_qf: Time | None = _key("when features become quantized; fractions allowed, null: never")
     t_p: Time | None = _key("epoch from which pruning is counted; null: never")
     dt_p: Interval | None = _key("time between pruning events, which are at t_p + k * dt_p, k = 1..n")
-    n: int = _key("number of pruning events", unit="pruning events", ge=1, le=10**4)
+    n: Events = _key("number of pruning events")
 
 
 class BudgetSection(_Section):
@@ -118,13 +102,9 @@ class BudgetSection(_Section):
 
     name: Name = _key("of the budget, in the result row")
     epochs: Epochs | None = _key("epochs that are trained at most; fewer than the recipe's scale its schedule too")
-    steps_per_epoch: Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "steps"})] | None = _key(
-        "optimizer steps per epoch at most"
-    )
+    steps_per_epoch: Steps | None = _key("optimizer steps per epoch at most")
     batch_size: Samples | None = _key("samples per step at most; null: the task's")
-    test_samples: Annotated[int, Field(ge=1, le=10**9, json_schema_extra={"unit": "samples"})] | None = _key(
-        "test samples at most; null: all"
-    )
+    test_samples: Window | None = _key("test samples at most; null: all")
 
 
 class DataSection(_Section):
@@ -139,39 +119,17 @@ class TrainerSection(_Section):
     """Device, precision and processes."""
 
     device: Text = _key("auto (a GPU if there is one), cpu, cuda or cuda:N", machine=True)
-    precision: Literal["float32", "bfloat16", "float16"] = _key(
-        "of training, the last two mixed; operators always compute in float32"
-    )
-    ranks: int = _key(
-        "processes that share each batch; one GPU each where there are GPUs", unit="processes", ge=1, le=1024
-    )
-    threads: Annotated[int, Field(ge=1, le=4096, json_schema_extra={"unit": "threads"})] | None = _key(
-        "CPU threads per process; null: torch's choice", machine=True
-    )
-    evaluate_every: Epochs = _key(
-        "epochs between evaluations on the test set; the last epoch is always evaluated", machine=True
-    )
-    checkpoint_minutes: float = _key(
-        "time between checkpoints inside an epoch; each epoch ends with one as well",
-        machine=True,
-        unit="minutes",
-        ge=0,
-        le=1e6,
-    )
+    precision: Literal["float32", "bfloat16", "float16"] = _key("mixed but for float32; operators stay in float32")
+    ranks: Processes = _key("processes that share each batch; one GPU each where there are GPUs")
+    threads: Threads | None = _key("CPU threads per process; null: torch's choice", machine=True)
+    evaluate_every: Epochs = _key("between evaluations on the test set; the last epoch has one too", machine=True)
+    checkpoint_minutes: Minutes = _key("between checkpoints inside an epoch; each ends with one as well", machine=True)
     keep_memory: Annotated[bool, BeforeValidator(lambda given: True if given is None else given)] = _key(
         "on a CPU, keep freed memory for the next step, which is faster; false: return it at once", machine=True
     )
-    kernels: bool = _key(
-        "on a CPU with a C compiler, each operator as one pass over memory; false: torch's functions, the same bits",
-        machine=True,
-        default=True,
-    )
-    channels_last: bool | None = _key(
-        "weights and features with channels last or first in memory; null: as the task has it", default=None
-    )
-    compile: bool = _key(
-        "steps through torch.compile; faster from some thousand steps on, with other last bits", default=False
-    )
+    kernels: bool = _key("on a CPU with a C compiler, operators in one pass, the same bits", machine=True, default=True)
+    channels_last: bool | None = _key("memory layout of weights and features; null: the task's", default=None)
+    compile: bool = _key("steps through torch.compile: pays after some thousand steps, other last bits", default=False)
     warm_start: bool = _key(
         "runs that differ only in order, prune, quantize or schedule train their float part once",
         machine=True,
@@ -221,20 +179,13 @@ class TaskSection(_Section):
 
 
 class RunConfig(_Section):
-    """The config of one run, checked.
+    """The config of one run, checked: `config.prune.sparsity` is the key prune.sparsity."""
 
-    Attributes are named as the keys in YAML: `config.prune.sparsity`, `config.task.name`.
-    """
-
-    seed: int = _key("of initial weights, data order and augmentation", ge=0, le=2**62)
+    seed: Annotated[int, Field(ge=0, le=2**62)] = _key("of initial weights, data order and augmentation")
     epochs: Epochs = _key("length of the recipe, set by the task; a budget may cut it")
     results_dir: Text = _key("folder that holds the run folders", machine=True)
     force: bool = _key("start afresh in a run folder that holds a finished or interrupted run", machine=True)
-    wait: bool = _key(
-        "wait for another process that carries out the same run, and take its row; false: refuse",
-        machine=True,
-        default=False,
-    )
+    wait: bool = _key("wait for another process with the same run; false: refuse", machine=True, default=False)
     prune: PruneSection
     quantize: QuantizeSection
     order: OrderSection
@@ -247,10 +198,7 @@ class RunConfig(_Section):
 
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> RunConfig:
-        """Check a resolved config.
-
-        Args:
-            config: plain dicts, lists and values; retired keys are ignored.
+        """Check a resolved config of plain dicts, lists and values; retired keys are ignored.
 
         Raises:
             UserError: a key is unknown, missing or has an illegal value.
@@ -294,9 +242,8 @@ def retired_keys(config: Mapping[str, Any]) -> list[str]:
     """List the retired keys that a config holds."""
     found = []
     for key in RETIRED:
-        section, _, name = key.partition(".")
-        values = config.get(section)
-        if isinstance(values, Mapping) and name in values:
+        section, name = key.split(".")
+        if isinstance(values := config.get(section), Mapping) and name in values:
             found.append(key)
     return found
 
@@ -304,7 +251,6 @@ def retired_keys(config: Mapping[str, Any]) -> list[str]:
 def without_retired(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config without retired keys; `config` itself when it holds none."""
     for key in retired_keys(config):
-        section, _, name = key.partition(".")
-        kept = {inner: value for inner, value in config[section].items() if inner != name}
-        config = {**config, section: kept}
+        section, name = key.split(".")
+        config = {**config, section: {inner: value for inner, value in config[section].items() if inner != name}}
     return config

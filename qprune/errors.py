@@ -19,10 +19,14 @@ class RunFailure(RuntimeError):
     """The input is right and the run cannot go on (exit code 1): a full disk, a loss that is not finite."""
 
 
+def most_similar(given: str, legal: Iterable[str]) -> list[str]:
+    """Return the most similar legal word in a list, which is empty when none is similar."""
+    return difflib.get_close_matches(given, list(legal), n=1, cutoff=0.5)
+
+
 def closest(given: str, legal: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the most similar legal word, or an empty string when none is similar."""
-    matches = difflib.get_close_matches(given, list(legal), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    """Return `"; did you mean 'x'?"` for the most similar legal word, or an empty string when none is similar."""
+    return "".join(f"; did you mean {word!r}?" for word in most_similar(given, legal))
 
 
 def one_of(name: str, given: str, legal: Iterable[str]) -> None:
@@ -37,4 +41,4 @@ class Interrupted(RuntimeError):
 
 
 class StoppedEarly(RuntimeError):
-    """The watch that a run was given stopped it, with everything saved: the same run goes on from there."""
+    """The run was stopped early because it cannot matter, with everything saved: the same run goes on from there."""

@@ -46,7 +46,7 @@ def keys_of(file: Path) -> list[Key]:
 
 def _meaning(path: str) -> str:
     """What the schema says of a key: description, unit and range."""
-    node = schema_at(json_schema(), path.split("."), optional=True)
+    node = schema_at(json_schema(), path)
     found = legal(node)
     return f"{node.get('description', '')}{f': {found}' if found else ''}"
 

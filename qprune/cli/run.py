@@ -124,7 +124,7 @@ def _help(verb: str, options: argparse.Namespace) -> str:
         lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]
     lines.append("\nkeys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:")
     for key, field in keys():
-        found = legal(schema_at(json_schema(), key.split("."), optional=True))
+        found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
     return "\n".join(lines) + "\n"
 

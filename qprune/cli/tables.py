@@ -160,9 +160,10 @@ def _wanted(
     composer: Composer, part: Part, row: TableRow, store: Store, seeds: Sequence[int], keys: Sequence[str]
 ) -> Wanted:
     overrides = [*part.overrides, *row.overrides, *keys]
+    config = composer.cached(overrides)
     signatures = {
         seed: composer.signature(overrides, seed, _source_of(composer, part, row, seed, keys))
-        for seed in sorted({*seeds, *store.seeds(*composer.order_and_task(overrides))})
+        for seed in sorted({*seeds, *store.seeds(config.order.name, config.task.name)})
     }
     missing = [seed for seed in seeds if signatures[seed] not in store.rows]
     verb, several = ("sweep", ",".join(map(str, missing))) if len(missing) > 1 else ("run", "".join(map(str, missing)))

@@ -14,31 +14,18 @@ from qprune.errors import UserError
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where a task's data comes from.
+    """Where a task's data comes from."""
 
-    Attributes:
-        source: `real` (files below `root`) or `synthetic` (made in memory from the seed, offline).
-        root: folder of the data sets.
-        verify: whether a real set whose checksums differ from the published ones is refused.
-    """
-
-    source: str = "real"
+    source: str = "real"  # files below `root`, or `synthetic`: made in memory from the seed, offline
     root: str | None = None
-    verify: bool = True
+    verify: bool = True  # refuse a real set whose checksums differ from the published ones
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the recipe is run; None stands for all of it.
+    """How much of the recipe is run, at most; None stands for all of it."""
 
-    Attributes:
-        epochs: that are trained, scaled by the budget already.
-        steps_per_epoch: optimizer steps per epoch at most.
-        batch_size: samples per step at most.
-        test_samples: test samples at most.
-    """
-
-    epochs: int
+    epochs: int  # that are trained, scaled by the budget already
     steps_per_epoch: int | None = None
     batch_size: int | None = None
     test_samples: int | None = None
@@ -46,20 +33,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one run does, checked. It can be pickled and sent to other processes.
-
-    Attributes:
-        config: all keys.
-        pruning: None where the order has no pruning.
-        quantization: None where the order has no quantization.
-        schedule: in trained epochs.
-        limits: how much of the recipe is run.
-    """
+    """What one run does, checked. It can be pickled and sent to other processes."""
 
     config: RunConfig
     pruning: PruneConfig | None
     quantization: QuantizeConfig | None
-    schedule: Schedule
+    schedule: Schedule  # in trained epochs
     limits: Limits
 
     @classmethod

@@ -42,11 +42,7 @@ _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Compose and check the config of one run.
-
-    Args:
-        overrides: KEY=VALUE and GROUP=CHOICE, as they are typed.
-        config_dir: a further folder of configs.
+    """Compose and check the config of one run; config_dir: a further folder of configs.
 
     Raises:
         UserError: an override or the config is wrong; the message says what to type instead.
@@ -56,14 +52,10 @@ def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunC
 
 
 class Composer:
-    """Composes configs; a context manager.
+    """Composes configs; a context manager. config_dir: a further folder of configs; config_name: where to begin.
 
     `compose` makes one config with Hydra, its own section included. `config` is quick for many: each combination of
     choices of groups is composed once, and values are set on a copy.
-
-    Args:
-        config_dir: a further folder of configs.
-        config_name: the file that composing begins with.
     """
 
     def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
@@ -163,6 +155,8 @@ class Composer:
                     if override.is_add() or override.is_force_add():
                         OmegaConf.set_struct(config, False)
                     OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except UserError:
+            raise
         except _REFUSALS as error:
             raise self._explained(error, parsed) from error
         return config
@@ -172,16 +166,17 @@ class Composer:
         parsed = [override for override in self.parse(overrides) if not override.key_or_group.startswith("hydra")]
         return list(itertools.product(*(values_of(override) for override in parsed)))
 
-    def order_and_task(self, overrides: Sequence[str]) -> tuple[str, str]:
-        """Return the names of the order and of the task of the run with these overrides."""
-        config = self._read_only(tuple(overrides))
-        return config.order.name, config.task.name
+    def cached(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose as `config` does, once for the same overrides; nobody may change what is returned."""
+        if (key := tuple(overrides)) not in self._configs:
+            self._configs[key] = self.config(key)
+        return self._configs[key]
 
     def signature(self, overrides: Sequence[str], seed: int, source: str | None = None) -> str:
         """Return what names the run with these overrides and this seed. source: the run its decimal bits come from."""
         key = (*overrides, *([decimal_from(_ANY_RUN)] if source else []))
         if key not in self._around:
-            config = self._read_only(key)
+            config = self.cached(key)
             follows_seed = "${seed}" in str(OmegaConf.to_container(config))
             self._around[key] = config, None if follows_seed else identity.around_seed(identity.identity(config))
         config, around = self._around[key]
@@ -191,12 +186,7 @@ class Composer:
             config.quantize.decimal_from = source or config.quantize.decimal_from
             return identity.signature(config)
         text = str(seed).join(around)
-        return identity.digest_of_text(text.replace(_ANY_RUN, source) if source else text)
-
-    def _read_only(self, overrides: tuple[str, ...]) -> DictConfig:
-        if overrides not in self._configs:
-            self._configs[overrides] = self.config(overrides)
-        return self._configs[overrides]
+        return identity.digest(text.replace(_ANY_RUN, source) if source else text)
 
     def _explained(self, error: Exception, parsed: Sequence[Override]) -> UserError:
         """Return what to tell the user about a refusal of Hydra, from the overrides that were given."""
@@ -222,15 +212,16 @@ class Composer:
             if group == "hydra/launcher" and choice in EXTRAS and choice not in choices:
                 raise UserError(f"{group}={choice} is not installed; type: pip install 'qprune[{EXTRAS[choice]}]'")
             one_of(group, choice, choices)
-        missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
-        if missing and missing.startswith("schedule/"):
+        if not isinstance(error, MissingConfigException):
+            return
+        missing = error.missing_cfg_file or ""
+        if missing.startswith("schedule/"):
             raise UserError(
                 f"there is no schedule {missing.removeprefix('schedule/')!r} for this task in this order; write one as "
                 f"{missing}.yaml in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER "
                 "(qprune list schedules)"
             )
-        if isinstance(error, MissingConfigException):
-            raise UserError(f"there is no config {missing!r}" if missing else str(error).splitlines()[-1])
+        raise UserError(f"there is no config {missing!r}" if missing else str(error).splitlines()[-1])
 
 
 def resolved(full: DictConfig) -> dict[str, Any]:

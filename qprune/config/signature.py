@@ -57,19 +57,14 @@ def _value(config: Any, key: str, default: Any) -> Any:
     return config
 
 
-def digest(kept: dict[str, Any]) -> str:
-    """Return the sha256, in hexadecimal, of an `identity`."""
-    return digest_of_text(_text(kept))
-
-
-def digest_of_text(text: str) -> str:
-    """Return the `digest` of the text that stands for an identity."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(kept: dict[str, Any] | str) -> str:
+    """Return the sha256, in hexadecimal, of an `identity`, or of the text that stands for one."""
+    return hashlib.sha256((kept if isinstance(kept, str) else _text(kept)).encode()).hexdigest()
 
 
 def short_hash(texts: Iterable[str]) -> str:
     """Return ten hexadecimal digits that stand for a list of texts, whatever its order."""
-    return digest_of_text("\n".join(sorted(texts)))[:10]
+    return digest("\n".join(sorted(texts)))[:10]
 
 
 def around_seed(kept: dict[str, Any]) -> tuple[str, str]:

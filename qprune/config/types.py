@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from qprune.errors import UserError, closest
+from qprune.errors import UserError, closest, most_similar
 
 # true is no number, "8" is no whole number, and neither infinity nor NaN is legal
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1)
@@ -31,27 +31,22 @@ _UNKNOWN = "extra_forbidden"
 
 
 def check(key: str, value: Any, kind: Any) -> None:
-    """Check a value against the annotation of a task's argument.
+    """Raise UserError unless a value of a task's argument is what its annotation allows; `key` as it is typed.
 
-    Args:
-        key: the key as the user types it, `task.scale`.
-        value: what JSON can hold.
-        kind: the annotation; one that pydantic cannot check lets every value pass.
-
-    Raises:
-        UserError: the value is not legal.
+    An annotation that pydantic cannot check lets every value pass.
     """
     text = json.dumps(value, default=str)
     if "\\u0000" in text:
         raise UserError(f"{key}={value!r} holds the character NUL; leave it out")
     try:
         adapter = _adapter(kind)
+        schema = adapter.json_schema()
     except PydanticUserError:
         return
     try:
         adapter.validate_json(text)  # as JSON: a list may become a tuple
     except ValidationError as error:
-        raise UserError(explain(error, adapter.json_schema(), key)) from None
+        raise UserError(explain(error, schema, key)) from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,51 +57,48 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "") -> str:
     """Say in one paragraph what is wrong and what is legal: an unknown key if there is one, else the first error.
 
-    Args:
-        error: of a validation.
-        schema: the JSON schema of what was validated.
-        prefix: dotted key of it.
+    schema: the JSON schema of what was validated; prefix: its dotted key.
     """
     found = min(error.errors(include_url=False), key=lambda entry: entry["type"] != _UNKNOWN)
-    key = prefix
+    key, node, value = prefix, _resolved(schema, schema), found["input"]
+    optional: Mapping[str, Any] = schema  # with its `null`
     for part in found["loc"]:
+        if isinstance(part, str) and "properties" not in node:
+            break  # a member of a union
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+        optional = node.get("items", {}) if isinstance(part, int) else node["properties"].get(part, {})
+        node = _resolved(optional, schema)
     if found["type"] == _UNKNOWN:
         return unknown_key(key, dotted_keys(schema, prefix))
     if found["type"] == "missing":
         return f"{key} is missing; give it a value, as configs/run.yaml and its groups do"
-    node, value = schema_at(schema, found["loc"]), found["input"]
-    kind = node.get("type")
     if "properties" in node:
         names = ", ".join(node["properties"])
         return f"{key}={value!r}: {key} is a section, with the keys {names}; set one of them"
-    if "enum" in node or "const" in node:
-        words = node.get("enum", [node.get("const")])
+    if words := _words(node):
         return f"{key}={value!r} is not one of {', '.join(words)}{closest(str(value), words)}"
-    if kind == "array":
-        return f"{key}={value!r} is not a list; type it as {key}=[...]"
-    if kind == "object":
-        return f"{key}={value!r} is a section of keys; set one of them with {key}.KEY=VALUE"
-    advice = "; quote what YAML reads as something else" if kind == "string" and "legal" not in node else ""
-    return f"{key}={value!r} is not {legal(schema_at(schema, found['loc'], optional=True)) or found['msg']}{advice}"
+    advice = {
+        "array": f"a list; type it as {key}=[...]",
+        "object": f"a section of keys; set one of them with {key}.KEY=VALUE",
+        "string": f"{legal(optional)}; quote what YAML reads as something else",
+    }
+    kind = "" if "legal" in node else node.get("type", "")
+    return f"{key}={value!r} is not {advice.get(kind) or legal(optional) or found['msg']}"
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """Say that there is no such key, which one is most similar, and which are legal.
+    """Say that there is no such dotted key, which one is most similar, and which are legal.
 
-    Args:
-        key: dotted.
-        known: all dotted keys, sections included.
+    known: all dotted keys, sections included.
     """
     section, _, name = key.rpartition(".")
     siblings = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
+    if not siblings:
+        section, siblings = "", [path for path in known if "." not in path]
     elsewhere = [path for path in known if path.rpartition(".")[2] == name]
     # Names alone are compared: with a long section before them all would look alike
-    advice = f"; did you mean {elsewhere[0]!r}?" if elsewhere else closest(name, siblings)
-    if not elsewhere and section and advice:
-        advice = advice.replace("mean '", f"mean '{section}.", 1)
-    if not section or not siblings:
-        section, siblings = "", [path for path in known if "." not in path]
+    similar = elsewhere or [f"{section}.{word}".lstrip(".") for word in most_similar(name, siblings)]
+    advice = f"; did you mean {similar[0]!r}?" if similar else ""
     advice += f"; the keys{f' of {section}' if section else ''} are {', '.join(siblings)}"
     if section == "task":
         advice += f"; for an argument of a task of your own that its YAML does not give, type +{key}=..."
@@ -118,30 +110,33 @@ def dotted_keys(schema: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
 
     def visit(node: Mapping[str, Any], path: str) -> None:
-        for name in node.get("properties", {}):
+        for name, child in node.get("properties", {}).items():
             inner = f"{path}.{name}" if path else name
             found.append(inner)
-            visit(_resolved(node["properties"][name], schema), inner)
+            visit(_resolved(child, schema), inner)
 
     visit(_resolved(schema, schema), prefix)
     return found
 
 
-def schema_at(schema: Mapping[str, Any], path: Sequence[str | int], optional: bool = False) -> Mapping[str, Any]:
-    """Find the part of a JSON schema for a key; empty where there is none. optional: with its `null`, if it has one."""
+def schema_at(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Find the part of a JSON schema for a dotted key; empty where there is none."""
     node: Mapping[str, Any] = schema
-    for part in path:
-        node = _resolved(node, schema)
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
-    return node if optional else _resolved(node, schema)
+    for name in key.split("."):
+        node = _resolved(node, schema).get("properties", {}).get(name, {})
+    return node
 
 
 def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow references, and leave out `null` where it is the only alternative."""
     while "$ref" in node or "anyOf" in node:
-        if "anyOf" in node:
-            node = next((part for part in node["anyOf"] if part.get("type") != "null"), {})
-        else:
+        if "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+            continue
+        others = [part for part in node["anyOf"] if part.get("type") != "null"]
+        if len(others) != 1:
+            break
+        node = others[0]
     return node
 
 
@@ -149,28 +144,27 @@ def legal(node: Mapping[str, Any]) -> str:
     """Describe the legal values of a key from its JSON schema: `a whole number of bits in [2, 16], or null`."""
     if "anyOf" in node:
         return ", or ".join(filter(None, map(legal, node["anyOf"])))
-    kind, unit = node.get("type"), node.get("unit", "")
     if "legal" in node:
         return str(node["legal"])
-    if "enum" in node:
-        return f"one of {', '.join(node['enum'])}"
-    if kind in ("integer", "number"):
-        number = "a whole number" if kind == "integer" else "a number"
-        return f"{number}{f' of {unit}' if unit else ''}{_range(node)}"
-    words = {"boolean": "true or false", "string": "text", "null": "null"}
-    return words.get(str(kind), "")
+    if words := _words(node):
+        return f"one of {', '.join(words)}"
+    kind = str(node.get("type"))
+    words_of_kinds = {"boolean": "true or false", "string": "text", "null": "null"}
+    if kind not in ("integer", "number"):
+        return words_of_kinds.get(kind, "")
+    unit = f" of {node['unit']}" if "unit" in node else ""
+    return f"{'a whole number' if kind == 'integer' else 'a number'}{unit}{_range(node)}"
+
+
+def _words(node: Mapping[str, Any]) -> list[str]:
+    return [str(word) for word in node.get("enum", [node["const"]] if "const" in node else [])]
 
 
 def _range(node: Mapping[str, Any]) -> str:
-    low, high = (_number(node, name) for name in ("minimum", "maximum"))
-    if low is None:
-        return "" if high is None else f" {'<=' if 'maximum' in node else '<'} {high}"
+    low, high = node.get("minimum", node.get("exclusiveMinimum")), node.get("maximum", node.get("exclusiveMaximum"))
+    shown = [str(limit) if isinstance(limit, int) else f"{limit:.15g}" for limit in (low or 0, high or 0)]
     if high is None:
-        return f" {'>=' if 'minimum' in node else '>'} {low}"
-    left, right = "[" if "minimum" in node else "(", "]" if "maximum" in node else ")"
-    return f" in {left}{low}, {high}{right}"
-
-
-def _number(node: Mapping[str, Any], name: str) -> str | None:
-    value = node.get(name, node.get(f"exclusive{name.title()}"))
-    return value if value is None else str(value) if isinstance(value, int) else f"{value:.15g}"
+        return "" if low is None else f" {'>=' if 'minimum' in node else '>'} {shown[0]}"
+    if low is None:
+        return f" {'<=' if 'maximum' in node else '<'} {shown[1]}"
+    return f" in {'[' if 'minimum' in node else '('}{', '.join(shown)}{']' if 'maximum' in node else ')'}"

@@ -86,7 +86,7 @@ _SCALARS = st.none() | st.booleans() | _NUMBERS | _WORDS | st.text(max_size=5)
 VALUES = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.text(max_size=3), _SCALARS, max_size=2)
 
 
-KEYS = {key: schema_at(json_schema(), key.split("."), optional=True) for key in dotted_keys(json_schema())}
+KEYS = {key: schema_at(json_schema(), key) for key in dotted_keys(json_schema())}
 
 
 def legal(node: Any) -> Any:

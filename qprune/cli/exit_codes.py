@@ -16,14 +16,9 @@ USER, FAILURE, STOPPED, INTERRUPTED = 2, 1, 75, 130  # exit codes
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def debugging() -> bool:
-    """Whether tracebacks were asked for with --debug."""
-    return os.environ.get(DEBUG_VARIABLE) == "1"
-
-
 def report(error: BaseException) -> tuple[int, str]:
     """Print the error on stderr and return its exit code and explanation."""
-    if debugging():
+    if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
     code, message = explain(error)
     print(f"error: {message}", file=sys.stderr)
@@ -31,7 +26,7 @@ def report(error: BaseException) -> tuple[int, str]:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and a paragraph. An error inside another one (`raise ... from`) is found and explained."""
+    """Return exit code and a paragraph. An error inside another one (`raise ... from`) is found and explained."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DISK:
             # every file that a run writes is below results_dir, so that is where one without a name belongs
@@ -49,7 +44,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return INTERRUPTED, "interrupted; the same command again resumes from the last checkpoint"
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return FAILURE, f"out of memory ({_paragraph(cause)}); smaller batches need less: budget.batch_size=..."
-        if _is_of_the_config(cause):
+        # Hydra or OmegaConf refused the config itself; by name, which needs no import
+        if {"HydraException", "OmegaConfBaseException"} & {kind.__name__ for kind in type(cause).__mro__}:
             return USER, _paragraph(cause)
     return FAILURE, (
         f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
@@ -62,12 +58,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
-
-
-def _is_of_the_config(error: BaseException) -> bool:
-    """Whether Hydra or OmegaConf refused the config itself."""
-    roots = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}  # by name: no import needed
-    return bool(roots & {"hydra.errors.HydraException", "omegaconf.errors.OmegaConfBaseException"})
 
 
 def _paragraph(error: BaseException) -> str:

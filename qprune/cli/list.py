@@ -38,7 +38,7 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def choices(group: str) -> list[tuple[str, str]]:
-    """Name and one-line description of every choice of a group that qprune brings along."""
+    """List the choices of a group of qprune with one-line descriptions."""
     return sorted(_described(files("qprune.configs") / group))
 
 
@@ -79,12 +79,12 @@ def _print_runs(folder: Path) -> int:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """Many rows for people, one line each; sizes and densities in the `actual` accounting."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "recipe", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data"):
-        table.add_column(
-            name, justify="right" if name in {"seed", "score", "weights Mb", "features Mb", "density"} else "left"
-        )
+    """Return rows for people, one line each; sizes and densities in the accounting `actual`."""
+    table = Table("task", "recipe", box=None, pad_edge=False)
+    for name in ("seed", "score", "weights Mb", "features Mb", "density"):
+        table.add_column(name, justify="right")
+    table.add_column("budget")
+    table.add_column("data")
     for row in rows:
         table.add_row(
             row.task,

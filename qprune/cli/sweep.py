@@ -7,9 +7,7 @@ import json
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +29,11 @@ def sweep(arguments: Sequence[str]) -> int:
     return start("sweep", arguments, multirun=True)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job of a sweep ended: its overrides, exit code (0: finished) and, when it failed, the reason."""
-
-    overrides: list[str]
-    exit_code: int
-    message: str
-
-
 def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Callable[[Sequence[str]], None]) -> int:
     """Run all jobs of a sweep, however many fail, and name the failures at the end; returns the exit code.
 
     Jobs may run in other processes or on other machines that share only the results folder, so each leaves a note of
-    its outcome there; the notes are removed when all is well.
-
-    Args:
-        overrides: with several values.
-        options: of the command line.
-        launch: starts the jobs, with further overrides.
+    its outcome there; the notes are removed when all is well. launch: starts the jobs, with further overrides.
     """
     if any(key_of(text) == "hydra.sweep.dir" for text in overrides):
         raise UserError("hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it")
@@ -59,7 +43,8 @@ def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Calla
     folder = results_dir / "multirun" / uuid.uuid4().hex[:8]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     try:
-        with _notes_lock(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):  # as long as it is held, no other sweep removes these notes
             launch([f"hydra.sweep.dir='{place}'"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
@@ -70,28 +55,21 @@ def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Calla
         ) from error
     finally:
         outcomes = _outcomes(folder)
-        failed = [outcome for outcome in outcomes if outcome.exit_code]
+        failed = [outcome for outcome in outcomes if outcome["exit_code"]]
         print(_summary_text(jobs_of(overrides, options.config_dir)))
         print(f"{len(outcomes)} runs: {len(outcomes) - len(failed)} finished, {len(failed)} failed")
         for outcome in failed:
-            print(f"failed: {' '.join(outcome.overrides)}: {outcome.message}", file=sys.stderr)
+            print(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", file=sys.stderr)
     if failed:
         return failures.FAILURE
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def _outcomes(folder: Path) -> list[Outcome]:
+def _outcomes(folder: Path) -> list[dict[str, Any]]:
+    """Read how the jobs ended: overrides, exit_code (0: finished) and, for one that failed, a message."""
     notes = sorted(folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name))
-    return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in notes]
-
-
-@contextmanager
-def _notes_lock(folder: Path) -> Iterator[None]:
-    """Hold the notes of a sweep as long as it runs, so that no other sweep removes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
-        yield
+    return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
 
 
 def _remove_left_notes(folder: Path) -> None:
@@ -124,19 +102,21 @@ def summary(jobs: Sequence[Job]) -> pd.DataFrame:
     found: list[dict[str, Any]] = []
     for overrides, group in lines.items():
         rows = [job.row for job in group if job.row is not None]
-        scores = pd.Series([row.score for row in rows], dtype="float64")
+        names = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
+        values = pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=names, dtype="float64")
+        means = values.mean()
         found.append(
             {
                 "overrides": overrides,
                 "recipe": rows[0].notation if rows else "",
                 "metric": rows[0].metric if rows else "",
-                "mean": scores.mean(),
-                "sd": scores.std(ddof=1),
+                "mean": means["score"],
+                "sd": values["score"].std(ddof=1),
                 "n": len(rows),
                 "missing": len(group) - len(rows),
-                "weight_mb": pd.Series([row.weight_bits_actual / 1e6 for row in rows], dtype="float64").mean(),
-                "feature_mb": pd.Series([row.feature_bits_actual / 1e6 for row in rows], dtype="float64").mean(),
-                "density": pd.Series([row.density_actual for row in rows], dtype="float64").mean(),
+                "weight_mb": means["weight_bits_actual"] / 1e6,
+                "feature_mb": means["feature_bits_actual"] / 1e6,
+                "density": means["density_actual"],
                 "marks": "; ".join(dict.fromkeys(mark for row in rows for mark in row.marks)),
             }
         )

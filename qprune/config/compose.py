@@ -65,7 +65,7 @@ class Composer:
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], DictConfig] = {}  # by choices of groups
         self._configs: dict[tuple[str, ...], DictConfig] = {}  # by all overrides
-        self._around: dict[tuple[str, ...], tuple[DictConfig, tuple[str, str] | None]] = {}
+        self._identities: dict[tuple[str, ...], dict[str, Any]] = {}  # by all overrides but the seed
 
     def __enter__(self) -> Composer:
         self._context = initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE)
@@ -175,18 +175,17 @@ class Composer:
     def signature(self, overrides: Sequence[str], seed: int, source: str | None = None) -> str:
         """Return what names the run with these overrides and this seed. source: the run its decimal bits come from."""
         key = (*overrides, *([decimal_from(_ANY_RUN)] if source else []))
-        if key not in self._around:
+        if key not in self._identities:
             config = self.cached(key)
             follows_seed = "${seed}" in str(OmegaConf.to_container(config))
-            self._around[key] = config, None if follows_seed else identity.around_seed(identity.identity(config))
-        config, around = self._around[key]
-        if around is None:
-            config = config.copy()
-            config.seed = seed
-            config.quantize.decimal_from = source or config.quantize.decimal_from
-            return identity.signature(config)
-        text = str(seed).join(around)
-        return identity.digest(text.replace(_ANY_RUN, source) if source else text)
+            self._identities[key] = {} if follows_seed else identity.identity(config)
+        kept = self._identities[key]
+        if not kept:
+            words = [*overrides, f"seed={seed}", *([decimal_from(source)] if source else [])]
+            return identity.signature(self.config(words))
+        if source and "quantize" in kept:
+            kept = kept | {"quantize": kept["quantize"] | {"decimal_from": source}}
+        return identity.digest(kept | {"seed": seed})
 
     def _explained(self, error: Exception, parsed: Sequence[Override]) -> UserError:
         """Return what to tell the user about a refusal of Hydra, from the overrides that were given."""

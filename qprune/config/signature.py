@@ -57,25 +57,14 @@ def _value(config: Any, key: str, default: Any) -> Any:
     return config
 
 
-def digest(kept: dict[str, Any] | str) -> str:
-    """Return the sha256, in hexadecimal, of an `identity`, or of the text that stands for one."""
-    return hashlib.sha256((kept if isinstance(kept, str) else _text(kept)).encode()).hexdigest()
+def digest(kept: Any) -> str:
+    """Return the sha256, in hexadecimal, of plain values such as an `identity`."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def short_hash(texts: Iterable[str]) -> str:
     """Return ten hexadecimal digits that stand for a list of texts, whatever its order."""
-    return digest("\n".join(sorted(texts)))[:10]
-
-
-def around_seed(kept: dict[str, Any]) -> tuple[str, str]:
-    """Return the text of an identity before and after its seed, in which runs differ by the thousand."""
-    mark = "\0"  # which no config holds
-    before, _, after = _text(kept | {"seed": mark}).partition(json.dumps(mark))
-    return before, after
-
-
-def _text(kept: dict[str, Any]) -> str:
-    return json.dumps(kept, sort_keys=True, allow_nan=False)
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:10]
 
 
 def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:

@@ -24,12 +24,9 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
+    """One run of a sweep; its overrides are as they would be typed.
 
-    Attributes:
-        overrides: as they would be typed.
-        state: `done`, `running`, `interrupted`, `to do`, or `broken` for a row that cannot be read.
-        row: of a finished run.
+    state: `done`, `running`, `interrupted`, `to do`, or `broken` for a row that cannot be read. row: if it is done.
     """
 
     overrides: tuple[str, ...]
@@ -38,19 +35,11 @@ class Job:
     state: str
     row: Row | None
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What makes two runs equally long, roughly."""
-        return _kind(self.config)
-
 
 def expand(arguments: Sequence[str], config_dir: str | None = None) -> list[str]:
-    """Replace +sweep=NAME by the overrides of that sweep, and drop overrides of retired keys, with a line printed.
+    """Replace +sweep=NAME by the overrides of that sweep, and drop those of retired keys, with a line printed.
 
-    Overrides of the sweep whose keys are given anyway are left out.
-
-    Raises:
-        UserError: the sweep is unknown or broken.
+    What the sweep overrides and is given anyway is left out. Raises UserError for an unknown or broken sweep.
     """
     given = {key_of(text) for text in arguments}
     expanded: list[str] = []
@@ -121,9 +110,9 @@ def state_of(folder: Path) -> tuple[str, Row | None]:
 
 
 def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
-    """Estimate the seconds of training that unfinished runs still take, by folder; None without a finished equal.
+    """Estimate the seconds of training that unfinished runs still take, by folder.
 
-    The measure are all finished runs of the same task, length and budget.
+    Finished runs of the same task, length and budget are the measure; without one it is None.
     """
     measured: dict[tuple[Any, ...], list[float]] = {}
     for folder in {Path(job.config.results_dir) / job.config.task.name for job in jobs}:
@@ -137,7 +126,7 @@ def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
     left: dict[Path, float | None] = {}
     for job in jobs:
         if job.state != "done":
-            known = measured.get(job.kind)
+            known = measured.get(_kind(job.config))
             left[job.folder] = sum(known) / len(known) * (1 - _progress(job)) if known else None
     return left
 
@@ -163,6 +152,7 @@ def duration(seconds: float) -> str:
 
 
 def _kind(config: RunConfig) -> tuple[Any, ...]:
+    """Return what makes two runs equally long, roughly."""
     return (config.task.name, config.epochs, config.budget, config.data.source)
 
 

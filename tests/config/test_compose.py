@@ -18,82 +18,49 @@ from tests.cli.errors import error_of
 
 GONE = "a key or group cannot be taken away; give it another value, or null where that is legal"
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
-TASKS = [name for name, _ in choices("task")]
-KEYS = (
-    "the keys are seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, "
-    "logger, task"
-)
+TASKS = ", ".join(name for name, _ in choices("task"))
+ORDERS = "baseline, prune_first, prune_only, quantize_first, quantize_only"
+VERBS = f"the verbs are {', '.join(cli.VERBS)}"
+TOP = "seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, logger, task"
+QUANTIZE = "bits, feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, decimal_from"
+PRUNE = "sparsity, targets, window, granularity, rule, border"
+SEED = "seed='abc' is not a whole number in [0, 4611686018427387904]"
+TEXT = "is not text; quote what YAML reads as something else"
+NOT_FOUND = "KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_VARIABLE' not found\""
+QUOTE = "quote what Hydra reads as special, for example 'data.root=\"/a folder\"'"
+LISTS = "tasks, orders, budgets, data, schedules, runs"
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (
-            "lst",
-            f"'lst' is not a verb of qprune; did you mean 'list'?; the verbs are {', '.join(cli.VERBS)}",
-        ),
-        (
-            "task=espcn",
-            (
-                "'task=espcn' is not a verb of qprune; type: qprune run task=espcn; the verbs are "
-                f"{', '.join(cli.VERBS)}"
-            ),
-        ),
-        ("run task=epscn", f"task='epscn' is not one of {', '.join(TASKS)}; did you mean 'espcn'?"),
-        (
-            "run order=prune_frist",
-            (
-                "order='prune_frist' is not one of baseline, prune_first, prune_only, quantize_first, quantize_only; "
-                "did you mean 'prune_first'?"
-            ),
-        ),
-        (
-            "sweep order=baseline,prun_only",
-            (
-                "order='prun_only' is not one of baseline, prune_first, prune_only, quantize_first, quantize_only; did "
-                "you mean 'prune_only'?"
-            ),
-        ),
+        ("lst", f"'lst' is not a verb of qprune; did you mean 'list'?; {VERBS}"),
+        ("task=espcn", f"'task=espcn' is not a verb of qprune; type: qprune run task=espcn; {VERBS}"),
+        ("run task=epscn", f"task='epscn' is not one of {TASKS}; did you mean 'espcn'?"),
+        ("run order=prune_frist", f"order='prune_frist' is not one of {ORDERS}; did you mean 'prune_first'?"),
+        ("sweep order=baseline,prun_only", f"order='prun_only' is not one of {ORDERS}; did you mean 'prune_only'?"),
         (
             "run quantize.bit=4",
-            (
-                "unknown key 'quantize.bit'; did you mean 'quantize.bits'?; the keys of quantize are bits, "
-                "feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, decimal_from"
-            ),
+            f"unknown key 'quantize.bit'; did you mean 'quantize.bits'?; the keys of quantize are {QUANTIZE}",
         ),
-        ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; {KEYS}"),
-        ("run oder=baseline", f"unknown key 'oder'; did you mean 'order'?; {KEYS}"),
-        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; {KEYS}"),
+        ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; the keys are {TOP}"),
+        ("run oder=baseline", f"unknown key 'oder'; did you mean 'order'?; the keys are {TOP}"),
+        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; the keys are {TOP}"),
         ("run +seed=1", "+seed=1: seed is a key already; type seed=1"),
         ("run ~seed", f"~seed: {GONE}"),
         ("run ~order", f"~order: {GONE}"),
         ("run seed=1,2", "seed=1,2 gives several values, which make several runs; type: qprune sweep ..."),
         ("run budget=null", "budget='null' is not one of paper, short, smoke"),
-        ("run results_dir=", "results_dir='' is not text; quote what YAML reads as something else"),
+        ("run results_dir=", f"results_dir='' {TEXT}"),
+        ("run results_dir=[a,b]", f"results_dir=['a', 'b'] {TEXT}"),
         ("run force=no", "force='no' is not true or false"),
-        ("run seed=abc", "seed='abc' is not a whole number in [0, 4611686018427387904]"),
-        ("sweep seed=1,abc", "seed='abc' is not a whole number in [0, 4611686018427387904]"),
-        (
-            "run prune=3",
-            (
-                "prune=3: prune is a section, with the keys sparsity, targets, window, granularity, rule, border; set "
-                "one of them"
-            ),
-        ),
-        (
-            "run quantize.saturate=0.1",
-            "quantize.saturate=0.1 is not a list; type it as quantize.saturate=[...]",
-        ),
-        (
-            "run results_dir=[a,b]",
-            "results_dir=['a', 'b'] is not text; quote what YAML reads as something else",
-        ),
+        ("run seed=abc", SEED),
+        ("sweep seed=1,abc", SEED),
+        ("run prune=3", f"prune=3: prune is a section, with the keys {PRUNE}; set one of them"),
+        ("run quantize.saturate=0.1", "quantize.saturate=0.1 is not a list; type it as quantize.saturate=[...]"),
         (
             "run seed",
-            (
-                "'seed' is not of the form KEY=VALUE (missing EQUAL at '<EOF>'); quote what Hydra reads as special, "
-                "for example 'data.root=\"/a folder\"'"
-            ),
+            f"'seed' is not of the form KEY=VALUE (missing EQUAL at '<EOF>'); {QUOTE}",
         ),
         ("run --cfg job -m", "--multirun and --cfg cannot be given together; type one of them"),
         ("run --resolve", "--resolve belongs to --cfg; type --cfg job --resolve"),
@@ -102,20 +69,8 @@ KEYS = (
             "sweep hydra.sweep.dir=x",
             "hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it",
         ),
-        (
-            "run data.root=${oc.env:NO_SUCH_VARIABLE}",
-            (
-                'a value cannot be resolved (data.root): KeyError raised while resolving interpolation: "Environment '
-                "variable 'NO_SUCH_VARIABLE' not found\""
-            ),
-        ),
-        (
-            "list order",
-            (
-                "qprune list: WHAT='order' is not one of tasks, orders, budgets, data, schedules, runs; did you mean "
-                "'orders'?"
-            ),
-        ),
+        ("run data.root=${oc.env:NO_SUCH_VARIABLE}", f"a value cannot be resolved (data.root): {NOT_FOUND}"),
+        ("list order", f"qprune list: WHAT='order' is not one of {LISTS}; did you mean 'orders'?"),
         (
             "list runs results_dir=nowhere",
             "there is no folder nowhere; name the one that holds the runs with results_dir=...",

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new one, and never a part."""
+"""Write files so that a reader sees the old or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the command line writes files too, and must not wait for to
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk and rename it into place.
+    """Write `content` to a temporary file, flush it, and rename it to `path`.
 
     The folder is flushed too, so that the new name survives a machine that loses power. Raises RunFailure for a full
     disk, UserError for a folder that cannot be written; the temporary file is removed.
@@ -55,13 +55,13 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_left_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed have left in `folder` and below; nobody may be writing there now."""
+    """Remove what killed writers have left in `folder`; nobody may be writing there."""
     for path in folder.rglob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 def explained(error: OSError, path: Path) -> Exception:
-    """The error that a user is shown for an `OSError` while writing `path`."""
+    """Return the error to show for an `OSError` while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailure(
             f"no space is left on the disk to write {path}; free some, or choose another folder with results_dir=..., "
@@ -71,14 +71,14 @@ def explained(error: OSError, path: Path) -> Exception:
 
 
 def png_bytes(picture: Tensor) -> bytes:
-    """A picture (3, H, W) in uint8 as the content of a PNG file."""
+    """Return the content of a PNG file of a picture (3, H, W) in uint8."""
     content = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy()).save(content, format="PNG")
     return content.getvalue()
 
 
 def json_bytes(value: Any) -> bytes:
-    """`value` as the content of a JSON file with sorted keys; NaN and infinity are refused (ValueError)."""
+    """Return the content of a JSON file with sorted keys; ValueError for NaN."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 

@@ -12,33 +12,33 @@ TRUST_VARIABLE = "QPRUNE_TRUST"
 
 
 class UserError(ValueError):
-    """The input is wrong (exit code 2): the message says what was given, what is legal and what to type instead."""
+    """The input is wrong (exit code 2); the message says what to type instead."""
 
 
 class RunFailure(RuntimeError):
-    """The input is right and the run cannot go on (exit code 1): a full disk, a loss that is not finite."""
+    """The run cannot go on (exit code 1): a full disk, a loss that is not finite."""
 
 
 def most_similar(given: str, legal: Iterable[str]) -> list[str]:
-    """Return the most similar legal word in a list, which is empty when none is similar."""
+    """Return the most similar legal word in a list; empty when none is similar."""
     return difflib.get_close_matches(given, list(legal), n=1, cutoff=0.5)
 
 
 def closest(given: str, legal: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the most similar legal word, or an empty string when none is similar."""
+    """Return `"; did you mean 'x'?"` for the most similar legal word, if any."""
     return "".join(f"; did you mean {word!r}?" for word in most_similar(given, legal))
 
 
 def one_of(name: str, given: str, legal: Iterable[str]) -> None:
-    """Raise a `UserError` unless `given` is one of `legal`; `name` is the key as the user typed it."""
+    """Raise UserError unless `given`, the value of `name`, is one of `legal`."""
     words = list(legal)
     if given not in words:
         raise UserError(f"{name}={given!r} is not one of {', '.join(words)}{closest(str(given), words)}")
 
 
 class Interrupted(RuntimeError):
-    """A signal stopped the run after its step, with everything saved (exit code 75): the same command resumes it."""
+    """A signal stopped the run with everything saved (exit code 75)."""
 
 
 class StoppedEarly(RuntimeError):
-    """The run was stopped early because it cannot matter, with everything saved: the same run goes on from there."""
+    """The run was stopped early, with everything saved: it goes on from there."""

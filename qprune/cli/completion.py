@@ -1,4 +1,4 @@
-"""Shell completion: scripts that ask `qprune completion query LINE`, which answers with verbs or Hydra's own words."""
+"""Shell completion: scripts that call `qprune completion query LINE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an exception to what a person reads: one paragraph and an exit code; the traceback only on request."""
+"""From an exception to one paragraph and an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report(error: BaseException) -> tuple[int, str]:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return exit code and a paragraph. An error inside another one (`raise ... from`) is found and explained."""
+    """Return exit code and a paragraph; causes of an error are looked at too."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DISK:
             # every file that a run writes is below results_dir, so that is where one without a name belongs

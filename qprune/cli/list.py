@@ -21,7 +21,7 @@ RESULTS = "results_dir="
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print choices of groups with the first comment of their YAML, or the rows of finished runs."""
+    """Print choices of groups with their first comment, or rows of finished runs."""
     parser = argparse.ArgumentParser(
         "qprune list", description="Print what there is to choose from, or the finished runs below results_dir."
     )
@@ -79,7 +79,7 @@ def _print_runs(folder: Path) -> int:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """Return rows for people, one line each; sizes and densities in the accounting `actual`."""
+    """Return rows for people, one line each; sizes in the accounting `actual`."""
     table = Table("task", "recipe", box=None, pad_edge=False)
     for name in ("seed", "score", "weights Mb", "features Mb", "density"):
         table.add_column(name, justify="right")

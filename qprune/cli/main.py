@@ -1,4 +1,4 @@
-"""The `qprune` command: finds the verb, runs it, and turns every error into one paragraph and an exit code."""
+"""The `qprune` command: finds the verb, runs it, and explains every error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: what `qprune --help` says of it, and `module:function`, imported only when the verb is given.
+    """A verb: its line in the help, and `module:function`, imported when it is given.
 
     The function takes the arguments behind the verb and returns the exit code.
     """

@@ -1,4 +1,4 @@
-"""`qprune plan`: what a run would do to which tensor, or which runs a sweep would make, without running anything."""
+"""`qprune plan`: what a run or a sweep would do, without running anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qprune.runs.jobs import duration, expand, jobs_of, seconds_left, time_left_
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print which tensor gets which operator, and when; or the runs of a sweep and about how long they take."""
+    """Print which tensor gets which operator, and when; or the runs of a sweep."""
     parser = argparse.ArgumentParser(
         "qprune plan",
         description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "

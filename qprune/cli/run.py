@@ -1,4 +1,4 @@
-"""`qprune run`: one run, composed once. Flags and launchers that only Hydra has are handed over to it."""
+"""`qprune run`: one run, composed once; Hydra carries out what only it can."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
-    """Read the arguments of `run` or `sweep` and do what they ask for; returns the exit code."""
+    """Do what the arguments of `run` or `sweep` say, and return the exit code."""
     sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
     options = _parser(verb).parse_intermixed_args(list(arguments))
     options.multirun |= multirun
@@ -90,7 +90,7 @@ def hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str]) 
 
 
 def hydra_completions(words: Sequence[str]) -> list[str]:
-    """List what may stand in place of the last of `words`, the arguments of a verb that composes a config."""
+    """List what may stand in place of the last word of a command that composes."""
     os.environ["COMP_LINE"] = " ".join(["qprune", *words])  # where Hydra's plugin for bash looks
     options = _parser("run").parse_args(["--shell-completion"])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -118,7 +118,7 @@ def _attribute(flag: str) -> str:
 
 
 def _help(verb: str, options: argparse.Namespace) -> str:
-    """Return usage and flags, the groups with their choices, and all keys with meaning, unit and range."""
+    """Return usage and flags, groups with their choices, and keys with their meaning."""
     lines = [_parser(verb).format_help(), "groups (GROUP=CHOICE):"]
     with Composer(options.config_dir, options.config_name) as composer:
         lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]

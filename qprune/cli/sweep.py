@@ -1,4 +1,4 @@
-"""`qprune sweep`: one run per combination of values, the failures named at the end, and a summary over the seeds."""
+"""`qprune sweep`: one run per combination of values, and a summary over seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Callable[[Sequence[str]], None]) -> int:
-    """Run all jobs of a sweep, however many fail, and name the failures at the end; returns the exit code.
+    """Run all jobs of a sweep, however many fail, and return the exit code.
 
     Jobs may run in other processes or on other machines that share only the results folder, so each leaves a note of
     its outcome there; the notes are removed when all is well. launch: starts the jobs, with further overrides.
@@ -67,7 +67,7 @@ def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Calla
 
 
 def _outcomes(folder: Path) -> list[dict[str, Any]]:
-    """Read how the jobs ended: overrides, exit_code (0: finished) and, for one that failed, a message."""
+    """Read how the jobs ended: overrides, exit_code, and a message of failed ones."""
     notes = sorted(folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name))
     return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
 
@@ -83,7 +83,7 @@ def _remove_left_notes(folder: Path) -> None:
 
 
 def _summary_text(jobs: Sequence[Job]) -> str:
-    """Summarize the finished runs of a sweep by everything but the seed; the table is stored as CSV too."""
+    """Summarize the finished runs of a sweep over seeds; the table is stored too."""
     table = summary(jobs)
     name = short_hash(str(job.folder.name) for job in jobs)
     path = Path(jobs[0].config.results_dir) / "sweeps" / f"sweep-{name}.csv"
@@ -93,7 +93,7 @@ def _summary_text(jobs: Sequence[Job]) -> str:
 
 
 def summary(jobs: Sequence[Job]) -> pd.DataFrame:
-    """Return mean, standard deviation and n: a line per combination of values but the seed's, in the sweep's order."""
+    """Return mean, deviation and n per combination of values but the seed's."""
     lines: dict[str, list[Job]] = {}
     same = set.intersection(*(set(job.overrides) for job in jobs))
     for job in jobs:

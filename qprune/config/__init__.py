@@ -1,1 +1,1 @@
-"""The config: YAML composed by Hydra, checked against one schema, and named by a signature."""
+"""The config: composed by Hydra, checked by a schema, named by a signature."""

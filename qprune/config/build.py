@@ -43,7 +43,7 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config: Recipe | Config) -> Recipe:
-        """Check a config and build its recipe, before anything is loaded or written; a recipe is returned as it is.
+        """Check a config and build its recipe; a recipe is returned as it is.
 
         Raises:
             UserError: a key is wrong, or keys contradict each other; the message names them.

@@ -1,4 +1,4 @@
-"""Compose configs with Hydra, and say what is legal and what to type when that fails."""
+"""Compose configs with Hydra, and say what is legal when that fails."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Compose and check the config of one run; config_dir: a further folder of configs.
+    """Compose and check the config of one run.
 
     Raises:
         UserError: an override or the config is wrong; the message says what to type instead.
@@ -52,10 +52,12 @@ def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunC
 
 
 class Composer:
-    """Composes configs; a context manager. config_dir: a further folder of configs; config_name: where to begin.
+    """Composes configs; a context manager.
 
     `compose` makes one config with Hydra, its own section included. `config` is quick for many: each combination of
-    choices of groups is composed once, and values are set on a copy.
+    choices of groups is composed once, and values are set on a copy. All raise UserError for what is wrong.
+
+    config_dir: a further folder of configs; config_name: the file that composing begins with.
     """
 
     def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
@@ -87,7 +89,7 @@ class Composer:
         return sorted(group for group in found if group not in ("hydra", SWEEP, TABLE))
 
     def choices(self, group: str) -> list[str]:
-        """List the choices of a group, those in folders below it as `folder/choice`; none for what is no group."""
+        """List the choices of a group, nested ones as `folder/choice`."""
         if "." in group:  # the dotted path of a key
             return []
         if group not in self._choices:
@@ -98,7 +100,7 @@ class Composer:
         return self._choices[group]
 
     def parse(self, overrides: Iterable[str]) -> list[Override]:
-        """Parse overrides as Hydra does, without those of retired keys. Raises UserError for one it cannot read."""
+        """Parse overrides as Hydra does, without those of retired keys."""
         kept = [text for text in overrides if key_of(text) not in RETIRED]
         for text in kept:
             if text not in self._parsed:
@@ -141,7 +143,7 @@ class Composer:
         return RunConfig.check(_resolved(self.config(overrides)))
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of one of many runs; of several overrides of a key the last counts. Raises UserError."""
+        """Compose the config of one of many runs; of a key given twice, the last counts."""
         parsed = [override for override in self.parse(overrides) if not override.key_or_group.startswith("hydra")]
         groups = {o.key_or_group: str(o.input_line) for o in parsed if self.choices(o.key_or_group)}
         key = tuple(groups.values())
@@ -167,13 +169,13 @@ class Composer:
         return list(itertools.product(*(values_of(override) for override in parsed)))
 
     def cached(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose as `config` does, once for the same overrides; nobody may change what is returned."""
+        """Compose as `config` does, once for the same overrides; do not change it."""
         if (key := tuple(overrides)) not in self._configs:
             self._configs[key] = self.config(key)
         return self._configs[key]
 
     def signature(self, overrides: Sequence[str], seed: int, source: str | None = None) -> str:
-        """Return what names the run with these overrides and this seed. source: the run its decimal bits come from."""
+        """Return what names a run. source: the run that its decimal bits come from."""
         key = (*overrides, *([decimal_from(_ANY_RUN)] if source else []))
         if key not in self._identities:
             config = self.cached(key)
@@ -188,7 +190,7 @@ class Composer:
         return identity.digest(kept | {"seed": seed})
 
     def _explained(self, error: Exception, parsed: Sequence[Override]) -> UserError:
-        """Return what to tell the user about a refusal of Hydra, from the overrides that were given."""
+        """Return the error to show for a refusal of Hydra, from what was given."""
         try:
             self._check_choices(error, parsed)
             groups = [str(o.input_line) for o in parsed if self.choices(o.key_or_group)]
@@ -224,7 +226,7 @@ class Composer:
 
 
 def resolved(full: DictConfig) -> dict[str, Any]:
-    """Return the run's part of a composed config as plain dicts and lists; a line is printed for retired keys.
+    """Return the run's part of a composed config as plain dicts and lists.
 
     Raises:
         UserError: an interpolation cannot be resolved, or Hydra's section names code that is not trusted.
@@ -238,7 +240,7 @@ def resolved(full: DictConfig) -> dict[str, Any]:
 
 
 def _own_part(full: DictConfig) -> DictConfig:
-    """Return a composed config without the section `hydra`, once that is seen to name no code of strangers."""
+    """Return a config without `hydra`, which is seen to name no code of strangers."""
     refuse_code_of_hydra(OmegaConf.to_container(full.hydra))
     return OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
 

@@ -1,8 +1,8 @@
-"""The keys of a run's config, each with its type, range, unit and meaning. Their values stand in `configs/`.
+"""The keys of a run's config, each with its type, range, unit and meaning.
 
-Only keys that came after runs had been published have a default here: a config without such a key, and one that has
-it at its default, are one run. Keys marked as `machine` say where and how a run is carried out and not what it is: they
-are no part of its signature.
+Their values stand in `configs/`. Only keys that came after runs had been published have a default here: a config
+without such a key, and one that has it at its default, are one run. Keys marked as `machine` say where and how a run is
+carried out and not what it is: they are no part of its signature.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class OrderSection(_Section):
 
 
 class ScheduleSection(_Section):
-    """When operators begin, in epochs of the recipe; a budget that cuts the epochs scales these times along."""
+    """When operators begin, in epochs of the recipe; a budget scales these times."""
 
     t_qw: Time | None = _key("when weights become quantized; fractions allowed, null: never")
     t_qf: Time | None = _key("when features become quantized; fractions allowed, null: never")
@@ -179,7 +179,7 @@ class TaskSection(_Section):
 
 
 class RunConfig(_Section):
-    """The config of one run, checked: `config.prune.sparsity` is the key prune.sparsity."""
+    """The config of one run, checked; attributes are named as the keys."""
 
     seed: Annotated[int, Field(ge=0, le=2**62)] = _key("of initial weights, data order and augmentation")
     epochs: Epochs = _key("length of the recipe, set by the task; a budget may cut it")
@@ -198,7 +198,7 @@ class RunConfig(_Section):
 
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> RunConfig:
-        """Check a resolved config of plain dicts, lists and values; retired keys are ignored.
+        """Check a resolved config of plain values; retired keys are ignored.
 
         Raises:
             UserError: a key is unknown, missing or has an illegal value.
@@ -209,7 +209,7 @@ class RunConfig(_Section):
             raise UserError(explain(error, json_schema())) from None
 
     def plain(self) -> dict[str, Any]:
-        """Return the config as plain dicts, lists and values, as a run stores it in config.yaml."""
+        """Return the config as plain values, as a run stores it in config.yaml."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
@@ -220,7 +220,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over all keys that are no sections: the dotted name, and pydantic's FieldInfo."""
+    """Iterate over the dotted names of all keys but sections, and their FieldInfo."""
     for name, field in model.model_fields.items():
         dotted = f"{prefix}{field.alias or name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

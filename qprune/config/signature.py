@@ -1,4 +1,4 @@
-"""What names a run: its signature, its folder, and its recipe as the paper writes it."""
+"""What names a run: signature, folder, and recipe as the paper writes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def signature(config: Config) -> str:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return the config without machine keys, unused keys and later keys at their defaults, in canonical form."""
+    """Return the part of a config that makes the run what it is, canonically.
+
+    Machine keys, keys of unused operators, and later keys at their defaults are left out.
+    """
     values = as_dict(config)
     unused = (*_unused_keys(values["order"]["steps"]), *later_at_default(values))
     return dict(without(values, frozenset((*MACHINE_KEYS, *unused))))
@@ -63,12 +66,12 @@ def digest(kept: Any) -> str:
 
 
 def short_hash(texts: Iterable[str]) -> str:
-    """Return ten hexadecimal digits that stand for a list of texts, whatever its order."""
+    """Return ten hexadecimal digits that stand for texts, whatever their order."""
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:10]
 
 
 def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:
-    """List the keys without effect in an order. T (prune.window) is the quantizers' too."""
+    """List the keys without effect in an order; T is the quantizers' too."""
     unused: tuple[str, ...] = ()
     if "prune" not in order:
         names = ("sparsity", "targets", "granularity", "rule", "border", *(() if "quantize" in order else ("window",)))
@@ -79,7 +82,7 @@ def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:
 
 
 def run_folder(config: Config) -> Path:
-    """Return where the files of a run are: below results_dir, named for people, made unique by the signature."""
+    """Return a run's folder: named for people, made unique by the signature."""
     values = as_dict(config)
     order = values["order"]
     recipe = [re.sub("[^0-9A-Za-z.]", "", notation(values, [step])) for step in order["steps"]]
@@ -88,7 +91,7 @@ def run_folder(config: Config) -> Path:
 
 
 def notation(config: Config, steps: Iterable[str] | None = None) -> str:
-    """Write a recipe as the paper does: `P0.5(w,f)->Q8(w,f)`, `Q8(w),Q12(f)`, or `Baseline` for no operator.
+    """Write a recipe as the paper does: `P0.5(w,f)->Q8(w,f)`, or `Baseline`.
 
     steps: some of the order's steps; all of them by default.
     """
@@ -111,7 +114,7 @@ def _quantization(options: Mapping[str, Any]) -> str:
 
 
 def without(value: Any, dropped: frozenset[str], path: str = "") -> Any:
-    """Return `value` in canonical form, without the keys whose dotted path is in `dropped`."""
+    """Return `value` in canonical form, without the dotted keys in `dropped`."""
     if isinstance(value, dict):
         inner = {str(key): (f"{path}.{key}" if path else str(key)) for key in value}
         return {str(k): without(v, dropped, inner[str(k)]) for k, v in value.items() if inner[str(k)] not in dropped}

@@ -1,4 +1,4 @@
-"""Code that a config names: tasks of qprune may run, anything else only where the user, not the config, said so."""
+"""Code that a config names: it runs only if it is qprune's, or the user trusts it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
 def require_trusted(key: str, target: Any) -> None:
-    """Raise UserError unless `target`, the value of `key`, is a dotted path into a package that may run."""
+    """Raise UserError unless `target` is a dotted path into a package that may run."""
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise UserError(
             f"{key}={target!r} is not the dotted path of a class; give one such as qprune.tasks.cifar.Cifar, in a "
@@ -31,7 +31,7 @@ def require_trusted(key: str, target: Any) -> None:
 
 
 def refuse_code_of_hydra(section: Any) -> None:
-    """Raise UserError where the section `hydra` of a config would have Hydra or logging call what is not theirs."""
+    """Raise UserError where Hydra or logging would call what is not theirs."""
     for key, value in _leaves(section, "hydra"):
         name = key.rpartition(".")[2]
         logs = "_logging." in key

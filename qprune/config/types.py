@@ -1,4 +1,4 @@
-"""Legal values of config keys: annotated pydantic types with a range and a unit, and the errors that name them.
+"""Legal values of config keys: types with a range and a unit, and their errors.
 
 The schema uses these types for the keys of every run, a task for the arguments of its constructor:
 `batch_size: Samples = 128`, or `blocks: Annotated[int, Field(ge=1, le=100)] = 9`.
@@ -31,7 +31,7 @@ _UNKNOWN = "extra_forbidden"
 
 
 def check(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError unless a value of a task's argument is what its annotation allows; `key` as it is typed.
+    """Raise UserError unless an annotation allows the value of a task's key.
 
     An annotation that pydantic cannot check lets every value pass.
     """
@@ -55,7 +55,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "") -> str:
-    """Say in one paragraph what is wrong and what is legal: an unknown key if there is one, else the first error.
+    """Say what is wrong and what is legal: of an unknown key, else the first error.
 
     schema: the JSON schema of what was validated; prefix: its dotted key.
     """
@@ -87,7 +87,7 @@ def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """Say that there is no such dotted key, which one is most similar, and which are legal.
+    """Say that there is no such key, which one is most similar, and which there are.
 
     known: all dotted keys, sections included.
     """
@@ -106,7 +106,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 
 def dotted_keys(schema: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the dotted names of all keys of a JSON schema, sections before what they hold."""
+    """List the dotted names of all keys of a JSON schema, sections first."""
     found = []
 
     def visit(node: Mapping[str, Any], path: str) -> None:
@@ -141,7 +141,7 @@ def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
 
 
 def legal(node: Mapping[str, Any]) -> str:
-    """Describe the legal values of a key from its JSON schema: `a whole number of bits in [2, 16], or null`."""
+    """Describe legal values: `a whole number of bits in [2, 16], or null`."""
     if "anyOf" in node:
         return ", or ".join(filter(None, map(legal, node["anyOf"])))
     if "legal" in node:

@@ -1,4 +1,4 @@
-"""From a recipe to what is trained: the task, its plan, and the operators in its network."""
+"""From a recipe to what is trained: task, plan, and operators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FROM_RECIPE = ("data", "limits", "seed")  # arguments that every task takes
 
 
 def build_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
-    """Build the task of a recipe on a device, without operators; its data is loaded here.
+    """Build the task of a recipe on a device, without operators; loads its data.
 
     Raises:
         UserError: the class cannot be imported or is not trusted, or its constructor does not take the arguments.
@@ -45,13 +45,13 @@ def plan_of(recipe: Recipe, task: Task) -> Plan:
 
 
 def timeline_of(recipe: Recipe, task: Task) -> Timeline:
-    """Return the schedule in steps of the task's data. T is `prune.window` for quantizers too (spec 3.2)."""
+    """Return the schedule in steps; T is that of quantizers too (spec 3.2)."""
     data = task.train_batches
     return recipe.schedule.in_steps(len(data), data.batch_size, recipe.config.prune.window, data.samples)
 
 
 def attach_operators(recipe: Recipe, task: Task, plan: Plan | None = None) -> Compressor:
-    """Put the operators of a recipe into the task's network. plan: `plan_of` these, if it is at hand."""
+    """Put the operators of a recipe into the task's network. plan: as of `plan_of`."""
     plan = plan_of(recipe, task) if plan is None else plan
     timeline = timeline_of(recipe, task)
     return attach(task.network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
@@ -72,7 +72,7 @@ def _task_class(target: str) -> type[Task]:
 
 
 def _check_arguments(task_class: type[Task], arguments: Mapping[str, Any], target: str) -> None:
-    """Raise UserError unless a task's constructor takes these arguments, as its annotations say."""
+    """Raise UserError unless a task's constructor takes these arguments."""
     legal = {k: v for k, v in inspect.signature(task_class.__init__).parameters.items() if k != "self"}
     for name, parameter in legal.items():
         given = name in (*_FROM_RECIPE, *arguments)

@@ -96,7 +96,7 @@ class ExportableRun:
         one_of("--fold", fold, FOLDS)
         if fold == "exact":
             return exact_program(self.trace, self.dynamic_size)
-        calibration = calibrate(self.converted, self.trace, self.run.training_input())
+        calibration = calibrate(self.trace, self.run.training_input())
         return integer_program(self.trace, self.dynamic_size, calibration, weights)
 
     @cached_property
@@ -110,7 +110,7 @@ class ExportableRun:
 
     def metadata(self, fold: str, program: Program | None = None) -> dict[str, str]:
         """Return what a file says about its run, and about the steps of an ONNX file."""
-        row = self.run.row
+        row, config = self.run.row, self.run.config
         entries = {
             "version": __version__,
             "signature": row.signature,
@@ -121,8 +121,8 @@ class ExportableRun:
             "score": f"{row.metric}={row.score!r}",
             "weight_bits_actual": f"{row.weight_bits_actual:.0f}",
             "feature_bits_actual": f"{row.feature_bits_actual:.0f}",
-            "quantize": json.dumps(self.run.config["quantize"], sort_keys=True),
-            "prune": json.dumps(self.run.config["prune"], sort_keys=True),
+            "quantize": json.dumps(config["quantize"], sort_keys=True),
+            "prune": json.dumps(config["prune"], sort_keys=True),
         }
         if program is not None:
             entries |= {"equal_to_reference": str(program.exact).lower(), "layers": json.dumps(program.notes)}

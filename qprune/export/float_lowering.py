@@ -18,8 +18,9 @@ from qprune.compression.pruner import tile_mask
 from qprune.errors import UserError
 from qprune.export import float_steps as steps
 from qprune.export.float_steps import EXACT_BITS, FeatureMask, pair
-from qprune.export.integer_steps import dequantize_feature
-from qprune.export.program import FixedPoint, Program, Value
+from qprune.export.integer_steps import rescale
+from qprune.export.onnx_graph import TYPES
+from qprune.export.program import FixedPoint, Program, Step, Value
 from qprune.export.trace import LAYERS, POOLS, REARRANGING, Node, Trace
 
 
@@ -87,8 +88,8 @@ class FloatLowering:
         """Return the value as float32 or float64."""
         name = f"{value.name}.loaded"
         if value.dtype == "uint8" and name not in self.result.values:
-            output = Value(name, "float32", value.shape, value.grid)
-            self.result.add(dequantize_feature(value), [value], output)
+            step = Step(torch.clone, lambda graph, x: rescale(graph, "DequantizeLinear", x, value))
+            self.result.add(step, [value], Value(name, "float32", value.shape, value.grid))
         return self.result.values[name] if value.dtype == "uint8" else value
 
     def cast(self, value: Value, dtype: str) -> Value:
@@ -97,7 +98,8 @@ class FloatLowering:
             return value
         name = f"{value.name}.{dtype}"
         if name not in self.result.values:
-            self.result.add(steps.cast(dtype), [value], replace(value, name=name, dtype=dtype))
+            step = Step(lambda x: x.to(getattr(torch, dtype)), lambda graph, x: graph.node("Cast", x, to=TYPES[dtype]))
+            self.result.add(step, [value], replace(value, name=name, dtype=dtype))
         return self.result.values[name]
 
     def rounded(self, node: Node, x: Value) -> Value:
@@ -126,7 +128,7 @@ class FloatLowering:
         if bias is None:
             return sums
         output = Value(node.name, "float64", node.shape)
-        return self.result.add(steps.affine(None, bias.double(), output), [self.cast(sums, "float64")], output)
+        return self.result.add(steps.affine(None, bias.double(), len(node.shape)), [self.cast(sums, "float64")], output)
 
     def why_float(self, node: Node, x: Value) -> str:
         """Return why the layer is computed on floats; empty if that was asked for."""
@@ -140,7 +142,10 @@ class FloatLowering:
         if node.arguments["training"]:
             raise UserError(f"the batch norm {node.path!r} uses each batch's own statistics, which cannot be exported")
         output = Value(node.name, self.off_grid, node.shape)
-        step = steps.affine(*affine_of(node), output) if self.exact else steps.traced_operation(node, "float32")
+        if self.exact:
+            step = steps.affine(*affine_of(node), len(node.shape))
+        else:
+            step = steps.traced_operation(node, "float32")
         return self.result.add(step, [self.cast(x, self.off_grid)], output)
 
     def pool(self, node: Node, x: Value) -> Value:

@@ -26,45 +26,32 @@ from qprune.export.trace import Node
 EXACT_BITS = 24  # integers up to 2^24 are exact in float32
 
 
-def cast(dtype: str) -> Step:
-    """Convert to float32 or float64."""
-    return Step(lambda x: x.to(getattr(torch, dtype)), lambda graph, x: graph.node("Cast", x, to=TYPES[dtype]))
-
-
 def round_to_grid(output: Value, bits: int, rounding: str) -> Step:
     """Apply Eq. 1 to a float, which stays a float."""
-    grid = output.on_grid
+    grid, dtype = output.on_grid, output.dtype
 
     def write(graph: GraphBuilder, x: str) -> str:
-        def number(value: float) -> str:
-            return graph.constant(value, output.dtype)
-
-        scaled = graph.node("Mul", x, number(2.0**grid.decimal))
-        clipped = graph.node("Clip", scaled, number(grid.low), number(grid.high))
+        scaled = graph.node("Mul", x, graph.constant(1 / grid.scale, dtype))
+        clipped = graph.node("Clip", scaled, graph.constant(grid.low, dtype), graph.constant(grid.high, dtype))
         if rounding == "trunc":  # ONNX has no Trunc, and a cast to an integer truncates
-            whole = graph.node("Cast", graph.node("Cast", clipped, to=TensorProto.INT32), to=TYPES[output.dtype])
+            whole = graph.node("Cast", graph.node("Cast", clipped, to=TensorProto.INT32), to=TYPES[dtype])
         else:
             whole = graph.node({"floor": "Floor", "nearest": "Round"}[rounding], clipped)
-        return graph.node("Mul", whole, number(grid.scale))
+        return graph.node("Mul", whole, graph.constant(grid.scale, dtype))
 
     return Step(lambda x: fake_quantize(x, bits, grid.decimal, rounding), write)
 
 
-def affine(factor: Tensor | None, shift: Tensor | None, output: Value) -> Step:
-    """Multiply by `factor` and add `shift`, both by channel, rounding after each."""
-
-    def by_channel(value: Tensor) -> Tensor:
-        return value.view(-1, *[1] * (len(output.shape) - 2))
+def affine(factor: Tensor | None, shift: Tensor, rank: int) -> Step:
+    """Multiply float64 by `factor` and add `shift`, both by channel, rounding after each. rank: dimensions of x."""
+    shape = (-1, *[1] * (rank - 2))
 
     def run(x: Tensor) -> Tensor:
-        x = x if factor is None else x * by_channel(factor).to(x.dtype)
-        return x if shift is None else x + by_channel(shift).to(x.dtype)
+        return (x if factor is None else x * factor.view(shape)) + shift.view(shape)
 
     def write(graph: GraphBuilder, x: str) -> str:
-        for op, value in (("Mul", factor), ("Add", shift)):
-            if value is not None:
-                x = graph.node(op, x, graph.constant(by_channel(value), output.dtype))
-        return x
+        x = x if factor is None else graph.node("Mul", x, graph.constant(factor.view(shape)))
+        return graph.node("Add", x, graph.constant(shift.view(shape)))
 
     return Step(run, write)
 
@@ -79,10 +66,7 @@ class FeatureMask:
 
     def tiled(self, x: Tensor) -> Tensor:
         """Return the mask for features x (B, C, H, W)."""
-        size = tuple(x.shape[2:])
-        if self.mask.shape[1:] not in (size, (1,) * len(size)):
-            return tile_mask(self.mask, size, self.border).to(x.dtype)
-        return self.mask.to(x.dtype)
+        return tile_mask(self.mask, tuple(x.shape[2:]), self.border).to(x.dtype)
 
     def write(self, graph: GraphBuilder, x: str) -> str:
         """Return the mask for the value x, as uint8: `tile_mask` in ONNX where it is dynamic."""

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qprune.compression.functional import integer_range, optimal_decimal
 from qprune.export import float_steps, integer_steps
-from qprune.export.float_lowering import FloatLowering, affine_of, exact_if_possible
+from qprune.export.float_lowering import FloatLowering, affine_of, exact_if_possible, exact_program
 from qprune.export.float_steps import EXACT_BITS
 from qprune.export.integer_steps import ScaledWeight, needs_unsigned
 from qprune.export.program import FixedPoint, Program, Step, Value
@@ -33,35 +33,27 @@ def integer_program(trace: Trace, dynamic_size: bool, calibration: Mapping[str, 
     Args:
         trace: The trained network.
         dynamic_size: Whether height and width of the input may differ from those of the example.
-        calibration: Fraction bits of features that were trained without a grid, by module path; see `calibrate`.
+        calibration: Fraction bits of features that were trained without a grid, see `calibrate`.
         weights: Type of weights that `needs_unsigned`: `auto`, chosen when the file is loaded; `safe`, uint8; `signed`,
             int8.
     """
     return exact_if_possible(lambda exact: IntegerLowering(trace, dynamic_size, exact, calibration, weights))
 
 
-@torch.no_grad()
-def calibrate(network: nn.Module, trace: Trace, x: Tensor) -> dict[str, int]:
+def calibrate(trace: Trace, x: Tensor) -> dict[str, int]:
     """Choose fraction bits of least squared error on the batch x, for batch norms that no grid follows.
 
     Returns:
-        Module path -> fraction bits.
+        Name of the norm's node -> fraction bits.
     """
-    seen: dict[str, Tensor] = {}
-    paths = [node.path for node in trace.nodes if node.op == "batch_norm" and "grid" not in trace.followers(node)]
-    handles = [
-        network.get_submodule(path).register_forward_hook(lambda _m, _a, y, path=path: seen.update({path: y}))
-        for path in paths
-    ]
-    try:
-        network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        path: int(optimal_decimal(y.flatten(), CALIBRATED_BITS, decimals=CALIBRATED_DECIMALS, rounding="nearest"))
-        for path, y in seen.items()
-    }
+    program, found = exact_program(trace, dynamic_size=False), {}
+    behind = {node.name: trace.followers(node) for node in trace.nodes if node.op == "batch_norm"}
+    values = {name: program.nodes[nodes["last"].name].name for name, nodes in behind.items() if "grid" not in nodes}
+    tensors = program.run(x, list(values.values()))
+    for name, value in values.items():
+        flat = tensors[value].float().flatten()
+        found[name] = int(optimal_decimal(flat, CALIBRATED_BITS, decimals=CALIBRATED_DECIMALS, rounding="nearest"))
+    return found
 
 
 def requantized_per_channel(weight: Weight) -> tuple[Tensor, Tensor, float]:
@@ -183,12 +175,13 @@ class IntegerLowering(FloatLowering):
             bits, rounding = (behind["grid"].arguments[key] for key in ("bits", "rounding"))
             possible = bits <= 8 and (rounding != "trunc" or self.only_relus_read(behind["grid"]))
             return self.grid_of(behind["grid"]) if possible else None
-        readers = self.trace.readers(last.name)
-        path = behind["batch_norm"].path if "batch_norm" in behind else ""
-        if path not in self.calibration or not readers or any(each.op not in READ_AS_INTEGERS for each in readers):
+        readers, norm = self.trace.readers(last.name), behind.get("batch_norm")
+        if norm is None or norm.name not in self.calibration:
             return None
-        grid = FixedPoint.signed(CALIBRATED_BITS, self.calibration[path])
-        self.result.note(path, "grid", f"added: 8 bits, {grid.decimal} decimal bits; trained without one")
+        if not readers or any(reader.op not in READ_AS_INTEGERS for reader in readers):
+            return None
+        grid = FixedPoint.signed(CALIBRATED_BITS, self.calibration[norm.name])
+        self.result.note(norm.path, "grid", f"added: 8 bits, {grid.decimal} decimal bits; trained without one")
         return replace(grid, low=0) if self.only_relus_read(last) else grid
 
     def folded(self, node: Node, behind: dict[str, Node], x: Value, grid: FixedPoint) -> tuple[ScaledWeight, float]:

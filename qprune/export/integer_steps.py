@@ -55,11 +55,6 @@ def quantize_feature(output: Value, *inputs: Value) -> Step:
     return Step(run, write)
 
 
-def dequantize_feature(x: Value) -> Step:
-    """Convert uint8 to the float32 that it stands for."""
-    return Step(torch.clone, lambda graph, name: rescale(graph, "DequantizeLinear", name, x))
-
-
 def mask_feature(mask: FeatureMask, x: Value) -> Step:
     """Multiply uint8 by a mask (Eq. 3) by clipping: masked elements to [0, 0], the others to the ends of the grid."""
 

@@ -9,7 +9,6 @@ import torch
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 import onnx
 
-from qprune.compression.prepare import convert
 from qprune.export import onnx_graph
 from qprune.export.integer_lowering import calibrate, integer_program
 from qprune.export.onnx_graph import GraphBuilder
@@ -56,7 +55,7 @@ def test_layers_on_such_weights_are_equal_to_pytorch_in_integer_kernels(
     compressor = compressed(Residual(), RESIDUAL_PLAN, (1, 3, 8, 8), rounding="nearest", weight_axis="output")
     steps = trace(compressor.network, torch.zeros(1, 3, 8, 8))
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9))
-    program = integer_program(steps, False, calibrate(convert(compressor.network).eval(), steps, x), weights)
+    program = integer_program(steps, False, calibrate(steps, x), weights)
     monkeypatch.setattr(onnx_graph, "UNPACKING_BYTES", -1000)
     model = onnx.load_from_string(program.onnx_bytes(False, {}))
     session = Session(model.SerializeToString())

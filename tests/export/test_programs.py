@@ -58,7 +58,7 @@ def exact(compressor: Compressor) -> Program:
 
 def integer(compressor: Compressor, weights: str = "auto") -> Program:
     steps = trace(compressor.network, torch.zeros(EXAMPLE))
-    return integer_program(steps, False, calibrate(convert(compressor.network).eval(), steps, inputs()), weights)
+    return integer_program(steps, False, calibrate(steps, inputs()), weights)
 
 
 def session(program: Program, dynamic: bool = False) -> Session:

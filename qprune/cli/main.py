@@ -39,7 +39,7 @@ VERBS = {
     "report": Verb("write one HTML page about the finished runs", "qprune.cli.report:make"),
     "data": Verb("fetch a published data set, check it and unpack it", "qprune.cli.data:main"),
     "export": Verb("write a finished run's network as ONNX or in sparse form", "qprune.cli.export:export"),
-    "verify": Verb("run an exported network beside PyTorch and compare", "qprune.cli.export:verify"),
+    "verify": Verb("run an exported network beside PyTorch and compare", "qprune.cli.verify:verify"),
     "completion": Verb("print the completion script of a shell", "qprune.cli.completion:show"),
 }
 

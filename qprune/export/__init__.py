@@ -1,1 +1,14 @@
-"""A trained network as files that need no PyTorch: ONNX with integer weights, and a sparse form for storage."""
+"""Write a finished run as ONNX or in the sparse form, and compare the file with PyTorch."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"export_run": "files", "verify_run": "verification", "load_sparse": "sparse", "sparse_metadata": "sparse"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function at its first use: only some need the extra `export`."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

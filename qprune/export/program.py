@@ -1,25 +1,37 @@
-"""A network as steps that PyTorch can carry out and ONNX can hold, one to one."""
+"""A network as a list of steps, each of which runs in PyTorch and writes itself to an ONNX graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qprune.export.writer import Writer
+from qprune.compression.functional import integer_range
+from qprune.export.onnx_graph import GraphBuilder
+
+BYTES = {"uint8": 1, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Numbers n * 2^-decimal, n whole in low..high."""
+class FixedPoint:
+    """The numbers n * 2^-decimal for whole n from low to high."""
 
     decimal: int
     low: int
     high: int
+
+    @classmethod
+    def signed(cls, bits: int, decimal: int) -> FixedPoint:
+        """Return the grid of Eq. 1 for N = `bits` and d = `decimal`."""
+        return cls(decimal, *integer_range(bits))
+
+    @property
+    def scale(self) -> float:
+        """The step between two numbers."""
+        return 2.0**-self.decimal
 
     @property
     def largest(self) -> int:
@@ -29,38 +41,39 @@ class Grid:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor between steps.
+    """A tensor between two steps.
 
-    form: `float32`, `float64`, or `uint8`: n + zero in ONNX, and n as float32 in PyTorch, for the real n * 2^-decimal.
-    grid: where every element lies, or None where elements are just floats.
+    dtype: `float32`, `float64` or `uint8`, which is float32 in PyTorch and n + zero_point, for n * grid.scale, in ONNX.
+    shape: at the example input. grid: where every element lies; None for arbitrary floats.
     """
 
     name: str
-    form: str
+    dtype: str
     shape: tuple[int, ...]
-    grid: Grid | None = None
-    zero: int = 0
-
-
-class Step(Protocol):
-    """One operation: `run` carries it out on PyTorch's tensors, `write` adds its nodes to an ONNX graph.
-
-    `run(*inputs)` returns the result; `write(graph, *names)` takes and returns the names of values.
-    """
+    grid: FixedPoint | None = None
+    zero_point: int = 0
 
     @property
-    def run(self) -> Callable[..., Tensor]: ...
+    def on_grid(self) -> FixedPoint:
+        """The grid of a value that has one."""
+        assert self.grid is not None
+        return self.grid
 
-    @property
-    def write(self) -> Callable[..., str]: ...
+
+@dataclass(frozen=True)
+class Step:
+    """One operation. run: tensors -> tensor. write: (graph, input names) -> output name, adding ONNX nodes."""
+
+    run: Callable[..., Tensor]
+    write: Callable[..., str]
 
 
 @dataclass
 class Program:
     """Steps in order, with the names of the values that they read and make.
 
-    nodes: the values that stand for the trace's nodes. notes: a row per layer (path, kernel, why) and per grid that
-    export had to add. promise: whether ONNX and PyTorch must agree to the last bit.
+    nodes: the value that each node of the trace became. notes: one row per layer (path, kernel, why) and per grid that
+    calibration added. exact: whether ONNX and its reference must agree in every bit.
     """
 
     source: Value
@@ -69,57 +82,61 @@ class Program:
     output: str = ""
     nodes: dict[str, Value] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
-    promise: bool = True
+    exact: bool = True
 
-    def add(self, step: Step, inputs: Sequence[Value], made: Value) -> Value:
-        """Append a step that makes `made`."""
-        self.steps.append((step, tuple(value.name for value in inputs), made.name))
-        self.values[made.name] = made
-        return made
+    def add(self, step: Step, inputs: Sequence[Value], output: Value) -> Value:
+        """Append a step that makes `output`, and return `output`."""
+        self.steps.append((step, tuple(value.name for value in inputs), output.name))
+        self.values[output.name] = output
+        return output
 
-    def model(self, dynamic_size: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
-        """The ONNX model; batches of any size, and pictures of any size where `dynamic_size`."""
-        graph = Writer()
-        names = {self.source.name: "input"}
-        for step, inputs, made in self.steps:
-            names[made] = step.write(graph, *(names[name] for name in inputs))
+    def note(self, path: str, kernel: str, why: str = "") -> None:
+        """Record how the layer at `path` is computed, and why not in integers."""
+        self.notes.append({"path": path, "kernel": kernel, "why": why})
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the steps in PyTorch on x (B, ...)."""
+        return self.run(x)[self.output]
+
+    @torch.no_grad()
+    def run(self, x: Tensor, keep: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Run the steps in PyTorch; return the output and the values named in `keep`."""
+        tensors, kept, last = {self.source.name: x}, {*keep, self.output}, self._last_reads()
+        for index, (step, inputs, output) in enumerate(self.steps):
+            tensors[output] = step.run(*(tensors[name] for name in inputs))
+            for name in set(inputs) - kept:
+                if last[name] == index:
+                    del tensors[name]
+        return tensors
+
+    def peak_activation_bytes(self) -> int:
+        """Return the largest sum of values alive at once, for one sample of the example's size.
+
+        Weights and the kernels' workspace are not counted, and fusion by the runtime is not considered.
+        """
+        size = {name: BYTES[v.dtype] * torch.Size(v.shape[1:]).numel() for name, v in self.values.items()}
+        last = self._last_reads()
+        alive, peak = {self.source.name}, 0
+        for index, (_, inputs, output) in enumerate(self.steps):
+            alive.add(output)
+            peak = max(peak, sum(size[name] for name in alive))
+            alive -= {name for name in inputs if last[name] == index and name != self.output}
+        return peak
+
+    def onnx_bytes(self, dynamic_size: bool, metadata: Mapping[str, str]) -> bytes:
+        """Return the ONNX model: of any batch size, and of any height and width if `dynamic_size`."""
+        graph, names = GraphBuilder(), {self.source.name: "input"}
+        for step, inputs, output in self.steps:
+            names[output] = step.write(graph, *(names[name] for name in inputs))
         graph.node("Identity", names[self.output], output="output")
-        return graph.model(
-            ("input", _dimensions(self.source.shape, dynamic_size, "")),
-            ("output", _dimensions(self.values[self.output].shape, dynamic_size, "out_")),
-            metadata,
-        )
+        shapes: list[list[int | str]] = []
+        for prefix, value in (("", self.source), ("out_", self.values[self.output])):
+            sizes: list[int | str] = list(value.shape[1:])
+            if dynamic_size and len(sizes) == 3:
+                sizes[1:] = [f"{prefix}height", f"{prefix}width"]
+            shapes.append(["batch", *sizes])
+        content: bytes = graph.model(shapes[0], shapes[1], metadata).SerializeToString()
+        return content
 
-
-def _dimensions(shape: tuple[int, ...], dynamic_size: bool, prefix: str) -> list[int | str]:
-    inner: list[int | str] = list(shape[1:])
-    if dynamic_size and len(shape) == 4:
-        inner[1:] = [f"{prefix}height", f"{prefix}width"]
-    return ["batch", *inner]
-
-
-class Simulation(nn.Module):
-    """A program carried out in PyTorch: what the ONNX model must answer, to the last bit where it is promised."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-        self.last: dict[str, int] = {}
-        for index, (_, inputs, _made) in enumerate(program.steps):
-            self.last.update(dict.fromkeys(inputs, index))
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        return self.values(x, ())[self.program.output]
-
-    @torch.no_grad()
-    def values(self, x: Tensor, kept: Sequence[str]) -> dict[str, Tensor]:
-        """The output and the values in `kept`, by name; others are dropped when the last step has read them."""
-        held = {self.program.source.name: x}
-        wanted = {*kept, self.program.output}
-        for index, (step, inputs, made) in enumerate(self.program.steps):
-            held[made] = step.run(*(held[name] for name in inputs))
-            for name in inputs:
-                if self.last[name] == index and name not in wanted:
-                    held.pop(name, None)
-        return held
+    def _last_reads(self) -> dict[str, int]:
+        return {name: index for index, (_, inputs, _output) in enumerate(self.steps) for name in inputs}

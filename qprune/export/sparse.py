@@ -1,9 +1,9 @@
-"""The sparse form: a network's state in a safetensors file whose size is that of the bits that are counted.
+"""The sparse form: a network's state in a safetensors file whose size is about that of the counted bits.
 
-A weight on a grid is a bitmask of its nonzero elements and their values at N bits each; a feature mask is one bit per
-entry; the rest is kept as it is, byte plane by byte plane. All tensors of a kind are laid end to end, as the parts
-`masks`, `values`, `feature_masks` and one per other type. They follow an index, JSON that says what they are, in one
-stream of xz, the tensor `content`: names, metadata and a stream for each took a twentieth of the file of ESPCN.
+A weight on a grid is a bitmask of its nonzero elements and their values at N bits each, a feature mask is one bit per
+entry, and everything else is stored as it is. Tensors of a kind are concatenated into parts (`masks`, `values`,
+`feature_masks`, and one per other type), each byte plane by byte plane. The parts follow a JSON index in one xz stream,
+the tensor `content`: one stream each would cost a twentieth of the file of ESPCN.
 """
 
 from __future__ import annotations
@@ -23,138 +23,128 @@ from torch import Tensor, nn
 
 from qprune.compression.fake_quantize import power_of_two
 from qprune.errors import UserError
-from qprune.export.weights import weights_of
+from qprune.export.trace import quantized_weights
 
 FORMAT = "qprune.sparse.3"
 SUFFIX = ".sparse.safetensors"
-CONTENT = "content"
-IN_THE_OPEN = ("qprune.signature", "qprune.recipe")  # what every reader of safetensors is told; the index holds all
-LENGTH = 8  # bytes of the index's length, the lowest first
+BIT_PARTS = ("masks", "values", "feature_masks")
+PLAIN_METADATA = ("qprune.signature", "qprune.recipe")  # readable by any reader of safetensors; the index has all
+INDEX_LENGTH = 8  # bytes, the lowest first
 
 
 def pack(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
-    """Whole numbers of `bits` bits, two's complement, end to end, the lowest bit first."""
-    shifts = np.arange(bits)
-    planes = (values[:, None] >> shifts) & 1
+    """Pack integers at `bits` bits each, two's complement, the lowest bit first."""
+    planes = (values[:, None] >> np.arange(bits)) & 1
     return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little")
 
 
 def unpack(packed: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]:
-    """What `pack` was given."""
+    """Return the integers that were packed."""
     planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits).astype(np.int64)
     values: NDArray[np.int64] = (planes << np.arange(bits)).sum(axis=1)
     return values - (planes[:, -1] << bits)
 
 
-def squeezed(content: bytes) -> Tensor:
-    """Bytes, compressed by xz, as a tensor (uint8). The dictionary is as large as what it must hold, for memory."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, len(content))}]
-    packed = lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-
-
-def planes(array: NDArray[Any]) -> bytes:
-    """Every element's lowest byte, then every second one, and so on: like stands beside like, and compresses better."""
-    return array.ravel().view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
-
-
-def from_planes(content: bytes, kind: str) -> NDArray[Any]:
-    """What `planes` was given, flat."""
-    return np.frombuffer(content, np.uint8).reshape(np.dtype(kind).itemsize, -1).T.copy().view(kind).ravel()
-
-
-def sparse_bytes(network: nn.Module, baked: nn.Module, metadata: Mapping[str, str]) -> bytes:
-    """The content of the file for `network` and what `Compressor.bake` made of it."""
-    weights = {f"{path}.weight": weight for path, weight in weights_of(network).items()}
+def sparse_bytes(network: nn.Module, converted: nn.Module, metadata: Mapping[str, str]) -> bytes:
+    """Return the file for a compressed network and what `convert` made of it."""
+    weights = {f"{path}.weight": weight for path, weight in quantized_weights(network).items()}
     index: list[dict[str, Any]] = []
-    packed: dict[str, list[NDArray[np.uint8]]] = {}
-    plain: dict[str, list[NDArray[Any]]] = {}
-    for name, tensor in baked.state_dict().items():
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for name, tensor in converted.state_dict().items():
         if tensor.numel() == 0 or name.endswith((".total", ".kept")):
             continue
+        flat = tensor.contiguous().numpy().ravel()
         entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
         if name in weights:
             weight = weights[name]
             integers = weight.integers.numpy().astype(np.int64).ravel()
-            mask = integers != 0
-            entry |= {"bits": weight.bits, "nonzero": int(mask.sum()), "decimal": weight.decimal.flatten().tolist()}
+            kept = integers != 0
+            entry |= {"bits": weight.bits, "nonzero": int(kept.sum()), "decimal": weight.decimal.flatten().tolist()}
             entry["decimal_shape"] = list(weight.decimal.shape)
-            packed.setdefault("masks", []).append(np.packbits(mask))
-            packed.setdefault("values", []).append(pack(integers[mask], weight.bits))
-        elif name.endswith(".mask") and set(tensor.unique().tolist()) <= {0.0, 1.0}:
-            entry["mask"] = str(tensor.dtype).removeprefix("torch.")
-            packed.setdefault("feature_masks", []).append(np.packbits(tensor.numpy().ravel().astype(bool)))
+            parts.setdefault("masks", []).append(np.packbits(kept))
+            parts.setdefault("values", []).append(pack(integers[kept], weight.bits))
+        elif name.endswith(".mask") and set(np.unique(flat)) <= {0, 1}:
+            entry["mask"] = flat.dtype.name
+            parts.setdefault("feature_masks", []).append(np.packbits(flat.astype(bool)))
         else:
-            entry["type"] = str(tensor.dtype).removeprefix("torch.")
-            plain.setdefault(entry["type"], []).append(tensor.contiguous().numpy().ravel())
+            entry["type"] = flat.dtype.name
+            parts.setdefault(flat.dtype.name, []).append(flat)
         index.append(entry)
-    contents = {name: np.concatenate(arrays).tobytes() for name, arrays in packed.items()}
-    contents |= {name: planes(np.concatenate(arrays)) for name, arrays in plain.items()}
+    contents = {}
+    for name in sorted(parts, key=lambda name: name not in BIT_PARTS):
+        array = np.concatenate(parts[name])
+        contents[name] = array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
     sizes = {name: len(content) for name, content in contents.items()}
-    told = {"metadata": dict(metadata), "parts": sizes, "tensors": index}
-    head = json.dumps(told, separators=(",", ":")).encode()
-    content = b"".join([len(head).to_bytes(LENGTH, "little"), head, *contents.values()])
-    shown = {key: metadata[key] for key in IN_THE_OPEN if key in metadata}
-    return save({CONTENT: squeezed(content)}, metadata={**shown, "format": FORMAT})
+    head = json.dumps({"metadata": dict(metadata), "parts": sizes, "tensors": index}, separators=(",", ":")).encode()
+    content = b"".join([len(head).to_bytes(INDEX_LENGTH, "little"), head, *contents.values()])
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, len(content))}]
+    packed = lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
+    plain = {key: metadata[key] for key in PLAIN_METADATA if key in metadata}
+    return save({"content": torch.frombuffer(bytearray(packed), dtype=torch.uint8)}, {**plain, "format": FORMAT})
 
 
-def _read(path: Path | str) -> tuple[dict[str, Any], bytes]:
-    """The index of a file and the bytes behind it. Raises UserError for another kind of file."""
+def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the index and the parts of a file."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            found = (file.metadata() or {}).get("format")
+            if found != FORMAT:
                 raise UserError(
-                    f"{path} is no file that qprune export wrote for sparse weights (its format is "
-                    f"{metadata.get('format')}, and what can be read {FORMAT})"
+                    f"{path} is no file that qprune export wrote for sparse weights (its format is {found}, and what "
+                    f"can be read {FORMAT})"
                 )
-            content = lzma.decompress(file.get_tensor(CONTENT).numpy().tobytes())
+            content = lzma.decompress(file.get_tensor("content").numpy().tobytes())
     except (OSError, SafetensorError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    end = LENGTH + int.from_bytes(content[:LENGTH], "little")
-    index: dict[str, Any] = json.loads(content[LENGTH:end])
-    return index, content[end:]
+    start = INDEX_LENGTH + int.from_bytes(content[:INDEX_LENGTH], "little")
+    index: dict[str, Any] = json.loads(content[INDEX_LENGTH:start])
+    parts = {}
+    for name, size in index["parts"].items():
+        dtype = np.dtype("uint8" if name in BIT_PARTS else name)
+        planes = np.frombuffer(content[start : start + size], np.uint8).reshape(dtype.itemsize, -1)
+        parts[name] = planes.T.copy().view(dtype).ravel()
+        start += size
+    return index, parts
 
 
 def sparse_metadata(path: Path | str) -> dict[str, str]:
-    """What the file says of itself: run, recipe, score, options, counted bits. Raises UserError for another kind."""
+    """Return what a sparse file says of its run: signature, recipe, score, options, counted bits.
+
+    Raises:
+        UserError: Another kind of file, or one that cannot be read.
+    """
     metadata: dict[str, str] = _read(path)[0]["metadata"]
     return metadata
 
 
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
-    """The state dict of the baked network, dense, equal to the last bit. Raises UserError for another kind of file.
+    """Return the state dict of the converted network from a sparse file, dense and equal in every bit.
 
-    What a run observed on its way (`total`, `kept`) is not kept; load it with `strict=False`.
+    Counters of training (`total`, `kept`) are not stored: load the state with `strict=False`.
+
+    Raises:
+        UserError: Another kind of file, or one that cannot be read.
     """
-    index, content = _read(path)
-    bitwise = ("masks", "values", "feature_masks")
-    parts: dict[str, NDArray[Any]] = {}
-    start = 0
-    for name, size in index["parts"].items():
-        parts[name] = from_planes(content[start : start + size], "uint8" if name in bitwise else name)
-        start += size
-    place = dict.fromkeys(parts, 0)
+    index, parts = _read(path)
 
-    def taken(part: str, count: int) -> NDArray[Any]:
-        start = place[part]
-        place[part] += count
-        return parts[part][start : start + count]
+    def take(part: str, count: int) -> NDArray[Any]:
+        taken, parts[part] = parts[part][:count], parts[part][count:]
+        return taken
 
     state = {}
     for entry in index["tensors"]:
         size = int(np.prod(entry["shape"], dtype=np.int64))
         if "bits" in entry:
-            mask = np.unpackbits(taken("masks", -(-size // 8)), count=size).astype(bool)
-            packed = taken("values", -(-entry["nonzero"] * entry["bits"] // 8))
+            kept = np.unpackbits(take("masks", -(-size // 8)), count=size).astype(bool)
+            values = take("values", -(-entry["nonzero"] * entry["bits"] // 8))
             integers = np.zeros(size, np.float32)
-            integers[mask] = unpack(packed, entry["nonzero"], entry["bits"])
+            integers[kept] = unpack(values, entry["nonzero"], entry["bits"])
             decimal = torch.tensor(entry["decimal"], dtype=torch.int32).view(entry["decimal_shape"])
             value = torch.from_numpy(integers).view(entry["shape"]) * power_of_two(-decimal)
         elif "mask" in entry:
-            bits = np.unpackbits(taken("feature_masks", -(-size // 8)), count=size)
-            value = torch.from_numpy(bits).to(getattr(torch, entry["mask"])).view(entry["shape"])
+            flags = np.unpackbits(take("feature_masks", -(-size // 8)), count=size).astype(entry["mask"])
+            value = torch.from_numpy(flags).view(entry["shape"])
         else:
-            value = torch.from_numpy(taken(entry["type"], size).copy()).view(entry["shape"])
+            value = torch.from_numpy(take(entry["type"], size).copy()).view(entry["shape"])
         state[entry["name"]] = value
     return state

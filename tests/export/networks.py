@@ -1,4 +1,4 @@
-"""Small compressed networks with everything that export meets, without a task."""
+"""Small compressed networks that cover what export translates, without a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 8
 
 
 class Residual(nn.Module):
-    """Stem, a residual block with ReLUs, a mean over the map and a linear layer: what MobileNetV2 is made of."""
+    """A convolution, a residual block with ReLUs, a mean and a linear layer: what MobileNetV2 is made of."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +43,12 @@ RESIDUAL_PLAN = Plan(
         Site("pool", "feature", quantize=True),
     )
 )
+
+
+def quantized(*weights: str, features: tuple[str, ...] = ()) -> Plan:
+    """A plan that quantizes weights, the input and features."""
+    paths = [(path, "weight") for path in weights] + [(path, "feature") for path in (INPUT, *features)]
+    return Plan(tuple(Site(path, kind, quantize=True) for path, kind in paths))
 
 
 class Tanhs(nn.Module):
@@ -72,10 +78,10 @@ def compressed(
     network: nn.Module,
     plan: Plan,
     shape: tuple[int, ...],
-    pruning: PruneConfig | None = PruneConfig(),  # noqa: B008
+    prune: PruneConfig | None = PruneConfig(),  # noqa: B008
     **quantization: Any,
 ) -> Compressor:
-    """`network` with every operator active, norms with statistics of their own and factors of both signs."""
+    """Compress `network` with every operator active, norms with statistics and factors of both signs."""
     torch.manual_seed(3)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -84,8 +90,7 @@ def compressed(
             with torch.no_grad():
                 module.weight[0] = 0.0
     schedule = Schedule(t_qw=5, t_qf=6, t_p=1, dt_p=1)
-    quantize = QuantizeConfig(**quantization)
-    compressor = compress(network, torch.zeros(shape), schedule, 1, 4, pruning, quantize, plan)
+    compressor = compress(network, torch.zeros(shape), schedule, 1, 4, prune, QuantizeConfig(**quantization), plan)
     for step in range(STEPS):
         compressor.at(step)
         network.train()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -16,17 +16,19 @@ import onnxruntime
 from onnx import TensorProto
 
 from qprune.compression.compressor import Compressor
+from qprune.compression.config import PruneConfig
 from qprune.compression.functional import integer_range
+from qprune.compression.prepare import convert
 from qprune.errors import UserError
-from qprune.export import writer
-from qprune.export.calibration import missing_decimals
-from qprune.export.integer import integer_program
-from qprune.export.lowering import exact_program
-from qprune.export.program import Grid, Program, Simulation
-from qprune.export.runtime import Session
-from qprune.export.stored import StoredMask, needs_unsigned
-from qprune.export.tracing import trace
-from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed
+from qprune.export import onnx_graph
+from qprune.export.float_lowering import exact_program
+from qprune.export.float_steps import FeatureMask
+from qprune.export.integer_lowering import calibrate, integer_program
+from qprune.export.integer_steps import mask_feature, needs_unsigned, rescale
+from qprune.export.program import FixedPoint, Program, Value
+from qprune.export.trace import trace
+from qprune.export.verification import Session
+from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed, quantized
 
 EXAMPLE = (1, 3, 8, 8)
 ROUNDINGS = ("nearest", "floor", "trunc")
@@ -46,44 +48,41 @@ def residual() -> Callable[..., Compressor]:
     return of
 
 
-def inputs(count: int = 64, shape: tuple[int, ...] = EXAMPLE) -> Tensor:
-    return torch.randn(count, *shape[1:], generator=torch.Generator().manual_seed(9))
+def inputs(count: int = 64) -> Tensor:
+    return torch.randn(count, *EXAMPLE[1:], generator=torch.Generator().manual_seed(9))
 
 
-def integer(compressor: Compressor) -> Program:
+def exact(compressor: Compressor) -> Program:
+    return exact_program(trace(compressor.network, torch.zeros(EXAMPLE)), False)
+
+
+def integer(compressor: Compressor, weights: str = "auto") -> Program:
     steps = trace(compressor.network, torch.zeros(EXAMPLE))
-    decimals = missing_decimals(compressor.bake().eval(), steps, [inputs()])
-    return integer_program(steps, False, decimals)
+    return integer_program(steps, False, calibrate(steps, inputs()), weights)
 
 
 def session(program: Program, dynamic: bool = False) -> Session:
-    return Session(program.model(dynamic, {"qprune.task": "test"}).SerializeToString())
+    return Session(program.onnx_bytes(dynamic, {"qprune.task": "test"}))
+
+
+@torch.no_grad()
+def in_float64(compressor: Compressor, x: Tensor) -> Tensor:
+    return convert(compressor.network).eval().double()(x.double()).float()
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("axis", ["authors", "output", "tensor"])
-def test_the_exact_model_is_the_trained_network_in_float64(
+def test_onnxruntime_equals_pytorch_in_both_folds(
     residual: Callable[..., Compressor], rounding: str, axis: str
 ) -> None:
-    compressor = residual(rounding=rounding, weight_axis=axis)
-    program = exact_program(trace(compressor.network, torch.zeros(EXAMPLE)), False)
-    assert program.promise
-    x = inputs()
-    exact = copy.deepcopy(compressor.bake()).eval().double()
-    with torch.no_grad():
-        assert torch.equal(session(program)(x), exact(x.double()).float())
-
-
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("axis", ["authors", "output", "tensor"])
-def test_the_integer_model_is_the_integer_network_in_pytorch(
-    residual: Callable[..., Compressor], rounding: str, axis: str
-) -> None:
-    program = integer(residual(rounding=rounding, weight_axis=axis))
-    assert program.promise
-    x = inputs()
+    compressor, x = residual(rounding=rounding, weight_axis=axis), inputs()
+    program = exact(compressor)
+    assert program.exact
+    assert torch.equal(session(program)(x), in_float64(compressor, x))
+    program = integer(compressor)
+    assert program.exact
     runtime = session(program)
-    assert torch.equal(runtime(x), Simulation(program)(x))
+    assert torch.equal(runtime(x), program(x))
     assert runtime.kernels["QLinearConv"] == 3
 
 
@@ -97,32 +96,20 @@ def test_the_integer_network_is_near_the_trained_one(residual: Callable[..., Com
     assert (made - trained).abs().mean() < 0.02 * trained.abs().mean()
 
 
-def test_folding_moves_features_by_one_step_at_most_where_no_grid_is_added() -> None:
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_folding_moves_features_by_one_step_at_most_where_no_grid_is_added(rounding: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
-    from qprune.compression.plan import INPUT, Plan, Site
-
-    plan = Plan(
-        (
-            Site("0", "weight", quantize=True),
-            Site("3", "weight", quantize=True),
-            Site(INPUT, "feature", quantize=True),
-            Site("1", "feature", quantize=True),
-        )
+    plan = quantized("0", "3", features=("1",))
+    steps = trace(compressed(network, plan, EXAMPLE, prune=None, rounding=rounding).network, torch.zeros(EXAMPLE))
+    ours, theirs = integer_program(steps, False, {}), exact_program(steps, False)
+    [name] = [node.name for node in steps.nodes if node.op == "grid" and node.path == "1"]
+    a, b = (
+        program.run(inputs(256), [program.nodes[name].name])[program.nodes[name].name] for program in (ours, theirs)
     )
-    for rounding in ROUNDINGS:
-        compressor = compressed(copy.deepcopy(network), plan, EXAMPLE, pruning=None, rounding=rounding)
-        steps = trace(compressor.network, torch.zeros(EXAMPLE))
-        ours, theirs = integer_program(steps, False, {}), exact_program(steps, False)
-        name = next(node.name for node in steps.nodes if node.op == "grid" and node.path.startswith("1"))
-        x = inputs(256)
-        a = Simulation(ours).values(x, [ours.nodes[name].name])[ours.nodes[name].name]
-        b = Simulation(theirs).values(x, [theirs.nodes[name].name])[theirs.nodes[name].name]
-        grid = theirs.nodes[name].grid
-        assert grid is not None
-        gap = (a - (b * 2.0**grid.decimal).clamp(min=0)).abs()
-        assert gap.max() <= 1, rounding
-        # authors' decimals differ by input channel: the weights themselves are rounded, by less than a percent
-        assert (gap > 0).float().mean() < 0.1, rounding
+    gap = (a - b.clamp(min=0)).abs() / theirs.nodes[name].grid.scale
+    assert gap.max() <= 1
+    # authors' decimals differ by input channel: the weights themselves are rounded, by less than a percent
+    assert (gap > 0).float().mean() < 0.1
 
 
 def test_layers_with_one_decimal_by_channel_keep_their_whole_numbers(residual: Callable[..., Compressor]) -> None:
@@ -137,47 +124,37 @@ def test_layers_with_one_decimal_by_channel_keep_their_whole_numbers(residual: C
 
 
 def test_a_channel_whose_norm_has_factor_zero_is_its_constant(residual: Callable[..., Compressor]) -> None:
-    program = integer(residual(rounding="nearest", weight_axis="tensor"))
-    steps = [step for step, _, _ in program.steps if type(step).__name__ == "StoredLayer"]
-    assert all(not step.weight[0].any() for step in steps)  # `compressed` made the first factor of each norm 0
+    model = onnx.load_from_string(integer(residual(rounding="nearest", weight_axis="tensor")).onnx_bytes(False, {}))
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    assert len(weights) == 3
+    assert not any(weight[0].any() for weight in weights)  # `compressed` made the first factor of each norm 0
 
 
 @pytest.mark.parametrize("border", ["tile", "keep"])
 @pytest.mark.parametrize("size", [(8, 8), (19, 30), (5, 9)])
 def test_masks_are_laid_out_as_in_training_at_any_size(border: str, size: tuple[int, int]) -> None:
-    from qprune.compression.config import PruneConfig
-
     compressor = compressed(Tanhs(), TANHS_PLAN, (1, 1, 8, 8), PruneConfig(border=border), rounding="nearest")
     steps = trace(compressor.network, torch.zeros(1, 1, 8, 8))
-    exact = copy.deepcopy(compressor.bake()).eval().double()
     x = torch.rand(2, 1, *size)
-    with torch.no_grad():
-        expected = exact(x.double()).float()
-    assert torch.equal(session(exact_program(steps, True), dynamic=True)(x), expected)
+    assert torch.equal(session(exact_program(steps, True), dynamic=True)(x), in_float64(compressor, x))
     program = integer_program(steps, True, {})
-    assert torch.equal(session(program, dynamic=True)(x), Simulation(program)(x))
+    assert torch.equal(session(program, dynamic=True)(x), program(x))
 
 
-def test_four_bits_are_packed_and_wide_features_keep_their_grid() -> None:
-    for bits in (2, 4, 8, 12):
-        compressor = compressed(Residual(), RESIDUAL_PLAN, EXAMPLE, bits=bits, feature_bits=12 if bits > 8 else 8)
-        program = exact_program(trace(compressor.network, torch.zeros(EXAMPLE)), False)
-        model = program.model(False, {})
-        types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
-        assert ("INT4" in types) == (bits <= 4)
-        assert ("INT16" in types) == (bits > 8)
-        x = inputs(8)
-        exact = copy.deepcopy(compressor.bake()).eval().double()
-        expected = exact(x.double()).float()
-        got = Session(model.SerializeToString())(x)
-        if program.promise:
-            assert torch.equal(got, expected)
-        else:
-            torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
-        if bits <= 4:
-            whole = integer(compressor)
-            assert torch.equal(session(whole)(x), Simulation(whole)(x))
-            assert session(whole).kernels["QLinearConv"] == 3
+@pytest.mark.parametrize("bits", [2, 4, 8, 12])
+def test_four_bits_are_packed_and_wide_features_keep_their_grid(bits: int) -> None:
+    compressor = compressed(Residual(), RESIDUAL_PLAN, EXAMPLE, bits=bits, feature_bits=12 if bits > 8 else 8)
+    program, x = exact(compressor), inputs(8)
+    content = program.onnx_bytes(False, {})
+    types = {tensor.data_type for tensor in onnx.load_from_string(content).graph.initializer}
+    assert (TensorProto.INT4 in types) == (bits <= 4)
+    assert (TensorProto.INT16 in types) == (bits > 8)
+    tolerance = 0.0 if program.exact else 0.05
+    torch.testing.assert_close(Session(content)(x), in_float64(compressor, x), rtol=tolerance, atol=tolerance)
+    if bits <= 4:
+        whole = integer(compressor)
+        assert torch.equal(session(whole)(x), whole(x))
+        assert session(whole).kernels["QLinearConv"] == 3
 
 
 def test_two_products_of_bytes_may_not_need_more_than_16_bits() -> None:
@@ -192,12 +169,8 @@ def test_two_products_of_bytes_may_not_need_more_than_16_bits() -> None:
 def worst() -> Compressor:
     """All weights at their ends: what saturates without VNNI where weights are signed bytes."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
-    from qprune.compression.plan import INPUT, Plan, Site
-
-    plan = Plan(
-        (Site("0", "weight", quantize=True), Site(INPUT, "feature", quantize=True), Site("1", "feature", quantize=True))
-    )
-    compressor = compressed(network, plan, EXAMPLE, pruning=None, rounding="nearest", weight_axis="tensor", decimal=0)
+    plan = quantized("0", features=("1",))
+    compressor = compressed(network, plan, EXAMPLE, prune=None, rounding="nearest", weight_axis="tensor", decimal=0)
     with torch.no_grad():
         network[0].parametrizations.weight.original.fill_(127.0)
         network[1].weight.fill_(1e-2)
@@ -207,17 +180,17 @@ def worst() -> Compressor:
 
 @pytest.mark.parametrize("weights", ["auto", "safe"])
 def test_worst_sums_are_right_on_this_cpu(worst: Compressor, weights: str) -> None:
-    program = integer_program(trace(worst.network, torch.zeros(EXAMPLE)), False, {}, weights)
+    program = integer(worst, weights)
     x = torch.full(EXAMPLE, 127.0)
-    assert torch.equal(session(program)(x), Simulation(program)(x))
+    assert torch.equal(session(program)(x), program(x))
     assert session(program).kernels["QLinearConv"] == 1
 
 
 def adds_bytes_exactly() -> bool:
     """What a file asks of the CPU that loads it."""
-    graph = writer.Writer()
-    graph.node("Add", "input", graph.node("Cast", graph.adds_bytes_exactly(), to=TensorProto.FLOAT), output="output")
-    return bool(Session(graph.model(("input", [1]), ("output", [1]), {}).SerializeToString())(torch.zeros(1)))
+    graph = onnx_graph.GraphBuilder()
+    graph.node("Add", "input", graph.node("Cast", graph.exact_int8_sums(), to=TensorProto.FLOAT), output="output")
+    return bool(Session(graph.model([1], [1], {}).SerializeToString())(torch.zeros(1)))
 
 
 def weight_type(content: bytes, folder: Path) -> int:
@@ -237,16 +210,16 @@ def test_the_cpu_that_loads_a_file_decides_whether_weights_are_signed(
     worst: Compressor, largest_sum: int, kind: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A CPU that saturates finds another sum than the largest; here the file asks for one that no CPU finds."""
-    monkeypatch.setattr(writer, "_LARGEST_SUM", largest_sum)
-    program = integer_program(trace(worst.network, torch.zeros(EXAMPLE)), False, {})
-    model = program.model(False, {})
+    monkeypatch.setattr(onnx_graph, "LARGEST_SUM", largest_sum)
+    program = integer(worst)
+    model = onnx.load_from_string(program.onnx_bytes(False, {}))
     assert [node.op_type for node in model.graph.node].count("If") == 1
     runtime = session(program)
     assert [runtime.kernels[op] for op in ("QLinearConv", "If", "MatMulInteger")] == [1, 0, 0]
     if largest_sum == 0 or adds_bytes_exactly():
         assert weight_type(model.SerializeToString(), tmp_path) == kind
     x = torch.full(EXAMPLE, 127.0)
-    assert torch.equal(runtime(x), Simulation(program)(x))
+    assert torch.equal(runtime(x), program(x))
 
 
 @pytest.mark.parametrize("bits", [8, 5])
@@ -257,13 +230,14 @@ def test_a_mask_of_features_of_both_signs_keeps_what_it_keeps_and_the_grid_s_end
     if dynamic:
         whole = whole.clamp(low, high)  # a layer before such a mask clips
     mask = (torch.arange(2 * 16 * 16).view(2, 16, 16) % 3 > 0).float()
-    step = StoredMask(mask, "tile", dynamic, Grid(3, low, high), 128)
-    graph = writer.Writer()
-    masked = step.write(graph, graph.quantized("input", 3, 128))
-    graph.node("Identity", graph.dequantized(masked, 3, 128), output="output")
+    x = Value("x", "uint8", (1, 2, 16, 16), FixedPoint(3, low, high), 128)
+    step = mask_feature(FeatureMask(mask, "tile", dynamic), x)
+    graph = onnx_graph.GraphBuilder()
+    masked = step.write(graph, rescale(graph, "QuantizeLinear", "input", x))
+    graph.node("Identity", rescale(graph, "DequantizeLinear", masked, x), output="output")
     shape: list[int | str] = ["batch", 2, 16, 16]
-    made = Session(graph.model(("input", shape), ("output", shape), {}).SerializeToString())(whole / 8)
-    assert torch.equal(made, step.run(whole.clamp(low, high)) / 8)
+    made = Session(graph.model(shape, shape, {}).SerializeToString())(whole / 8)
+    assert torch.equal(made, step.run(whole.clamp(low, high) / 8))
     assert not torch.equal(made, whole.clamp(low, high) / 8)
 
 
@@ -274,43 +248,101 @@ def test_without_exact_arithmetic_nothing_is_promised_and_why_is_said() -> None:
 
     compressor = compressed(Normed(), TANHS_PLAN, (1, 1, 8, 8), rounding="nearest")
     program = exact_program(trace(compressor.network, torch.zeros(1, 1, 8, 8)), False)
-    assert not program.promise
+    assert not program.exact
     assert "the instance norm" in program.notes[-1]["why"]
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(session(program)(x), compressor.bake().eval()(x), rtol=0, atol=0.05)
+        torch.testing.assert_close(session(program)(x), convert(compressor.network).eval()(x), rtol=0, atol=0.05)
 
 
-def test_what_cannot_be_exported_is_named() -> None:
-    class Cosine(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
+class Function(nn.Module):
+    """A linear layer and a function of it."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cos(self.linear(x))
+    def __init__(self, function: Callable[[nn.Module, Tensor], object], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.function = layer or nn.Linear(4, 4), function
 
-    with pytest.raises(UserError, match="the operation 'cos' in the network cannot be exported; those that can are"):
-        trace(Cosine(), torch.zeros(1, 4))
+    def forward(self, x: Tensor) -> object:
+        return self.function(self.layer, x)
 
-    class Branching(Cosine):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x) if x.sum() > 0 else x
 
-    with pytest.raises(UserError, match="Branching cannot be traced for export: .*not branch on values"):
-        trace(Branching(), torch.zeros(1, 4))
+def pool(layer: nn.Module, x: Tensor) -> Tensor:
+    return F.avg_pool2d(layer(x), 2, divisor_override=3)
 
-    class Two(Cosine):
-        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            return self.linear(x), x  # type: ignore[return-value]
 
-    with pytest.raises(UserError, match="the network returns 2 values"):
-        trace(Two(), torch.zeros(1, 4))
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (
+            Function(lambda m, x: torch.cos(m(x))),
+            (1, 4),
+            "the operation 'cos' in the network cannot be exported; those",
+        ),
+        (
+            Function(lambda m, x: m(x) if x.sum() > 0 else x),
+            (1, 4),
+            "Function cannot be traced for export: .*not branch",
+        ),
+        (
+            Function(lambda m, x: (m(x), x)),
+            (1, 4),
+            "the network returns 2 values, and qprune export writes networks of",
+        ),
+        (Function(lambda m, x: m(x)), (1, 3, 4), "the linear layer 'layer' returns 3 dimensions, and export writes it"),
+        (
+            Function(lambda m, x: m(x.reshape(-1, 4))),
+            (1, 2, 4),
+            "reshape in the network changes the batch, which cannot",
+        ),
+        (Function(lambda m, x: F.linear(x, m.weight.tanh())), (1, 4), "whose weight is computed cannot be exported"),
+        (Function(pool, nn.Conv2d(1, 1, 1)), (1, 1, 4, 4), "divisor_override of the pooling in the network cannot be"),
+        (
+            nn.Conv2d(1, 1, 3, padding="same"),
+            (1, 1, 4, 4),
+            "padding='same' of the layer '' cannot be exported; give it",
+        ),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 1, 4, 4), "padding with mode='circular' in the"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(network: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        exact_program(trace(network, torch.zeros(shape)), False).onnx_bytes(False, {})
+
+
+def test_what_is_done_in_place_is_read_by_all_later_readers() -> None:
+    def in_place(layer: nn.Module, x: Tensor) -> Tensor:
+        y = layer(x)
+        F.dropout(F.relu(y, inplace=True), training=False, inplace=True)
+        return y.flatten(2)
+
+    network = Function(in_place, nn.Conv2d(2, 3, 1)).eval()
+    x = torch.randn(5, 2, 4, 4)
+    program = exact_program(trace(network, x[:1]), False)
+    with torch.no_grad():
+        torch.testing.assert_close(session(program)(x), network(x))
+
+
+def test_weights_of_four_bits_stay_in_range_where_a_norm_has_a_negative_factor() -> None:
+    network, plan = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)), quantized("0", features=("1",))
+    compressor = compressed(network, plan, EXAMPLE, prune=None, bits=4, feature_bits=8, decimal=0, rounding="nearest")
+    with torch.no_grad():
+        network[0].parametrizations.weight.original.fill_(-8.0)
+        network[1].weight.fill_(-1.0)
+    program = integer(compressor)
+    assert program.exact
+    assert torch.equal(session(program)(inputs()), program(inputs()))
+
+
+def test_a_mean_of_partial_windows_is_on_no_grid() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.AvgPool2d(4, 3, 1, count_include_pad=False))
+    program = exact(compressed(network, quantized("0"), EXAMPLE, prune=None))
+    assert not program.exact
+    assert "the pooling '1' is no mean of a whole map on a grid" in program.notes[-1]["why"]
 
 
 def test_the_file_says_what_it_is(residual: Callable[..., Compressor]) -> None:
     program = integer(residual(rounding="nearest", weight_axis="output"))
-    model = program.model(False, {"qprune.signature": "abc"})
+    model = onnx.load_from_string(program.onnx_bytes(False, {"qprune.signature": "abc"}))
     assert {p.key: p.value for p in model.metadata_props} == {"qprune.signature": "abc"}
     shape = model.graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == ["batch", 3, 8, 8]

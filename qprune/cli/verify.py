@@ -1,0 +1,104 @@
+"""`qprune verify`: compare an exported network in onnxruntime with PyTorch, and print the verdict."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from qprune.atomic_write import write_json
+from qprune.cli.exit_codes import FAILURE
+from qprune.cli.export import FOLD_HELP, add_run_arguments, load_run, require_packages
+from qprune.errors import one_of
+
+if TYPE_CHECKING:
+    from qprune.export.verification import Difference, Verification
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Compare an exported file with PyTorch; return 1 if a promise is broken."""
+    parser = argparse.ArgumentParser(
+        "qprune verify",
+        description="Run the exported ONNX model of a finished run in onnxruntime and in PyTorch, on the test data.",
+        epilog="Exit code 1 when equality is promised and an output differs, or when it is not promised and the mean "
+        "difference exceeds its bound. A missing file is exported first.",
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--fold", default="integer", help=FOLD_HELP)
+    parser.add_argument("--no-timing", action="store_true", help="measure no latencies, as on a busy machine")
+    options = parser.parse_intermixed_args(arguments)
+    require_packages()
+    from qprune.export.files import FOLDS, export_run, exported_file
+    from qprune.export.verification import verify_run
+
+    one_of("--fold", options.fold, FOLDS)
+    run = load_run(options)
+    path = exported_file(run.folder, "onnx", options.fold)
+    missing = not path.exists()
+    if missing:
+        export_run(run, "onnx", options.fold)
+    found = verify_run(run, options.fold, timed=not options.no_timing)
+    write_json(path.parent / f"verified-{options.fold}.json", asdict(found))
+    for line in _verdict(found):
+        print(line)
+    if missing:
+        print(f"exported: {path}")
+    for line in _details(found):
+        print(f"  {line}")
+    return 0 if found.kept else FAILURE
+
+
+def _verdict(found: Verification) -> Iterator[str]:
+    """Yield what a user wants to know first: equal or not, how good, how fast, how large."""
+    difference = found.to_reference
+    if not found.promise:
+        answer = f"not promised, {_described(difference)}; within the bound of 1 LSB: {'yes' if found.kept else 'NO'}"
+    else:
+        answer = f"yes, all {difference.elements} outputs" if found.kept else f"NO, {_described(difference)}"
+    yield f"equal to {found.reference}: {answer}"
+    yield (
+        f"{found.metric}: {found.score_onnx:.6g} exported, {found.score_reference:.6g} reference, "
+        f"{found.score_trained:.6g} trained, {found.score_of_row:.6g} stored with the run"
+    )
+    if found.latency_ms:
+        yield f"{_speed(found.latency_ms['batch 1'])} (one sample, one thread)"
+    exported, whole = found.file_bytes[f"{found.fold}.onnx"], found.file_bytes["float onnx"]
+    yield f"{exported / whole:.2f} of the float model's file"
+
+
+def _speed(times: dict[str, float]) -> str:
+    ratio = times["exported"] / times["float"]
+    if ratio <= 1:
+        return f"{ratio:.2f} of the float model's latency"
+    return f"{ratio:.1f} times slower than the float model"
+
+
+def _described(difference: Difference) -> str:
+    return (
+        f"{difference.differing} of {difference.elements} outputs differ, "
+        f"by at most {difference.largest_lsb:.4g} LSB, {difference.mean_lsb:.2g} LSB on the mean"
+    )
+
+
+def _details(found: Verification) -> Iterator[str]:
+    yield f"{found.signature[:10]}, fold {found.fold}; an LSB is 1/128 of the largest output, {found.lsb:.3g}"
+    yield f"compared with the trained network in float32: {_described(found.to_trained)}"
+    if found.features:
+        worst = max(found.features, key=lambda row: row["differing"])
+        mean = sum(row["differing"] for row in found.features) / len(found.features)
+        yield (
+            f"features of the first test batch: {mean:.2%} differ from the trained network on the mean of "
+            f"{len(found.features)} grids, {worst['differing']:.2%} at {worst['site']}, "
+            f"by at most {max(row['largest_lsb'] for row in found.features):g} LSB of their grid"
+        )
+    yield f"layers: {found.integer_layers} in integer kernels, {found.float_layers} in float kernels"
+    yield from (f"  float: {reason}" for reason in found.float_reasons)
+    if found.added_grids:
+        yield f"{found.added_grids} grids of 8 bits were added where training had none"
+    for batch, times in found.latency_ms.items():
+        yield f"{batch}, 1 thread: float {times['float']:.3f} ms, exported {times['exported']:.3f} ms: {_speed(times)}"
+    for name, size in found.file_bytes.items():
+        yield f"{name}: {size / 1e6:.4g} MB, {size / found.file_bytes['float onnx']:.3f} of the float file"
+    activations = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in found.activation_bytes.items())
+    yield f"peak activations of one sample of training size: {activations}"

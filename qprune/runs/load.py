@@ -44,15 +44,9 @@ class FinishedRun:
 
     @classmethod
     def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
-        """Reload a run on the CPU.
+        """Reload `run`, a folder or the first digits of a signature, on the CPU. Raises UserError.
 
-        Args:
-            run: Its folder, or the first digits of its signature.
-            results_dir: Where signatures are searched for.
-            changes: Machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
-
-        Raises:
-            UserError: The run is not finished, or one of its files is missing or damaged.
+        `changes` are machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
         """
         folder = RunFolder.find(run, results_dir)
         row, stored = folder.row(), folder.config()

@@ -83,8 +83,6 @@ def _explained(error: ValidationError) -> str:
     match problem["type"]:
         case "json_invalid":
             return f"not readable JSON ({problem['ctx']['error']})"
-        case "dataclass_type":
-            return f"it does not hold a result row but a {type(given).__name__}"
         case "missing":
             return f"the field {field} is missing"
         case "unexpected_keyword_argument":

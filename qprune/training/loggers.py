@@ -15,12 +15,8 @@ from typing import Any
 
 from qprune.errors import UserError, one_of
 
-MODULES = {
-    "csv": None,
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-}  # name: package
+# Loggers and the packages that they need
+MODULES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_logger(name: str) -> None:

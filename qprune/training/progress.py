@@ -43,14 +43,13 @@ class Reporter:
         self.bar: Progress | None = None
         self.bar_task = TaskID(0)
         if self.console.is_terminal and not silent:
-            self.bar = Progress(
+            columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
             )
+            self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar_task = self.bar.add_task("", total=steps, completed=first_step)
 
     def __enter__(self) -> Reporter:

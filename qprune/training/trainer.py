@@ -304,8 +304,8 @@ class Trainer:
                 self.load_state_dict(self._initial)
             else:
                 self._restore()
-            told = f"{noticed}; the steps from {self.step} on are trained again to find the layer"
-            Console(stderr=True, soft_wrap=True, highlight=False).print(told)
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            console.print(f"{noticed}; the steps from {self.step} on are trained again to find the layer")
             found = nonfinite.trace(self.task, self._finite_names, self._replay(last))
         return RunFailure(
             f"{noticed}{found}; the newest checkpoint is from before; try a lower learning rate or "

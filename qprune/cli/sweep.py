@@ -45,7 +45,7 @@ def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Calla
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):  # as long as it is held, no other sweep removes these notes
+        with FileLock(folder / LOCK_FILE):  # as long as it is held, no other sweep removes these notes
             launch([f"hydra.sweep.dir='{place}'"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]

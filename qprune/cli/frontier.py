@@ -11,13 +11,12 @@ from collections.abc import Collection, Sequence
 from qprune.cli import exit_codes as failures
 from qprune.config import signature as identity
 from qprune.errors import Interrupted, StoppedEarly, UserError
-from qprune.runs.jobs import state_of
-from qprune.runs.row import ROW_FILE, Row, load_row
-from qprune.runs.store import read_metrics
+from qprune.runs.folder import ROW_FILE, RunFolder
+from qprune.runs.row import Row
 from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
 from qprune.search.text import asked_text, need_text, outcome_text, plan_text, reason_text
-from qprune.training.early_stopping import Watch, after, last_event, note_stopped, read_stopped, rises, rows_of
+from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
 
@@ -61,8 +60,9 @@ def rows_by_point(grid: Grid) -> dict[Point, dict[int, Row]]:
     """The finished rows of every model by seed. Raises UserError for a row that is broken or of another run."""
     found: dict[Point, dict[int, Row]] = {point: {} for point in grid.points}
     for (point, seed), job in grid.jobs.items():
-        if (job.folder / ROW_FILE).exists():
-            row = load_row(job.folder / ROW_FILE)
+        folder = RunFolder(job.folder)
+        if folder.finished:
+            row = folder.row()
             if row.signature != identity.signature(job.config):
                 raise UserError(f"{job.folder / ROW_FILE} is the row of another run; delete it, or run with force=true")
             found[point][seed] = row
@@ -86,8 +86,8 @@ def searched(grid: Grid) -> Search:
 def stopped_note(grid: Grid, point: Point) -> tuple[str, float] | None:
     """Reason and optimistic score of a run of this model that was stopped early, unless it was finished later."""
     for seed in grid.seeds:
-        folder = grid.jobs[point, seed].folder
-        if not (folder / ROW_FILE).exists() and (note := read_stopped(folder)):
+        folder = RunFolder(grid.jobs[point, seed].folder)
+        if not folder.finished and (note := folder.stopped()):
             return note
     return None
 
@@ -106,7 +106,7 @@ def next_run(grid: Grid, search: Search, failed: Collection[Run]) -> tuple[Run |
                 or (not grid.exhaustive and search.verdict(point))
             ):
                 continue
-            if state_of(grid.jobs[point, seed].folder)[0] != "running":
+            if RunFolder(grid.jobs[point, seed].folder).state()[0] != "running":
                 return (point, seed), elsewhere
             elsewhere += 1
     return None, elsewhere
@@ -127,7 +127,7 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
     some = next(iter(rows[peers[0]].values()))
     event = last_event(grid.configs[point], some.steps // some.epochs)
     curves = [
-        after(rows_of(read_metrics(grid.jobs[peer, seed].folder)), grid.metric, event)
+        after(rows_of(RunFolder(grid.jobs[peer, seed].folder).metrics()), grid.metric, event)
         for peer in peers
         for seed in rows[peer]
     ]
@@ -172,9 +172,9 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
             runner.execute(job.config, wait=True, watch=watch)
         except StoppedEarly as stop:
             assert watch is not None
-            quality = watch.optimistic(rows_of(read_metrics(job.folder)))
+            quality = watch.optimistic(rows_of(RunFolder(job.folder).metrics()))
             assert quality is not None, "a watch that knows of no end stops no run"
-            note_stopped(job.folder, str(stop), search.quality(quality))
+            RunFolder(job.folder).note_stopped(str(stop), search.quality(quality))
         except (UserError, Interrupted):  # would hold for the other runs as well
             raise
         except Exception as error:

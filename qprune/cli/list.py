@@ -14,7 +14,8 @@ from rich.table import Table
 
 from qprune.cli.exit_codes import FAILURE
 from qprune.errors import UserError, one_of
-from qprune.runs.row import Row, read_rows
+from qprune.runs.folder import read_rows
+from qprune.runs.row import Row
 
 GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
 RESULTS = "results_dir="

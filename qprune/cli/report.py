@@ -77,11 +77,11 @@ _count.__name__ = "whole number >= 0"  # what argparse calls it
 
 def _count_features(store: Store) -> None:
     """Make the histograms of features that runs lack; what cannot be made is added to the store's problems."""
-    from qprune.runs.count_features import count_features
-    from qprune.runs.histograms import HISTOGRAMS_FILE
+    from qprune.runs.folder import HISTOGRAMS_FILE
+    from qprune.runs.load import count_features
 
     for signature in store.rows:
-        folder = store.paths[signature].parent
+        folder = store.folders[signature].path
         if not (folder / HISTOGRAMS_FILE).exists():
             try:
                 count_features(folder)

@@ -19,7 +19,8 @@ from qprune.cli import exit_codes as failures
 from qprune.config.compose import key_of
 from qprune.config.signature import short_hash
 from qprune.errors import UserError
-from qprune.runs.jobs import LOCK, Job, jobs_of
+from qprune.runs.folder import LOCK_FILE
+from qprune.runs.jobs import Job, jobs_of
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ def run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Calla
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):  # as long as it is held, no other sweep removes these notes
+        with FileLock(folder / LOCK_FILE):  # as long as it is held, no other sweep removes these notes
             launch([f"hydra.sweep.dir='{place}'"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
@@ -76,7 +77,7 @@ def _remove_left_notes(folder: Path) -> None:
     """Remove the notes of sweeps whose process is gone."""
     for left in folder.iterdir() if folder.is_dir() else ():
         try:
-            with FileLock(left / LOCK, timeout=0):
+            with FileLock(left / LOCK_FILE, timeout=0):
                 shutil.rmtree(left, ignore_errors=True)
         except (Timeout, OSError):
             continue

@@ -22,7 +22,7 @@ from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError
 from qprune.reporting import figures, pictures
 from qprune.reporting.drawing import Drawn, drawn
-from qprune.runs.histograms import HISTOGRAMS_FILE
+from qprune.runs.folder import HISTOGRAMS_FILE
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 
@@ -40,7 +40,7 @@ class Names:
 
 def of_run(store: Store, row: Row, names: Names) -> Iterator[Drawn]:
     """The figures of one run, from the files beside its row; a file that is not there or not whole has no figure."""
-    place = store.paths[row.signature].parent
+    place = store.folders[row.signature].path
     curve, operators = store.metrics(row.signature), _list(place / "operators.json")
     timeline = timeline_of(store.config(row.signature), row)
     if curve is not None and len(curve) and set(curve) >= _CURVE:
@@ -159,7 +159,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     first = {label: row for label, row in first.items() if label in shown}
     found: dict[tuple[str, tuple[int, ...]], dict[str, pictures.Pixels]] = {}
     for label, row in first.items():
-        for path in sorted((store.paths[row.signature].parent / "pictures").glob("*.png")):
+        for path in sorted((store.folders[row.signature].path / "pictures").glob("*.png")):
             if (pixels := _pixels(path)) is not None:
                 found.setdefault((path.stem, pixels.shape), {})[f"{label}\nseed {row.seed}"] = pixels
     for (stem, shape), group in found.items():

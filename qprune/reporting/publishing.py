@@ -14,10 +14,8 @@ import yaml
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.config.signature import MACHINE_KEYS
-from qprune.runs.checksums import write_sums
-from qprune.runs.environment import ENVIRONMENT_FILE
-from qprune.runs.row import ROW_FILE
-from qprune.runs.store import CONFIG_FILE, METRICS_FILE, PUBLISHED, Store, read_config
+from qprune.runs.folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, PUBLISHED, ROW_FILE, RunFolder
+from qprune.runs.store import Store
 
 COPIED = (METRICS_FILE, "operators.json", "histograms.json", "timing.json")
 # Folders of one machine, and what stands for them in a published config.
@@ -32,15 +30,15 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
     """
     target = results_dir.parent / PUBLISHED
     store = Store.read(results_dir)
-    own = [signature for signature, path in store.paths.items() if path.is_relative_to(results_dir)]
+    own = [signature for signature, run in store.folders.items() if run.path.is_relative_to(results_dir)]
     store.check(own)
     new = []
     for signature in own:
-        source = store.paths[signature].parent
+        source = store.folders[signature].path
         folder = target / source.relative_to(results_dir)
         if signature not in store.rows or (folder / ROW_FILE).exists():
             continue
-        if config := read_config(source):
+        if config := RunFolder(source).config():
             text = yaml.safe_dump(_without_places(config), sort_keys=False)
             write_atomically(folder / CONFIG_FILE, text.encode())
         if (source / ENVIRONMENT_FILE).exists():
@@ -54,7 +52,8 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
                 write_atomically(folder / name, (source / name).read_bytes())
         row = (source / ROW_FILE).read_bytes()
         # Checksums of their own, since configs differ; those of the run's folder were looked at by the store.
-        write_sums(folder, [name for name in (CONFIG_FILE, *COPIED) if (folder / name).exists()], **{ROW_FILE: row})
+        there = [name for name in (CONFIG_FILE, *COPIED) if (folder / name).exists()]
+        RunFolder(folder).write_sums(there, **{ROW_FILE: row})
         write_atomically(folder / ROW_FILE, row)  # last: it says 'whole'
         new.append(str(folder.relative_to(target)))
     return target, new, store.problems

@@ -101,7 +101,7 @@ def _line(row: Row) -> list[str]:
 
 
 def _run(store: Store, row: Row, names: Names, folder: Path | None, with_figures: bool) -> Run:
-    place = store.paths[row.signature].parent
+    place = store.folders[row.signature].path
     shown = [_picture(figure, folder) for figure in gallery.of_run(store, row, names)] if with_figures else []
     texts = {}
     for name in (*_FILES, *(_FILES_OF_DRAWN if with_figures else ())):

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, commit, data checksums. Kept beside the row, never in it."""
+"""The environment of a run: versions, machine, commit, data checksums. Kept beside the row, never in it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import torch
 
 import qprune
 
-ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas", "torchmetrics")
 
 
 def describe_environment(seed: int, device: torch.device, dataset: dict[str, str]) -> dict[str, Any]:
-    """Versions of Python and packages, qprune's commit if it runs from a checkout, device, seed, data checksums."""
+    """Return versions, commit if qprune runs from a checkout, device, seed and data checksums."""
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "qprune": qprune.__version__,
@@ -36,20 +35,16 @@ def describe_environment(seed: int, device: torch.device, dataset: dict[str, str
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, and whether tracked files differ from it."""
-    folder = Path(__file__).resolve().parent
+    """Return the commit of the checkout that this package runs from, and whether tracked files differ from it."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        commit = _git_output("rev-parse", "HEAD")
+        changed = _git_output("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "changed": bool(changed)}
+
+
+def _git_output(*arguments: str) -> str:
+    folder = Path(__file__).resolve().parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -13,117 +13,96 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import save as safetensors_bytes
 
-from qprune.atomic_write import (
-    explained,
-    json_bytes,
-    png_bytes,
-    remove_left_temporaries,
-    write_atomically,
-    write_json,
-)
+from qprune.atomic_write import png_bytes, write_atomically, write_json
 from qprune.compression.activation_trace import uncovered_features
-from qprune.compression.compressor import Compressor
 from qprune.compression.distributed import rank_and_world
 from qprune.compression.fake_quantize import use_native
-from qprune.compression.footprint import Footprint, actual_footprint, paper_footprint
+from qprune.compression.footprint import actual_footprint, paper_footprint
 from qprune.compression.plan import Plan, weight_place
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError
-from qprune.runs import row as results
-from qprune.runs.checksums import write_sums
-from qprune.runs.decimals import finished_run, fix_decimals
-from qprune.runs.environment import ENVIRONMENT_FILE, describe_environment
-from qprune.runs.histograms import HISTOGRAMS_FILE
+from qprune.runs import folder as files
+from qprune.runs.environment import describe_environment
+from qprune.runs.folder import RunFolder
+from qprune.runs.histograms import feature_histograms
+from qprune.runs.load import copy_fraction_bits
+from qprune.runs.row import SCHEMA_VERSION, Row, format_row, make_row
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
 from qprune.training.setup import attach_operators, build_task, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
-from qprune.training.warm_start import Stem
-
-# Files of a run whose checksums are kept: what a row is checked against, and what is read on for export and figures
-SUMMED = ("config.yaml", "metrics.csv", "network.safetensors", "operators.json")
+from qprune.training.warm_start import WarmStart
 
 
-def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> results.Row:
-    """Carry out the run of a recipe, or of a config, and return its row, printed.
+def _print(text: str | Text) -> None:
+    Console(soft_wrap=True, highlight=False).print(text)
 
-    A finished run is found by its signature and only printed; an interrupted one is resumed; `force=true` starts
-    afresh. wait: whether to wait for another process that carries out the same run, and take its row, as the key
-    `wait` asks for. watch: what may stop the run early, which raises StoppedEarly (sent to other ranks: it must
-    pickle).
+
+def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
+    """Carry out a run, or find it finished by its signature; return its row, printed.
+
+    An interrupted run is resumed; `force=true` starts afresh.
+
+    Args:
+        config: Of the run, or its recipe.
+        wait: Whether to wait for another process with the same run, and take its row, as the key `wait` says.
+        watch: What may stop the run early; ranks get it pickled.
+
+    Raises:
+        UserError: The config cannot be right; nothing is written.
+        StoppedEarly: The watch stopped the run.
     """
     recipe = Recipe.from_config(config)
     config = recipe.config
     check_logger(config.logger.name)
-    folder = identity.run_folder(config)
-    console = Console(soft_wrap=True, highlight=False)
-    if not config.force and (folder / results.ROW_FILE).exists():
-        return _finished(folder, config, console)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=-1 if wait or config.wait else 0)
-    except Timeout:
-        raise UserError(
-            f"{folder} is being run by another process; type wait=true to wait for it and take its row, or change "
-            "seed or config"
-        ) from None
-    except OSError as error:
-        raise explained(error, folder) from error
-    try:
-        if not config.force and (folder / results.ROW_FILE).exists():  # another process was faster
-            return _finished(folder, config, console)
+    folder = RunFolder(identity.run_folder(config))
+    if folder.finished and not config.force:
+        return _finished(folder, config)
+    with folder.locked(wait or config.wait):
+        if folder.finished and not config.force:  # another process was faster
+            return _finished(folder, config)
         if config.force:
-            _empty(folder)
-        remove_left_temporaries(folder)
-        console.print(f"run folder: {folder}")
+            folder.empty()
+        _print(f"run folder: {folder.path}")
         try:
-            row = results.make_row(**launch(config.trainer.ranks, _train, recipe, str(folder), watch))
+            row = make_row(**launch(config.trainer.ranks, _train, recipe, folder, watch))
         except UserError:
-            # Refused before the first checkpoint: leave nothing half-written. Asked now and not before training: a
-            # file that vanished in its course must not take the checkpoints with it.
-            if not any((folder / "checkpoints").glob("*.pt")):
-                shutil.rmtree(folder, ignore_errors=True)
+            # Refused before the first checkpoint: leave nothing half-written. Looked at only now: a data file that
+            # vanished in the middle of training must not take the checkpoints with it.
+            if not folder.resumable:
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise
-        _store(folder, row)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        console.print(results.format_row(row))
+        folder.store(row)
+        folder.remove_checkpoints()
+        _print(format_row(row))
         return row
-    finally:
-        lock.release()
 
 
-def _store(folder: Path, row: results.Row) -> None:
-    """Write the row last, after the checksums of all that belongs to it: where a row is, its run is whole."""
-    write_sums(folder, SUMMED, **{results.ROW_FILE: json_bytes(asdict(row))})
-    results.save_row(folder / results.ROW_FILE, row)
-
-
-def _finished(folder: Path, config: RunConfig, console: Console) -> results.Row:
-    """The row of a finished run, printed."""
-    row = results.load_row(folder / results.ROW_FILE)
+def _finished(folder: RunFolder, config: RunConfig) -> Row:
+    """Return the row of a finished run, printed."""
+    row = folder.row()
     if row.signature != identity.signature(config):
         raise UserError(
-            f"{folder / results.ROW_FILE} is the row of another run, whose signature begins with {row.signature[:10]}; "
-            "delete the folder, or type force=true"
+            f"{folder.path / files.ROW_FILE} is the row of another run, whose signature begins with "
+            f"{row.signature[:10]}; delete the folder, or type force=true"
         )
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # its process was killed right after it wrote the row
-    console.print(f"finished before: {folder} (force=true runs it again)")
-    console.print(results.format_row(row))
+    folder.remove_checkpoints()  # its process was killed right after it wrote the row
+    _print(f"finished before: {folder.path} (force=true runs it again)")
+    _print(format_row(row))
     return row
 
 
 def plan(config: Recipe | identity.Config) -> str:
-    """The plan of a recipe, or of a config, as a table, without data or training; with schedule and notation."""
+    """Return the plan of a run as a table, with schedule and notation, without data or training."""
     recipe = Recipe.from_config(config).on_synthetic_data()
     task = build_task(recipe)
     text = io.StringIO()
@@ -137,10 +116,44 @@ def plan(config: Recipe | identity.Config) -> str:
     return text.getvalue()
 
 
-def _train(recipe: Recipe, folder_name: str, watch: Watch | None = None) -> dict[str, Any]:
-    """The work of one rank. Returns the row's fields."""
-    folder, config, rank = Path(folder_name), recipe.config, rank_and_world()[0]
-    device = choose_device(config.trainer.device, rank)
+def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, Any]:
+    """Do the work of one rank; return the row's fields."""
+    config, first_rank = recipe.config, rank_and_world()[0] == 0
+    device = _set_up_process(config)
+    task = build_task(recipe, device)
+    sites = plan_of(recipe, task)
+    compressor = attach_operators(recipe, task, sites)
+    if recipe.quantization and config.quantize.decimal_from:
+        source = RunFolder.by_signature(config.quantize.decimal_from, Path(config.results_dir))
+        copy_fraction_bits(task.network, source)
+    task.to(device)
+    if first_rank:
+        _describe(config, folder, task, sites, device)
+    loop = Loop(
+        epochs=recipe.limits.epochs,
+        checkpoints=folder.path / files.CHECKPOINTS,
+        metrics=folder.path / files.METRICS_FILE,
+        seed=config.seed,
+        precision=config.trainer.precision,
+        evaluate_every=config.trainer.evaluate_every,
+        checkpoint_minutes=config.trainer.checkpoint_minutes,
+        compile=config.trainer.compile,
+        watch=watch,
+        run=identity.signature(config),
+    )
+    # Compiled, the float prefix depends on the schedule too: steps that collect for it run eagerly.
+    shared = config.trainer.warm_start and config.trainer.ranks == 1 and not config.trainer.compile
+    trainer = Trainer(task, compressor, loop, device, WarmStart.of(config, task, device) if shared else None)
+    metrics = trainer.fit()
+    fields = _row_fields(recipe, trainer, metrics)
+    if first_rank:
+        _write_results(config, folder, trainer)
+    return fields
+
+
+def _set_up_process(config: RunConfig) -> torch.device:
+    """Set threads, memory, native operators and seeds of this process; return its device."""
+    device = choose_device(config.trainer.device, rank_and_world()[0])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     if device.type == "cpu":
@@ -151,64 +164,49 @@ def _train(recipe: Recipe, folder_name: str, watch: Watch | None = None) -> dict
     torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step; has no effect on a CPU
     random.seed(config.seed)
     torch.manual_seed(config.seed)
-    task = build_task(recipe, device)
-    sites = plan_of(recipe, task)
-    compressor = attach_operators(recipe, task, sites)
-    if recipe.quantization and (source := config.quantize.decimal_from):
-        fix_decimals(task.network, finished_run(Path(config.results_dir), source))
-    task.to(device)
-    loop = Loop(
-        epochs=recipe.limits.epochs,
-        folder=folder,
-        seed=config.seed,
-        precision=config.trainer.precision,
-        evaluate_every=config.trainer.evaluate_every,
-        checkpoint_minutes=config.trainer.checkpoint_minutes,
-        compile=config.trainer.compile,
-        watch=watch,
-        run=identity.signature(config),
-    )
-    if rank == 0:
-        _describe(config, folder, task, sites, device)
-    # Compiled, the float part too depends on the schedule: steps that collect for it are not.
-    shared = config.trainer.warm_start and config.trainer.ranks == 1 and not config.trainer.compile
-    trainer = Trainer(task, compressor, loop, device, Stem.of(config, task, device) if shared else None)
-    metrics = trainer.fit()
-    row = _row(recipe, task, compressor, metrics, trainer)
-    if rank == 0:
-        tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
-        write_atomically(folder / "network.safetensors", safetensors_bytes(tensors))
-        for name, picture in trainer.pictures().items():
-            write_atomically(folder / "pictures" / f"{name}.png", png_bytes(picture))
-        write_json(folder / "operators.json", compressor.describe())
-        log_curve(config.logger.name, folder, config.plain(), trainer.state.metrics)
-        timing: dict[str, float] = {"steps": trainer.steps, "steps_taken_over": trainer.steps_taken_over}
-        timing |= {"training_seconds": trainer.state.seconds, "compile_seconds": trainer.ways.compile_seconds}
-        write_json(folder / "timing.json", timing)
-        write_json(folder / HISTOGRAMS_FILE, trainer.histograms())  # last: row and network are what they are by now
-    return row
+    return device
 
 
-def _row(
-    recipe: Recipe,
-    task: Task,
-    compressor: Compressor,
-    metrics: dict[str, float],
-    trainer: Trainer,
-) -> dict[str, Any]:
-    config, score = recipe.config, metrics[task.metric]
-    sizes: dict[str, Footprint] = {
-        "paper": paper_footprint(
-            task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
-        ),
-        "actual": actual_footprint(task.network, task.size_example),
+def _describe(config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device) -> None:
+    """Write what is known before training, and print the plan."""
+    write_atomically(folder.path / files.CONFIG_FILE, yaml.safe_dump(config.plain(), sort_keys=False).encode())
+    rows = _plan_rows(task, sites)
+    write_atomically(folder.path / files.PLAN_FILE, pd.DataFrame(rows).to_csv(index=False).encode())
+    write_json(folder.path / files.ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
+    _print_plan(Console(soft_wrap=True, highlight=False), rows)
+
+
+def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
+    """Write what a trained run leaves beside its row."""
+    task, path = trainer.task, folder.path
+    tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
+    write_atomically(path / files.NETWORK_FILE, safetensors_bytes(tensors))
+    with trainer.evaluation_context():
+        pictures = task.pictures()
+    for name, picture in pictures.items():
+        write_atomically(path / files.PICTURES / f"{name}.png", png_bytes(picture))
+    write_json(path / files.OPERATORS_FILE, trainer.compressor.describe())
+    log_curve(config.logger.name, path, config.plain(), trainer.metrics)
+    timing = {
+        "steps": trainer.steps,
+        "steps_taken_over": trainer.steps_taken_over,
+        "training_seconds": trainer.seconds,
+        "compile_seconds": trainer.compiled.seconds if trainer.compiled else 0.0,
     }
+    write_json(path / files.TIMING_FILE, timing)
+    with trainer.evaluation_context(), torch.no_grad():
+        write_json(path / files.HISTOGRAMS_FILE, feature_histograms(task.network, task.evaluate))
+
+
+def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+    config, task, sparsity = recipe.config, trainer.task, trainer.compressor.sparsity
+    score = metrics[task.metric]
     marks = list(task.marks)
     if recipe.limits.epochs != config.epochs:
         marks.append(f"{recipe.limits.epochs} of {config.epochs} epochs (budget={config.budget.name})")
     row: dict[str, Any] = {
-        "schema_version": results.SCHEMA_VERSION,
-        "signature": identity.signature(config),
+        "schema_version": SCHEMA_VERSION,
+        "signature": trainer.loop.run,
         "task": config.task.name,
         "order": config.order.name,
         "notation": identity.notation(config),
@@ -221,28 +219,21 @@ def _row(
         "budget": config.budget.name,
         "data_source": config.data.source,
         "marks": marks,
-        "weight_sparsity": compressor.sparsity["weight"],
-        "feature_sparsity": compressor.sparsity["feature"],
+        "weight_sparsity": sparsity["weight"],
+        "feature_sparsity": sparsity["feature"],
         "metrics": {name: value for name, value in metrics.items() if name != task.metric},
     }
-    for accounting, footprint in sizes.items():
-        for kind in ("weight", "feature", "input"):
-            row[f"{kind}_bits_{accounting}"] = footprint.size_bits(kind)
-        row[f"density_{accounting}"] = task.density(score, footprint.size_bits())
+    paper = paper_footprint(
+        task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
+    )
+    for name, footprint in (("paper", paper), ("actual", actual_footprint(task.network, task.size_example))):
+        row |= {f"{kind}_bits_{name}": footprint.size_bits(kind) for kind in ("weight", "feature", "input")}
+        row[f"density_{name}"] = task.density(score, footprint.size_bits())
     return row
 
 
-def _describe(config: RunConfig, folder: Path, task: Task, sites: Plan, device: torch.device) -> None:
-    """Write what is known before training, and print the plan."""
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False).encode())
-    rows = _plan_rows(task, sites)
-    write_atomically(folder / "plan.csv", pd.DataFrame(rows).to_csv(index=False).encode())
-    write_json(folder / ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
-    _print_plan(Console(soft_wrap=True, highlight=False), rows)
-
-
 def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
-    """One row per tensor, in structural order: what is done to it; features that nothing is done to come last."""
+    """Return one row per tensor with operators, in structural order, then one per feature without."""
     rows = []
     for site in (s for s in sites.sites if s.kind == "weight" or s in sites.active):
         weight = getattr(*weight_place(task.network, site.path)) if site.kind == "weight" else None
@@ -250,9 +241,9 @@ def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
         rows.append(
             {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}
         )
-    alone = uncovered_features(task.network, task.example)
-    times = Counter(stored.name for stored in alone)
-    for stored in alone:
+    others = uncovered_features(task.network, task.example)
+    times = Counter(stored.name for stored in others)
+    for stored in others:
         # A module whose forward makes several has one name for all of them.
         several = times[stored.name] > 1 and stored.readers
         name = f"{stored.name}, read by {stored.readers[0]}" if several else stored.name
@@ -262,24 +253,16 @@ def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
 
 
 def _print_plan(console: Console, rows: list[dict[str, Any]]) -> None:
-    """The number of operators by kind, and the rows as a table."""
+    """Print the number of operators by kind, and the rows as a table."""
     counts = {
         f"{kind} {word}": sum(row[operator] for row in rows if row["kind"] == kind)
         for kind in ("weight", "feature")
         for operator, word in (("quantize", "quantizers"), ("prune", "pruners"))
     }
-    alone = sum(not (row["prune"] or row["quantize"]) for row in rows)
-    console.print(f"plan: {', '.join(f'{n} {name}' for name, n in counts.items())}; {alone} tensors left alone")
+    without = sum(not (row["prune"] or row["quantize"]) for row in rows)
+    console.print(f"plan: {', '.join(f'{n} {name}' for name, n in counts.items())}; {without} tensors left alone")
     table = Table("tensor", "kind", "shape", "prune", "quantize", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(
-            row["tensor"], row["kind"], row["shape"], *("yes" if row[key] else "-" for key in ("prune", "quantize"))
-        )
+        used = ("yes" if row[key] else "-" for key in ("prune", "quantize"))
+        table.add_row(row["tensor"], row["kind"], row["shape"], *used)
     console.print(table)
-
-
-def _empty(folder: Path) -> None:
-    (folder / results.ROW_FILE).unlink(missing_ok=True)  # first: where a row is, its run is whole
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

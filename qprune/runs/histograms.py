@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qprune.compression.functional import integer_range
-from qprune.compression.prepare import FeatureOperators, find_operators
+from qprune.compression.prepare import FeatureOperators
 from qprune.compression.pruner import Pruner
-from qprune.compression.quantizer import Quantizer
 
-HISTOGRAMS_FILE = "histograms.json"
 ELEMENTS = 1 << 22  # counted per site, the first ones that come: enough for a tail of one in a million
 _BINS, _BINS_IN_RANGE = 512, 128
 
@@ -23,8 +23,8 @@ _BINS, _BINS_IN_RANGE = 512, 128
 class Counts:
     """Counts of a feature's values in bins of one width, which doubles whenever a value lies beyond the outermost.
 
-    bits, decimal: of the grid, whose range is [-2^(bits-1), 2^(bits-1) - 1] * 2^-decimal; it holds about 128 bins.
-    below, above: values outside that range.
+    The grid of `bits` and `decimal` has the range [-2^(bits-1), 2^(bits-1) - 1] * 2^-decimal, about 128 bins; `below`
+    and `above` count the values outside.
     """
 
     site: str
@@ -43,7 +43,7 @@ class Counts:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The least and the largest value of the grid."""
+        """Return the least and the largest value of the grid."""
         low, high = integer_range(self.bits)
         return low * 2.0**-self.decimal, high * 2.0**-self.decimal
 
@@ -66,7 +66,7 @@ class Counts:
         self.counts += torch.bincount(place, minlength=_BINS).cpu()
 
     def as_plain(self) -> dict[str, Any]:
-        """Everything as plain values, without empty bins at the ends; `start` is the lower edge of the first bin."""
+        """Return plain values, without empty bins at the ends; `start` is the lower edge of the first bin."""
         low, high = self.range
         filled = self.counts.nonzero().flatten()
         first, last = int(filled[0]), int(filled[-1])
@@ -77,52 +77,36 @@ class Counts:
 
 
 def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> list[dict[str, Any]]:
-    """What reaches every feature quantizer of `network` while `evaluate` runs: one entry per site, see `Counts`.
+    """Return how the values at every feature quantizer lie while `evaluate` runs: one entry per site, see `Counts`.
 
     Pruned elements, which are zero and are not stored, are not counted. `evaluate` is broken off once every site has
-    seen `ELEMENTS` values. Nothing is changed in the network, but for what `evaluate` changes.
+    seen `ELEMENTS` values.
     """
-    found = list(_sites(network))
-    if not found:
-        return []
-    counting = [counts for counts, _, _ in found]
+    sites: list[tuple[FeatureOperators, Counts]] = []
+    for operators in network.modules():
+        if isinstance(operators, FeatureOperators) and operators.quantizer is not None:
+            quantizer = operators.quantizer
+            sites.append((operators, Counts(operators.site, quantizer.bits, int(quantizer.decimal))))
 
-    def counter(counts: Counts, pruner: Pruner | None) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def count(operator: nn.Module, args: tuple[Any, ...]) -> None:
-            counts.add(_kept(args[0], pruner))
-            if all(each.elements >= ELEMENTS for each in counting):
-                raise _Enough
+    def count(operators: Any, args: tuple[Any, ...], counts: Counts) -> None:
+        counts.add(_kept(args[0], operators.pruner))
+        if all(each.elements >= ELEMENTS for _, each in sites):
+            raise _Enough
 
-        return count
-
-    handles = [module.register_forward_pre_hook(counter(counts, pruner)) for counts, pruner, module in found]
-    try:
-        evaluate()
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [counts.as_plain() for counts in counting if counts.elements]
+    with ExitStack() as hooks, suppress(_Enough):
+        for operators, counts in sites:
+            hooks.callback(operators.register_forward_pre_hook(partial(count, counts=counts)).remove)
+        if sites:
+            evaluate()
+    return [counts.as_plain() for _, counts in sites if counts.elements]
 
 
 class _Enough(BaseException):
-    """Ends an evaluation whose result is not asked for; no `except Exception` on the way stops it."""
-
-
-def _sites(network: nn.Module) -> Iterator[tuple[Counts, Pruner | None, nn.Module]]:
-    """Counts, pruner and module that is called with the feature, of every feature quantizer."""
-    pairs = {id(m.quantizer): m for m in network.modules() if isinstance(m, FeatureOperators) and m.quantizer}
-    for placed in find_operators(network):
-        operator = placed.operator
-        if placed.kind == "feature" and isinstance(operator, Quantizer):
-            pair = pairs.get(id(operator))
-            counts = Counts(placed.path, operator.bits, int(operator.decimal))
-            yield counts, pair.pruner if pair else None, pair or operator
+    """Ends an evaluation whose result is not needed; no `except Exception` on the way stops it."""
 
 
 def _kept(x: Tensor, pruner: Pruner | None) -> Tensor:
-    """The elements of a feature (B, C, ...) that its pruner keeps."""
+    """Return the elements of a feature (B, C, ...) that its pruner keeps."""
     if pruner is None or not pruner.active:
         return x
     return x.masked_select(pruner.fitted(x).bool().expand_as(x))

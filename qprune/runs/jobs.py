@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from qprune.config.compose import SWEEP, Composer, key_of, print_retired
 from qprune.config.schema import RETIRED, RunConfig
 from qprune.config.signature import run_folder
 from qprune.errors import UserError, one_of
-from qprune.runs.row import ROW_FILE, Row, load_row
-from qprune.runs.store import read_config, read_metrics
-
-LOCK = ".lock"
+from qprune.runs.folder import TIMING_FILE, RunFolder
+from qprune.runs.row import Row
 
 
 @dataclass(frozen=True)
@@ -89,24 +86,8 @@ def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
             config = composer.checked(words)
             folder = run_folder(config)
             if folder not in found:
-                found[folder] = Job(words, config, folder, *state_of(folder))
+                found[folder] = Job(words, config, folder, *RunFolder(folder).state())
     return list(found.values())
-
-
-def state_of(folder: Path) -> tuple[str, Row | None]:
-    """Return how far the run in a folder is (see `Job`), and the row of a finished one."""
-    if (folder / ROW_FILE).exists():
-        try:
-            return "done", load_row(folder / ROW_FILE)
-        except UserError:
-            return "broken", None
-    if (folder / LOCK).exists():
-        try:
-            with FileLock(folder / LOCK, timeout=0):
-                pass
-        except Timeout:
-            return "running", None
-    return ("interrupted" if any((folder / "checkpoints").glob("*.pt")) else "to do"), None
 
 
 def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
@@ -116,10 +97,10 @@ def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
     """
     measured: dict[tuple[Any, ...], list[float]] = {}
     for folder in {Path(job.config.results_dir) / job.config.task.name for job in jobs}:
-        for path in sorted(folder.glob("*/timing.json")):
+        for path in sorted(folder.glob(f"*/{TIMING_FILE}")):
             try:
                 seconds = float(json.loads(path.read_bytes())["training_seconds"])
-                kind = _kind(RunConfig.check(read_config(path.parent) or {}))
+                kind = _kind(RunConfig.check(RunFolder(path.parent).config() or {}))
             except (ValueError, KeyError, TypeError):
                 continue  # no measurement; the run itself is judged elsewhere
             measured.setdefault(kind, []).append(seconds)
@@ -158,6 +139,6 @@ def _kind(config: RunConfig) -> tuple[Any, ...]:
 
 def _progress(job: Job) -> float:
     """Return the fraction of an interrupted run that its curve shows as trained."""
-    curve = read_metrics(job.folder)
+    curve = RunFolder(job.folder).metrics()
     epochs = min(job.config.epochs, job.config.budget.epochs or job.config.epochs)
     return 0.0 if curve is None or "epoch" not in curve or not len(curve) else min(1.0, curve["epoch"].max() / epochs)

@@ -1,32 +1,35 @@
-"""A finished run taken up again: its task, its trained network and the inputs that the network sees."""
+"""A finished run reloaded: its task, its trained network and the inputs that the network gets."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from qprune.atomic_write import write_json
 from qprune.compression.compressor import Compressor
+from qprune.compression.prepare import find_operators
+from qprune.compression.quantizer import Quantizer
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError
-from qprune.runs.checksums import check_sum
-from qprune.runs.decimals import NETWORK_FILE
-from qprune.runs.row import ROW_FILE, Row, load_row
-from qprune.runs.store import CONFIG_FILE, read_config
+from qprune.runs.folder import CONFIG_FILE, HISTOGRAMS_FILE, NETWORK_FILE, RunFolder
+from qprune.runs.histograms import feature_histograms
+from qprune.runs.row import Row
+from qprune.training.distributed import choose_device
 from qprune.training.setup import attach_operators, build_task
 from qprune.training.task import Task
-
-SHORTEST_SIGNATURE = 6  # digits
+from qprune.training.trainer import evaluation_context
 
 
 @dataclass
@@ -41,31 +44,30 @@ class FinishedRun:
 
     @classmethod
     def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
-        """Take up `run`, a folder or the first digits of a signature. changes: machine keys of the config by dotted
-        name (`data.root`), or `budget.test_samples`. Raises UserError for an unfinished run or one that cannot be read.
+        """Reload `run`, a folder or the first digits of a signature, on the CPU. Raises UserError.
+
+        `changes` are machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
         """
-        folder = run_of(run, results_dir)
-        row = load_row(folder / ROW_FILE)
-        config = read_config(folder)
-        if config is None:
+        folder = RunFolder.find(run, results_dir)
+        row, stored = folder.row(), folder.config()
+        if stored is None:
             raise UserError(
-                f"{folder / CONFIG_FILE} is missing or cannot be read; run the run's command with force=true"
+                f"{folder.path / CONFIG_FILE} is missing or cannot be read; run the run's command with force=true"
             )
-        for name in (CONFIG_FILE, NETWORK_FILE):
-            check_sum(folder / name)
+        folder.check(CONFIG_FILE)
         for key, value in (changes or {}).items():
             section, _, name = key.partition(".")
-            config[section][name] = value
-        recipe = Recipe.from_config(config)
+            stored[section][name] = value
+        recipe = Recipe.from_config(stored)
         task = build_task(recipe)
         compressor = attach_operators(recipe, task)
-        path = folder / NETWORK_FILE
         try:
-            task.network.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            task.network.load_state_dict(_trained_tensors(folder))
+        except RuntimeError as error:
+            path = folder.path / NETWORK_FILE
             raise UserError(f"{path} is not the network of this run ({str(error).splitlines()[0]})") from error
         compressor.at(recipe.limits.epochs * len(task.train_batches))
-        return cls(folder, row, recipe.config, task, compressor)
+        return cls(folder.path, row, recipe.config, task, compressor)
 
     @property
     def network_digest(self) -> str:
@@ -78,84 +80,109 @@ class FinishedRun:
         example = self.task.example
         if isinstance(example, Tensor):
             return example
-        if isinstance(example, tuple) and len(example) != 1:
-            given = f"{len(example)} arguments"
-        else:
-            given = "something other than one tensor"
+        several = isinstance(example, tuple) and len(example) != 1
+        given = f"{len(example)} arguments" if several else "something other than one tensor"
         raise UserError(
             f"the network of the task {self.row.task} takes {given}, and an ONNX file of qprune is a network from one "
             "tensor to one; qprune export --to sparse writes its weights and masks"
         )
 
     def training_input(self) -> Tensor:
-        """The first training batch as the network gets it; nothing is trained."""
-        seen: list[Tensor] = []
+        """Return the first training batch as the network gets it; nothing is trained."""
+        inputs: list[Tensor] = []
 
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach().clone())
-            raise _SeenError
+            inputs.append(args[0].detach().clone())
+            raise _InputFound
 
         handle = self.task.network.register_forward_pre_hook(stop, prepend=True)
         self.task.optimizers()
         self.task.begin_epoch(0)
         try:
-            with suppress(_SeenError):
+            with suppress(_InputFound):
                 self.task.train_step(next(iter(self.task.train_batches.epoch(0))))
         finally:
             handle.remove()
-        return seen[0]
+        return inputs[0]
 
     def evaluate_as(self, network: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The task's evaluation with another network, or any function, in the place of its own."""
-        with self._standing_in(network):
-            return self.task.evaluate()
-
-    @contextmanager
-    def _standing_in(self, network: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Return the task's evaluation with another network, or any function, in the place of its own."""
         own = self.task.network
-        self.task.network = _Stand(network)
+        self.task.network = _FunctionAsNetwork(network)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
-                yield
+                return self.task.evaluate()
         finally:
             self.task.network = own
 
+    def histograms(self) -> list[dict[str, Any]]:
+        """Return the histograms of the features, as the run itself makes them at its end, see `feature_histograms`."""
+        device = choose_device(self.config.trainer.device)
+        self.task.to(device)
+        with (
+            evaluation_context(self.compressor, device, self.config.seed, self.config.trainer.precision),
+            torch.no_grad(),
+        ):
+            return feature_histograms(self.task.network, self.task.evaluate)
 
-class _Stand(nn.Module):
+
+class _FunctionAsNetwork(nn.Module):
     """A function where a task has its network; the modes that a task sets do not reach it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.function = (function,)
+        self.function = (function,)  # in a tuple: a module would become a child
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function[0](x)
 
 
-class _SeenError(Exception):
-    """Stops a training step when its input has been seen."""
+class _InputFound(Exception):
+    """Stops a training step once its input is known."""
 
 
-def run_of(run: str, results_dir: Path) -> Path:
-    """The folder of a finished run, from a path or the first digits of a signature. Raises UserError."""
-    folder = Path(run)
-    if folder.is_dir():
-        if not (folder / ROW_FILE).exists():
-            what = f"is not finished (it has no {ROW_FILE})" if (folder / CONFIG_FILE).exists() else "is no run folder"
-            raise UserError(f"{folder} {what}; finish the run with the command that began it, or name another")
-        return folder
-    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_SIGNATURE},64}}", run):
-        raise UserError(
-            f"{run!r} is neither a folder nor the beginning of a signature ({SHORTEST_SIGNATURE} digits or more); "
-            f"give a run folder, or what its name ends with"
-        )
-    found = sorted(path.parent for path in results_dir.glob(f"*/*-{run[:10]}*/{ROW_FILE}"))
-    found = [path for path in found if load_row(path / ROW_FILE).signature.startswith(run)]
-    if not found:
-        begun = sorted(results_dir.glob(f"*/*-{run[:10]}*/{CONFIG_FILE}"))
-        unfinished = f"; the run in {begun[0].parent} is not finished" if begun else ""
-        raise UserError(f"no finished run below {results_dir} has a signature that begins with {run}{unfinished}")
-    if len(found) > 1:
-        raise UserError(f"{len(found)} runs have a signature that begins with {run}: give more digits")
-    return found[0]
+def count_features(folder: Path) -> None:
+    """Write the histograms of a finished run that was made before there were any.
+
+    The run's data must be there: where its config says, or below QPRUNE_DATA. Raises UserError naming what is not.
+    """
+    root = os.environ.get("QPRUNE_DATA")
+    run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
+    write_json(folder / HISTOGRAMS_FILE, run.histograms())
+
+
+def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
+    """Fix the fraction bits of every quantizer of `network` at those of a finished run: Q_u(x, d*) of Table 1.
+
+    Raises UserError for a quantizer that the run lacks, or has with another number of fraction bits.
+    """
+    tensors = _trained_tensors(run)
+    theirs = {_site(name): value for name, value in tensors.items() if name.endswith(".decimal")}
+    names = {id(buffer): name for name, buffer in network.named_buffers() if name.endswith("decimal")}
+    for placed in find_operators(network):
+        if not isinstance(quantizer := placed.operator, Quantizer):
+            continue
+        site = _site(names[id(quantizer.decimal)])
+        if site not in theirs or theirs[site].shape != quantizer.decimal.shape:
+            raise UserError(
+                f"quantize.decimal_from: the run in {run.path} has no fraction bits that fit {placed.kind} "
+                f"{placed.path}; give a run of the same task with the same quantize.targets and quantize.weight_axis"
+            )
+        with torch.no_grad():
+            quantizer.decimal.copy_(theirs[site])
+        quantizer.searches = False
+
+
+def _trained_tensors(run: RunFolder) -> dict[str, Tensor]:
+    run.check(NETWORK_FILE)
+    path = run.path / NETWORK_FILE
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+
+
+def _site(buffer: str) -> str:
+    """Return the name of a `decimal` without its index in a chain of operators, where a pruner may precede it."""
+    return re.sub(r"(\.parametrizations\.weight)\.\d+", r"\1", buffer)

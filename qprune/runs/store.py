@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from qprune.config import signature as identity
 from qprune.errors import UserError
-from qprune.runs import row as results
-from qprune.runs.checksums import check_sums
+from qprune.runs.folder import CONFIG_FILE, METRICS_FILE, PUBLISHED, ROW_FILE, RunFolder, read_runs
 from qprune.runs.row import Row
-
-CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
-PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
 
 
 @dataclass
 class Store:
-    """The good rows below `folder`, by signature, with their files; problems: what was left out, and why."""
+    """The good rows below `folder`, by signature, with their folders; problems: what was left out, and why."""
 
     folder: Path
-    paths: dict[str, Path]
+    folders: dict[str, RunFolder]
     rows: dict[str, Row]
     problems: list[str]
-    sums: dict[str, Mapping[str, str] | None]  # checksums of the files beside each row
     checked: set[str] = field(default_factory=set)
     _columns: pd.DataFrame | None = None
     _seeds: dict[tuple[str, str], set[int]] | None = None
@@ -44,20 +38,19 @@ class Store:
                 f"there is no folder {folder}; name the one that holds the runs with results_dir=..., or make some: "
                 "qprune run"
             )
-        stored, problems = results.read_stored(folder)
-        theirs, more = results.read_stored(published)
-        entries = {entry.row.signature: entry for entry in stored}
-        entries |= {entry.row.signature: entry for entry in theirs if entry.row.signature not in entries}
-        paths = {name: entry.path for name, entry in entries.items()}
-        rows = {name: entry.row for name, entry in entries.items()}
-        return cls(folder, paths, rows, problems + more, {name: entry.sums for name, entry in entries.items()})
+        (own, problems), (others, more) = read_runs(folder), read_runs(published)
+        store = cls(folder, {}, {}, problems + more)
+        for run, row in (*own, *others):
+            if row.signature not in store.rows:
+                store.folders[row.signature], store.rows[row.signature] = run, row
+        return store
 
     def check(self, signatures: Iterable[str]) -> None:
         """Compare these rows with their run's other files; one that does not fit them is left out and named."""
         for name in [name for name in signatures if name in self.rows and name not in self.checked]:
             self.checked.add(name)
             try:
-                _compare(self.paths[name], self.rows[name], self.sums[name])
+                _compare(self.folders[name], self.rows[name])
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
@@ -68,13 +61,12 @@ class Store:
         """The rows as a table, a column per field, by signature; their types were checked when they were read."""
         if self._columns is None:
             rows = self.rows.values()
-            names = [field.name for field in fields(Row)]
-            columns = {name: list(map(attrgetter(name), rows)) for name in names}
+            columns = {each.name: list(map(attrgetter(each.name), rows)) for each in fields(Row)}
             self._columns = pd.DataFrame(columns, index=pd.Index(list(self.rows), dtype="object"))
         return self._columns
 
     def seeds(self, order: str, task: str) -> set[int]:
-        """The seeds that there are rows of in an order of a task."""
+        """Return the seeds of the rows of a task in an order."""
         if self._seeds is None:
             self._seeds = {}
             for row in self.rows.values():
@@ -82,62 +74,37 @@ class Store:
         return self._seeds.get((order, task), set())
 
     def config(self, signature: str) -> dict[str, Any] | None:
-        """The resolved config of a run, or None where the file is missing or unreadable."""
-        return read_config(self.paths[signature].parent)
+        """Return `RunFolder.config` of a run."""
+        return self.folders[signature].config()
 
     def config_text(self, signature: str) -> str | None:
-        """The config of a run as it stands in its file, or None where that is missing or unreadable."""
-        return _config_text(self.paths[signature].parent)
+        """Return `RunFolder.config_text` of a run."""
+        return self.folders[signature].config_text()
 
     def metrics(self, signature: str) -> pd.DataFrame | None:
-        """The curve of a run, one line per epoch, or None where it is missing or unreadable."""
-        return read_metrics(self.paths[signature].parent)
+        """Return `RunFolder.metrics` of a run."""
+        return self.folders[signature].metrics()
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The resolved config in a run folder, or None."""
-    if (text := _config_text(folder)) is None:
-        return None
-    try:
-        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (ValueError, yaml.YAMLError):
-        return None
-    return config if isinstance(config, dict) else None
-
-
-def _config_text(folder: Path) -> str | None:
-    try:
-        return (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
-
-
-def read_metrics(folder: Path) -> pd.DataFrame | None:
-    """The curve in a run folder, or None."""
-    try:
-        return pd.read_csv(folder / METRICS_FILE)
-    except (OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
-        return None
-
-
-def _compare(path: Path, row: Row, sums: Mapping[str, str] | None) -> None:
-    """Raise UserError when a row is not that of its run. What is not there cannot contradict it."""
+def _compare(run: RunFolder, row: Row) -> None:
+    """Raise UserError when a row is not that of its run; a missing file cannot contradict it."""
     advice = "it was edited or copied; run its command again with force=true"
-    if check_sums(path.parent, (CONFIG_FILE, METRICS_FILE), sums):
-        return  # row, config and curve were looked at together when the run wrote their checksums
-    if (config := read_config(path.parent)) is not None:
+    if run.check(CONFIG_FILE, METRICS_FILE):
+        return  # the run wrote the checksums of row, config and curve together
+    path = run.path / ROW_FILE
+    if (config := run.config()) is not None:
         try:
             expected = identity.signature(config)
-            told = {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
-            told |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
+            stated = {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
+            stated |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
         except Exception as error:
-            raise UserError(f"{path.parent / CONFIG_FILE} is not the config of a run ({error}); {advice}") from error
+            raise UserError(f"{run.path / CONFIG_FILE} is not the config of a run ({error}); {advice}") from error
         if expected != row.signature:
             raise UserError(f"{path}: the signature is not that of {CONFIG_FILE} beside it; {advice}")
-        for name, value in told.items():
+        for name, value in stated.items():
             if getattr(row, name) != value:
                 raise UserError(f"{path}: {name} is {getattr(row, name)!r}, and {CONFIG_FILE} says {value!r}; {advice}")
-    curve = read_metrics(path.parent)
+    curve = run.metrics()
     if curve is not None and len(curve) and row.metric in curve:
         last = float(curve[row.metric].iloc[-1])
         if not math.isclose(last, row.score, rel_tol=1e-6, abs_tol=1e-9):

@@ -18,9 +18,9 @@ from qprune.config.compose import Composer, values_of
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError, one_of
 from qprune.reporting.units import unit_of_difference
-from qprune.runs.jobs import Job, expand, state_of
-from qprune.runs.row import ROW_FILE
-from qprune.runs.store import PUBLISHED, Store
+from qprune.runs.folder import PUBLISHED, ROW_FILE, RunFolder
+from qprune.runs.jobs import Job, expand
+from qprune.runs.store import Store
 from qprune.search.frontier import FLOAT_BITS, Amount, Point, Question, in_order
 
 ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
@@ -106,7 +106,7 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
             folder = identity.run_folder(config)
             if not (folder / ROW_FILE).exists():
                 folder = stored.get(signatures[point, seed], folder)
-            jobs[point, seed] = Job((*model.words, f"seed={seed}"), config, folder, *state_of(folder))
+            jobs[point, seed] = Job((*model.words, f"seed={seed}"), config, folder, *RunFolder(folder).state())
     return Grid(
         points=points,
         seeds=list(dict.fromkeys(int(seed) for seed in seeds)),
@@ -132,7 +132,7 @@ def _stored(results_dir: Path, signatures: Iterable[str]) -> dict[str, Path]:
     store.check(wanted)
     if mine := store.problems[others:]:
         raise UserError(mine[0])
-    return {signature: store.paths[signature].parent for signature in wanted if signature in store.rows}
+    return {signature: store.folders[signature].path for signature in wanted if signature in store.rows}
 
 
 def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped: saved atomically, verified, loaded without code."""
+"""Checkpoints: all that a run needs to go on, saved atomically, verified, and loaded without running code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from qprune.atomic_write import write_atomically
 
@@ -18,7 +20,7 @@ _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT) -> Path:
-    """Write `state` (tensors and plain values) as the checkpoint of `step`; the name carries the content's digest.
+    """Write `state` (tensors and plain values) as the checkpoint of `step`; its name holds the content's digest.
 
     The `kept` newest checkpoints stay (None: all). Raises RunFailure when the disk is full, with the older ones intact.
     """
@@ -32,38 +34,44 @@ def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT
     return path
 
 
-def load_newest(folder: Path, device: torch.device | str = "cpu", latest: int | None = None) -> dict[str, Any] | None:
-    """The newest checkpoint whose content matches its digest, or None; a damaged one is passed over with a warning.
+def load_newest(folder: Path, latest: int | None = None) -> dict[str, Any] | None:
+    """Return the newest checkpoint of up to step `latest` that matches its digest, on the CPU; None without one.
 
-    latest: the last step that a checkpoint may be of.
-
-    Loaded with `weights_only=True`: a checkpoint from a stranger cannot run code.
+    A damaged one is skipped with a warning. `weights_only=True`: a checkpoint from a stranger cannot run code.
     """
     for path in _newest_first(folder):
         if latest is not None and _step(path) > latest:
             continue
         try:
-            return _load(path, device)
-        except Exception as error:  # what is made up can fail in any way while it is unpickled
+            return _load(path)
+        except Exception as error:  # made-up content can fail in any way while it is unpickled
             why = " ".join(str(error).split())[:120]
             warnings.warn(f"{path} is damaged ({why}); the checkpoint before it is used", stacklevel=2)
     return None
 
 
-def _load(path: Path, device: torch.device | str) -> dict[str, Any]:
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in `folder`, the newest first."""
+    return [_step(path) for path in _newest_first(folder)]
+
+
+def copied_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of `state` that training does not change, in the memory of the CPU."""
+    copied: dict[str, Any] = tree_map(
+        lambda leaf: leaf.to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, state
+    )
+    return copied
+
+
+def _load(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
-    digest = _NAME.fullmatch(path.name)
-    if digest is None or hashlib.sha256(content).hexdigest()[:16] != digest[2]:
+    name = _NAME.fullmatch(path.name)
+    if name is None or hashlib.sha256(content).hexdigest()[:16] != name[2]:
         raise ValueError("its checksum differs")
-    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}")
     return state
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that `folder` holds checkpoints of, the newest first."""
-    return [_step(path) for path in _newest_first(folder)]
 
 
 def _step(path: Path) -> int:
@@ -71,4 +79,4 @@ def _step(path: Path) -> int:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
+    return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)

@@ -1,4 +1,4 @@
-"""Devices and ranks: choosing a device, launching processes, one share of a batch each, gradients averaged."""
+"""Devices and ranks: choose a device, launch processes, share batches out, average gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`; UserError when it is not there."""
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; UserError when it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     one_of("trainer.device", name.partition(":")[0], ("cpu", "cuda"))
@@ -39,7 +39,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The autocast context of a precision; operators compute in float32 inside it all the same."""
+    """Return the autocast context of a precision; operators compute in float32 inside it all the same."""
     one_of("trainer.precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
@@ -66,84 +66,77 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         run_id="qprune",
     )
     _quiet_agent()
-    with tempfile.TemporaryDirectory() as notes:
+    with tempfile.TemporaryDirectory() as reports:
         try:
-            return elastic_launch(config, _in_group)(notes, work, args)[0]
+            return elastic_launch(config, _in_group)(reports, work, args)[0]
         except ChildFailedError as error:
-            raise _as_in_one_process(Path(notes)) from error
+            raise _error_of_ranks(Path(reports)) from error
         except SignalException as error:
             raise Interrupted(
                 f"stopped by {error.sigval.name}, with the ranks' work saved; the same command goes on from there"
             ) from error
 
 
-def _as_in_one_process(notes: Path) -> Exception:
-    """What the ranks that failed had to say, as the error that it would be without ranks.
+def _error_of_ranks(reports: Path) -> Exception:
+    """Return the error of the ranks that failed, as it would be without ranks.
 
-    When one rank ends, the others fail at talking to it: an error that was meant for the user goes before theirs.
+    When one rank ends, the others fail in their communication with it: errors for the user take precedence.
     """
-    said = [json.loads(note.read_text()) for note in sorted(notes.iterdir())]
+    failed = [json.loads(report.read_text()) for report in sorted(reports.iterdir())]
     kinds: tuple[type[Exception], ...] = (UserError, RunFailure, StoppedEarly, Interrupted)
     for kind in kinds:
-        for note in said:
-            if note["kind"] == kind.__name__:
-                return kind(note["message"])
-    heard = "; ".join(f"rank {note['rank']} last said {note['kind']}: {note['message']}" for note in said)
-    return RunFailure(f"a rank died, and the others were stopped{': ' if heard else ''}{heard}")
+        for report in failed:
+            if report["kind"] == kind.__name__:
+                return kind(report["message"])
+    last = "; ".join(f"rank {report['rank']} last said {report['kind']}: {report['message']}" for report in failed)
+    return RunFailure(f"a rank died, and the others were stopped{': ' if last else ''}{last}")
 
 
 def _quiet_agent() -> None:
-    """The agent would log the tracebacks that `_as_in_one_process` turns into one paragraph."""
+    """Silence the agent, which would log the tracebacks that `_error_of_ranks` turns into one paragraph."""
     if os.environ.get(DEBUG_VARIABLE) != "1":
         for name in ("torch.distributed.elastic", "torch.multiprocessing"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _in_group(notes: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """One rank: `work` in a process group. A rank that fails leaves a note, since the agent reports only one."""
+def _in_group(reports: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Run `work` as one rank of a process group; a failing rank leaves a report, as the agent returns only one."""
     _quiet_agent()
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         result = work(*args)
     except Exception as error:
-        # The group is left as it is: leaving it in order would wait for ranks that wait for this one.
-        note = {"rank": int(os.environ["RANK"]), "kind": type(error).__name__, "message": str(error)}
-        (Path(notes) / f"{note['rank']}.json").write_text(json.dumps(note))
+        # The group is not destroyed: that would wait for ranks that wait for this one.
+        report = {"rank": int(os.environ["RANK"]), "kind": type(error).__name__, "message": str(error)}
+        (Path(reports) / f"{report['rank']}.json").write_text(json.dumps(report))
         raise
     dist.destroy_process_group()
     return result
 
 
 def share_of(batch: Any) -> tuple[Any, float]:
-    """This rank's samples of a batch and their fraction of the whole.
+    """Return this rank's samples of a batch and their fraction of the whole.
 
     A batch is any nesting of tensors, samples first, or a list of samples, which may differ in size.
     """
     rank, world = rank_and_world()
     if world == 1:
         return batch, 1.0
-    if isinstance(batch, list):
-        local = -(-len(batch) // world)
-        samples = batch[rank * local : (rank + 1) * local]
-        if not samples:
-            raise UserError(f"a batch of {len(batch)} samples leaves rank {rank} of {world} without any")
-        return samples, len(samples) / len(batch)
-    sizes: list[int] = []
+    fractions: list[float] = []
 
-    def cut(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
-            return tensor
-        local = -(-tensor.shape[0] // world)
-        part = tensor[rank * local : (rank + 1) * local]
-        sizes.append(part.shape[0])
-        if part.shape[0] == 0:
-            raise UserError(f"a batch of {tensor.shape[0]} samples leaves rank {rank} of {world} without any")
-        whole.append(tensor.shape[0])
+    def cut(samples: Any) -> Any:
+        local = -(-len(samples) // world)
+        part = samples[rank * local : (rank + 1) * local]
+        if not len(part):
+            raise UserError(f"a batch of {len(samples)} samples leaves rank {rank} of {world} without any")
+        fractions.append(len(part) / len(samples))
         return part
 
-    whole: list[int] = []
-    part = tree_map(cut, batch)
-    return part, sizes[0] / whole[0]
+    if isinstance(batch, list):
+        part = cut(batch)
+    else:
+        part = tree_map(lambda leaf: cut(leaf) if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
+    return part, fractions[0]
 
 
 def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -167,7 +160,7 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 
 def losses_of_whole_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses (0-d) over all samples of a batch, from those over this rank's share; equal on all ranks."""
+    """Return the losses (0-d) over all samples of a batch from those over this rank's share; equal on all ranks."""
     if rank_and_world()[1] == 1:
         return losses
     total = summed(torch.stack(list(losses.values())).mul_(batch_share()))
@@ -175,7 +168,7 @@ def losses_of_whole_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` holds on any rank; every rank gets the same answer."""
+    """Return whether `flag` holds on any rank; the same on every rank."""
     if rank_and_world()[1] == 1:
         return flag
     value = torch.tensor(int(flag), device=device)
@@ -184,10 +177,10 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def take_from_first_rank(network: nn.Module) -> None:
-    """Take rank 0's weights and statistics, tensor by tensor in an order that is the same on all ranks.
+    """Broadcast rank 0's weights and statistics, tensor by tensor in an order that is the same on all ranks.
 
-    What operators hold is left out: rank 0 alone collects, so that while it does its tensors are not those of the
-    others; masks and decimal bits are the same on all ranks as they are.
+    Operators are left out: rank 0 alone collects, so that its sums differ from those of the others meanwhile; masks
+    and fraction bits are equal on all ranks anyway.
     """
     if rank_and_world()[1] == 1:
         return

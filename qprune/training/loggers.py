@@ -1,4 +1,4 @@
-"""Training curves for viewers: what metrics.csv holds, passed on after training to the one that the config names.
+"""Training curves for viewers: metrics.csv, sent after training to the logger that the config names.
 
 metrics.csv is always written, epoch by epoch, and is what tables and figures read. A viewer gets the whole curve of a
 finished run at once, so that an interrupted and resumed run appears once and without gaps.
@@ -15,7 +15,8 @@ from typing import Any
 
 from qprune.errors import UserError, one_of
 
-MODULES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name -> what it needs
+# Loggers and the packages that they need
+MODULES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_logger(name: str) -> None:
@@ -27,23 +28,20 @@ def check_logger(name: str) -> None:
 
 
 def log_curve(name: str, folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
-    """Pass the epochs of a run on. folder: the run's, its name is that of the run in the viewer."""
-    if name == "tensorboard":
-        _to_tensorboard(folder, curve)
-    elif name == "wandb":
-        _to_wandb(folder, config, curve)
-    elif name == "mlflow":
-        _to_mlflow(folder, config, curve)
+    """Send the epochs of a run to the logger `name`, under the name of the run's folder."""
+    senders = {"tensorboard": _to_tensorboard, "wandb": _to_wandb, "mlflow": _to_mlflow}
+    if name in senders:
+        senders[name](folder, config, curve)
 
 
 def numbers(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The finite numbers of an epoch, but for its own number and step."""
+    """Yield the finite numbers of an epoch, but for its own number and step."""
     for name, value in line.items():
         if isinstance(value, int | float) and math.isfinite(value) and name not in ("epoch", "step"):
             yield name, float(value)
 
 
-def _to_tensorboard(folder: Path, curve: Sequence[Mapping[str, Any]]) -> None:
+def _to_tensorboard(folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
     from torch.utils.tensorboard.writer import SummaryWriter
 
     with SummaryWriter(str(folder / "tensorboard")) as writer:

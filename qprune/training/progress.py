@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere."""
+"""Progress of training for people: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Status:
-    """The figures of one line: step of steps, epoch of epochs, mean loss, last score, phase and sparsities."""
+    """The figures of one line of progress."""
 
     step: int
     steps: int
@@ -26,12 +26,11 @@ class Status:
     sparsity: dict[str, float]
 
     def text(self) -> str:
-        """Everything but the counts, for people."""
+        """Return everything but the counts, for people."""
         score = "-" if self.score is None else f"{self.score:.3f}"
-        pruned = ", ".join(f"{kind[0]} {value:.1%}" for kind, value in self.sparsity.items() if value > 0)
-        return f"loss {self.loss:.4g}  {self.metric} {score}  phase {self.phase}" + (
-            f"  zeros {pruned}" if pruned else ""
-        )
+        zeros = ", ".join(f"{kind[0]} {value:.1%}" for kind, value in self.sparsity.items() if value > 0)
+        zeros = f"  zeros {zeros}" if zeros else ""
+        return f"loss {self.loss:.4g}  {self.metric} {score}  phase {self.phase}{zeros}"
 
 
 class Reporter:
@@ -44,14 +43,13 @@ class Reporter:
         self.bar: Progress | None = None
         self.bar_task = TaskID(0)
         if self.console.is_terminal and not silent:
-            self.bar = Progress(
+            columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
             )
+            self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar_task = self.bar.add_task("", total=steps, completed=first_step)
 
     def __enter__(self) -> Reporter:
@@ -64,12 +62,12 @@ class Reporter:
             self.bar.stop()
 
     def due(self) -> bool:
-        """Whether a status is worth computing now (it costs the device a wait)."""
+        """Return whether a status is worth computing now: it waits for the device."""
         wait = 0.25 if self.bar else SECONDS_BETWEEN_LINES
         return time.monotonic() - self.last_line >= wait
 
     def show(self, status: Status, permanent: bool = False) -> None:
-        """Show a status; `permanent` ones (ends of epochs) stay on the screen and always come."""
+        """Show a status; a `permanent` one (the end of an epoch) stays on the screen."""
         self.last_line = time.monotonic()
         if self.bar:
             self.bar.update(self.bar_task, completed=status.step, description=status.text())

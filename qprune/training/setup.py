@@ -16,7 +16,7 @@ from qprune.config.build import Recipe
 from qprune.config.trusted import require_trusted
 from qprune.config.types import check
 from qprune.errors import UserError, closest
-from qprune.training.layout import arrange
+from qprune.training.compile import arrange
 from qprune.training.task import Task
 
 _FROM_RECIPE = ("data", "limits", "seed")  # arguments that every task takes

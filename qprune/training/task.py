@@ -1,4 +1,4 @@
-"""The contract between the runner and a task: what is trained, on what, and how its score becomes a density."""
+"""The contract between the runner and a task: what is trained, on what, and how a score becomes a density."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ class Batches(Protocol):
     samples: int
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the steps per epoch."""
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of `epoch` from step `start` on, augmentation included."""
+        """Yield the batches of `epoch` from step `start` on, augmentation included."""
         ...
 
 
 class Task(nn.Module, ABC):
-    """One experiment. It owns its networks (as children), data, optimizers, training step, metric and density.
+    """One experiment: its networks (as children), data, optimizers, training step, metric and density.
 
-    The runner reads these attributes, which the constructor sets:
+    The constructor takes `data`, `limits` and `seed`, and arguments of its own, as keywords.
 
-    metric, higher_is_better: the key of `evaluate()` that is the score, and which way is better.
-    network: the module that is compressed.
-    example: an input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on
-        which feature masks are sized.
-    size_example: the input, or arguments, at which the size of features is counted (spec 5.2).
-    train_batches: the training data.
-    marks: reasons why the row must not pass for the paper's (synthetic data, a part of a set, ...).
-    dataset: name of a set -> checksum of its decoded arrays.
+    Attributes:
+        metric: Key of `evaluate()` that is the score.
+        higher_is_better: Which way the score is better.
+        network: The module that is compressed.
+        example: An input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on
+            which feature masks are sized.
+        size_example: The input, or arguments, at which the size of features is counted (spec 5.2).
+        train_batches: The training data.
+        marks: Reasons why the row may not pass for the paper's (synthetic data, a part of a set, ...).
+        dataset: Checksum of the decoded arrays by name of the set.
     """
 
     metric: str
@@ -55,22 +57,22 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers by name; called once, after operators are attached and the task is on its device."""
+        """Return the optimizers by name; called once, after operators are attached and the task is on its device."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Set learning rates for `epoch` (from 0): a function of the epoch alone, so that nothing needs saving."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """One step: forward, backward and optimizer steps. Returns the losses, detached scalars."""
+        """Take one step: forward, backward and optimizer steps. Returns the losses, detached scalars."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """All metrics on the test set, in evaluation mode and without gradients."""
+        """Return all metrics on the test set, in evaluation mode and without gradients."""
 
     @abstractmethod
     def density(self, score: float, size_bits: float) -> float:
-        """Performance density of a score at a size in bits, in the task's unit (spec 5.2)."""
+        """Return the performance density of a score at a size in bits, in the task's unit (spec 5.2)."""
 
     @property
     def paper_network(self) -> nn.Module:
@@ -81,15 +83,15 @@ class Task(nn.Module, ABC):
         return self.network
 
     def pictures(self) -> dict[str, Tensor]:
-        """Pictures for people, (3, H, W) in uint8 by name, saved beside the run after the last evaluation.
+        """Return pictures for people, (3, H, W) in uint8 by name, saved beside the run after the last evaluation.
 
-        Called as `evaluate` is: operators observe nothing, and random state is given back.
+        Called as `evaluate` is: operators observe nothing, and random state is restored.
         """
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """What training remembers beside networks and optimizers (an image pool, say), as tensors and plain values."""
+        """Return the state beside networks and optimizers (an image pool, say), as tensors and plain values."""
         return {}
 
     def restore_memory(self, memory: dict[str, Any]) -> None:
-        """Take back what `memory` gave."""
+        """Restore what `memory` returned."""

@@ -6,23 +6,23 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from qprune.atomic_write import write_atomically
 from qprune.compression.compressor import Compressor
 from qprune.compression.distributed import rank_and_world, set_batch_share
-from qprune.errors import Interrupted, RunFailure, StoppedEarly
-from qprune.runs.histograms import feature_histograms
-from qprune.training import checkpoint
-from qprune.training import nonfinite as finiteness
-from qprune.training.compile import Ways
+from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
+from qprune.training import checkpoint, nonfinite
+from qprune.training.compile import CompiledSteps, eager, fuse
 from qprune.training.distributed import (
     any_rank,
     autocast,
@@ -32,267 +32,344 @@ from qprune.training.distributed import (
     take_from_first_rank,
 )
 from qprune.training.progress import Reporter, Status
-from qprune.training.signals import catching
-from qprune.training.state import State, everything, on_cpu, restore
 from qprune.training.task import Task
-from qprune.training.warm_start import Stem
+from qprune.training.warm_start import WarmStart
 
 # With several ranks, stopping and timed checkpoints must be agreed on; every step would cost a wait on the device.
 _STEPS_BETWEEN_AGREEMENTS = 16
+_EPOCH_COLUMNS = ("epoch", "step", "phase", "weight_sparsity", "feature_sparsity", "learning_rate")
 
 Watch = Callable[[list[dict[str, Any]]], str | None]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """How a run is trained: length in epochs, folder to keep its state in, seed, precision, evaluation and checkpoints.
+    """How a run is trained.
 
-    evaluate_every: epochs between evaluations (the last epoch is always evaluated). checkpoint_minutes: time after
-    which a checkpoint is written in the middle of an epoch; one is written after every epoch in any case if
-    `checkpoint_seconds_apart` have passed since the last. compile, pack_features, fuse_relu: see `Ways`. watch: is
-    shown the epochs so far (as in metrics.csv) after each but the last, by rank 0; a reason that it returns stops the
-    run early. run: the run's signature, so that a checkpoint that strayed into the folder of another run is refused.
+    Attributes:
+        epochs: Length of training.
+        checkpoints: Folder of the run's checkpoints; training resumes from the newest.
+        metrics: CSV file that gets one line per epoch.
+        seed: Of all random numbers of training and evaluation.
+        precision: `float32`, or the type of autocast.
+        evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_minutes: Time after which a checkpoint is written in the middle of an epoch.
+        checkpoint_seconds_apart: Time after which one is written at the end of an epoch.
+        compile: Whether steps are compiled, see `CompiledSteps`.
+        watch: Called by rank 0 with the epochs so far (as in `metrics`) after each but the last. A reason that it
+            returns stops the run early.
+        run: The run's signature: a checkpoint of another run is refused.
     """
 
     epochs: int
-    folder: Path
+    checkpoints: Path
+    metrics: Path
     seed: int
     precision: str = "float32"
     evaluate_every: int = 1
     checkpoint_minutes: float = 5.0
     checkpoint_seconds_apart: float = 20.0
     compile: bool = False
-    pack_features: bool = False
-    fuse_relu: bool = False
     watch: Watch | None = None
     run: str = ""
 
 
 class Trainer:
-    """Trains `task` under `compressor` as `loop` says; both are on their device. Resumes what the folder holds.
+    """Trains a task under a compressor, both on their device, and resumes from what its folder holds.
 
-    stem: the float part that is shared with other runs; what is there is taken over, what is missing is left there.
+    `warm_start` is the float prefix shared with other runs, to begin from or to leave; None for a run by itself.
     """
 
     def __init__(
-        self, task: Task, compressor: Compressor, loop: Loop, device: torch.device, stem: Stem | None = None
+        self, task: Task, compressor: Compressor, loop: Loop, device: torch.device, warm_start: WarmStart | None = None
     ) -> None:
-        self.task, self.compressor, self.loop, self.device, self.stem = task, compressor, loop, device, stem
+        self.task, self.compressor, self.loop, self.device, self.warm_start = task, compressor, loop, device, warm_start
         self.steps_per_epoch = len(task.train_batches)
         self.steps = loop.epochs * self.steps_per_epoch
         first = compressor.timeline.first_action
-        # ends of epochs: the last up to which this is float training, and that at which it is left for others (a run
-        # that is float throughout cannot know when they will begin: half-way serves most)
+        # Ends of epochs: the last before any operator acts or observes, and that at which the warm start is left. A
+        # run that is float throughout cannot know when others begin: half-way serves most.
         last = self.steps - 1 if first is None else first
-        self.float_steps = last // self.steps_per_epoch * self.steps_per_epoch
-        self.steps_left = self.float_steps if first is not None else loop.epochs // 2 * self.steps_per_epoch
-        self.steps_taken_over = 0
+        self._float_steps = last // self.steps_per_epoch * self.steps_per_epoch
+        self._shared_steps = loop.epochs // 2 * self.steps_per_epoch if first is None else self._float_steps
+        self.steps_taken_over = 0  # from a warm start
         self.optimizers = task.optimizers()
-        self.ways = Ways(task, self.optimizers, compressor, device, loop.compile, loop.pack_features, loop.fuse_relu)
+        self.compiled = CompiledSteps(task.network, compressor.timeline, device) if loop.compile else None
+        if loop.compile:
+            fuse(self.optimizers.values())
         average_gradients(self.optimizers.values())
         self.main = rank_and_world()[0] == 0
-        self.state = State()
-        self.sums: dict[str, Tensor] = {}
-        self.saved_at = time.monotonic()
-        self.stop_signal: int | None = None
-        self.first: dict[str, Any] | None = None  # the state that training began with, until there is a checkpoint
-        self.finite_names: set[str] = set()
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[dict[str, Any]] = []
+        self._loss_sums: dict[str, Tensor] = {}  # since the epoch began
+        self._loss_count = 0
+        self._saved_at = time.monotonic()
+        self._stop_signal: int | None = None
+        self._initial: dict[str, Any] | None = None  # the state that training began with, until there is a checkpoint
+        self._finite_names: set[str] = set()
 
     def fit(self) -> dict[str, float]:
-        """Train to the last epoch and return its evaluation. Raises Interrupted, StoppedEarly (saved), RunFailure."""
+        """Train to the last epoch and return its evaluation. Raises Interrupted, StoppedEarly (saved) or RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
-        if restore(self):
+        if self._restore():
             self._write_metrics()
         else:
-            self.first = on_cpu(everything(self))
-        usual = finiteness.numbers_of(self.task)
-        self.finite_names = usual.keys() - finiteness.not_finite(usual.items())
-        state, metric = self.state, self.task.metric
-        with catching(self), Reporter(state.step, self.steps, silent=not self.main) as reporter:
-            while state.step < self.steps:
-                epoch, offset = divmod(state.step, self.steps_per_epoch)
+            self._initial = checkpoint.copied_to_cpu(self.state_dict())
+        numbers = nonfinite.numbers_of(self.task)
+        self._finite_names = numbers.keys() - nonfinite.not_finite(numbers.items())
+        with self._noting_signals(), Reporter(self.step, self.steps, silent=not self.main) as reporter:
+            while self.step < self.steps:
+                epoch, offset = divmod(self.step, self.steps_per_epoch)
                 self._train_epoch(epoch, offset, reporter)
                 row = self._end_epoch(epoch)
-                reporter.show(self._status(row["loss"], row.get(metric)), permanent=True)
-                if state.step < self.steps:
+                reporter.show(self._status(row["loss"]), permanent=True)
+                if self.step < self.steps:
                     self._stop_or_save()
-                    self._ask_watch()
+                    self._stop_early()
         self.compressor.at(self.steps)
-        final = state.metrics[-1] if state.metrics and metric in state.metrics[-1] else self._evaluate()
-        return {name: value for name, value in final.items() if name in self._metric_names(final)}
+        evaluated = self.metrics and self.task.metric in self.metrics[-1]
+        final = self.metrics[-1] if evaluated else self._evaluate()
+        return {n: value for n, value in final.items() if n not in _EPOCH_COLUMNS and not n.startswith("loss")}
 
-    def _metric_names(self, row: dict[str, Any]) -> list[str]:
-        return [name for name in row if name not in _EPOCH_COLUMNS and not name.startswith("loss")]
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that training depends on, as tensors and plain values."""
+        return {
+            "run": self.loop.run,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "loss_count": self._loss_count,
+            "sums": self._loss_sums,
+            "task": self.task.state_dict(),
+            "memory": self.task.memory(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make `state`, which `state_dict` returned, the present one."""
+        self.task.load_state_dict(state["task"])
+        self.task.restore_memory(state["memory"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.step, self.seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
+        self._loss_sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+        self._loss_count = state["loss_count"]
+        if self.main:
+            torch.set_rng_state(state["random"])
+            if state["random_cuda"] and self.device.type == "cuda":
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+        else:
+            self.compressor.forget_windows()  # rank 0 carries what all ranks had observed
+
+    @contextmanager
+    def evaluation_context(self) -> Iterator[None]:
+        """Run eagerly, with random state from the seed alone and operators that observe nothing."""
+        loop, stance = self.loop, eager() if self.compiled else nullcontext()
+        with stance, evaluation_context(self.compressor, self.device, loop.seed, loop.precision):
+            yield
+
+    @property
+    def _phase(self) -> str:
+        return f"phase {self.compressor.timeline.phase(max(0, self.step - 1))}"
+
+    def _restore(self) -> bool:
+        """Load the newest good checkpoint or else the warm start, if there is one. Raises UserError for an odd one."""
+        folder = self.loop.checkpoints
+        try:
+            saved = checkpoint.load_newest(folder)
+            if saved is not None and saved.get("run", self.loop.run) != self.loop.run:  # older ones do not say
+                raise ValueError("it is of a run with another signature")
+            if saved is None and self.warm_start is not None:
+                folder = self.warm_start.folder
+                saved = self.warm_start.load(self._float_steps, self.optimizers)
+                self.steps_taken_over = saved["step"] if saved else 0
+            if saved is not None:
+                self.load_state_dict(saved)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the newest checkpoint in {folder} does not fit this run ({error}); delete the folder, and the same "
+                "command starts afresh"
+            ) from error
+        return saved is not None
 
     def _steps(self, epoch: int, offset: int) -> Iterator[dict[str, Tensor]]:
-        """Train the steps of an epoch from `offset` on; yields each step's losses, the state being that after it."""
-        task, state = self.task, self.state
-        task.begin_epoch(epoch)
-        self.ways.begin_epoch()
-        task.train()
-        for batch in task.train_batches.epoch(epoch, start=offset):
-            self.compressor.at(state.step)
+        """Train the steps of an epoch from `offset` on; yield the losses of each after it was counted."""
+        self.task.begin_epoch(epoch)
+        self.task.train()
+        for batch in self.task.train_batches.epoch(epoch, start=offset):
+            self.compressor.at(self.step)
             part, share = share_of(batch)
             set_batch_share(share)
-            with self.ways.of_step(state.step), autocast(self.device, self.loop.precision):
-                losses = task.train_step(part)
-            state.step += 1
+            compiled = self.compiled.step(self.step) if self.compiled else nullcontext()
+            with compiled, autocast(self.device, self.loop.precision):
+                losses = self.task.train_step(part)
+            self.step += 1
             yield losses_of_whole_batch(losses)
 
-    def steps_until(self, last: int) -> Iterator[dict[str, Tensor]]:
-        """Train up to step `last`, without evaluations and checkpoints; yields each step's losses."""
-        while self.state.step < last:
-            for losses in self._steps(*divmod(self.state.step, self.steps_per_epoch)):
-                yield losses
-                if self.state.step == last:
-                    return
-
     def _train_epoch(self, epoch: int, offset: int, reporter: Reporter) -> None:
-        state = self.state
         started = time.monotonic()
         for losses in self._steps(epoch, offset):
             for name, loss in losses.items():
-                self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
-            state.loss_count += 1
-            taken, started = time.monotonic() - started, time.monotonic()
-            state.seconds += self.ways.of_training(taken)
+                self._loss_sums[name] = self._loss_sums[name] + loss if name in self._loss_sums else loss.clone()
+            self._loss_count += 1
+            seconds, started = time.monotonic() - started, time.monotonic()
+            self.seconds += self.compiled.training_seconds(seconds) if self.compiled else seconds
             if reporter.due():
-                reporter.show(self._status(self._mean_loss(), self._last_score()))
-            if state.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
+                reporter.show(self._status(self._mean_loss()))
+            if self.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
                 self._stop_or_save()
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Evaluate, log and save at the end of an epoch. Returns the epoch's row."""
-        state, last = self.state, epoch + 1 == self.loop.epochs
-        step = state.step - 1  # modes are those of the last step that was trained
+        """Evaluate, log and save at the end of an epoch; return the epoch's row."""
+        last = epoch + 1 == self.loop.epochs
         loss = self._mean_loss()
-        row: dict[str, Any] = {"epoch": epoch + 1, "step": state.step, "phase": self.compressor.timeline.phase(step)}
+        phase = self.compressor.timeline.phase(self.step - 1)  # that of the last step that was trained
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step, "phase": phase}
         row |= {f"{kind}_sparsity": value for kind, value in self.compressor.sparsity.items()}
         row |= {"learning_rate": next(iter(self.optimizers.values())).param_groups[0]["lr"], "loss": loss}
-        if len(self.sums) > 1:
-            row |= {f"loss_{name}": float(total) / state.loss_count for name, total in self.sums.items()}
+        if len(self._loss_sums) > 1:
+            row |= {f"loss_{name}": float(total) / self._loss_count for name, total in self._loss_sums.items()}
         if last or (epoch + 1) % self.loop.evaluate_every == 0:
             row |= self._evaluate()
-        self.sums, state.loss_count = {}, 0
-        state.metrics.append(row)
+        self._loss_sums, self._loss_count = {}, 0
+        self.metrics.append(row)
         self._write_metrics()
         apart = min(self.loop.checkpoint_seconds_apart, 60 * self.loop.checkpoint_minutes)
-        recent = time.monotonic() - self.saved_at < apart
+        recent = time.monotonic() - self._saved_at < apart
         if last or not any_rank(recent, self.device):
             self._save()
-        if self.stem is not None and state.step == self.steps_left:
+        if self.warm_start is not None and self.step == self._shared_steps:
             self._require_finite()
-            self.stem.save(everything(self), self.optimizers)
+            self.warm_start.save(self.state_dict(), self.optimizers)
         return row
 
     def _write_metrics(self) -> None:
         if self.main:
-            table = pd.DataFrame(self.state.metrics).to_csv(index=False)
-            write_atomically(self.loop.folder / "metrics.csv", table.encode())
+            write_atomically(self.loop.metrics, pd.DataFrame(self.metrics).to_csv(index=False).encode())
 
     def _evaluate(self) -> dict[str, float]:
-        """The task's metrics on rank 0's norms, with random state of its own so that evaluation changes nothing."""
+        """Return the task's metrics, computed with rank 0's norms; training is not changed by it."""
         take_from_first_rank(self.task)
         self._require_finite()
-        with self._observing_nothing(), finiteness.watched_evaluation(self.task.network) as good:
+        with self.evaluation_context(), nonfinite.watched_evaluation(self.task.network) as good:
             metrics = self.task.evaluate()
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         # A picture or a class that is made of NaN may score all the same.
-        layers = [finiteness.readable(name) or "the network" for name, is_good in good.items() if not is_good]
+        layers = [nonfinite.readable(name) or "the network" for name, is_good in good.items() if not is_good]
         bad += [f"the output of {layer} is not finite" for layer in layers]
         if bad:
-            step = f"in the evaluation after step {self.state.step} ({self.phase()})"
-            raise RunFailure(f"{bad[0]} {step}; no row is written")
+            raise RunFailure(f"{bad[0]} in the evaluation after step {self.step} ({self._phase}); no row is written")
         return metrics
 
-    def pictures(self) -> dict[str, Tensor]:
-        """The task's pictures, made as its evaluation is."""
-        with self._observing_nothing():
-            return self.task.pictures()
-
-    def histograms(self) -> list[dict[str, Any]]:
-        """How the test set's values lie at every feature quantizer, see `feature_histograms`."""
-        with self._observing_nothing(), torch.no_grad():
-            return feature_histograms(self.task.network, self.task.evaluate)
-
-    @contextmanager
-    def _observing_nothing(self) -> Iterator[None]:
-        """Random state of its own, from the seed, and operators that collect nothing."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with self.ways.of_evaluation(), self.compressor.evaluating(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.loop.seed)
-            with autocast(self.device, self.loop.precision):
-                yield
-
-    def phase(self) -> str:
-        """The phase of the last step that was trained, for people."""
-        return f"phase {self.compressor.timeline.phase(max(0, self.state.step - 1))}"
-
-    def _last_score(self) -> float | None:
-        scores = [row[self.task.metric] for row in self.state.metrics if self.task.metric in row]
-        return scores[-1] if scores else None
-
-    def _status(self, loss: float, score: float | None) -> Status:
-        state = self.state
-        epoch = min(self.loop.epochs, (state.step - 1) // self.steps_per_epoch + 1)
+    def _status(self, loss: float) -> Status:
+        scores = [row[self.task.metric] for row in self.metrics if self.task.metric in row]
         return Status(
-            step=state.step,
+            step=self.step,
             steps=self.steps,
-            epoch=epoch,
+            epoch=min(self.loop.epochs, (self.step - 1) // self.steps_per_epoch + 1),
             epochs=self.loop.epochs,
             loss=loss,
-            phase=self.compressor.timeline.phase(state.step - 1),
+            phase=self.compressor.timeline.phase(self.step - 1),
             metric=self.task.metric,
-            score=score if score is not None else self._last_score(),
+            score=scores[-1] if scores else None,
             sparsity=self.compressor.sparsity,
         )
 
     def _mean_loss(self) -> float:
-        """Mean of all losses since the epoch began. Raises RunFailure when it is not finite."""
-        count = max(1, self.state.loss_count)
-        for name, total in self.sums.items():
+        """Return the mean of all losses since the epoch began. Raises RunFailure when it is not finite."""
+        for name, total in self._loss_sums.items():
             if not math.isfinite(float(total)):
-                raise finiteness.failure(self, f"the loss {name!r} is {float(total)}")
-        return sum(float(total) for total in self.sums.values()) / count
+                raise self._failure(f"the loss {name!r} is {float(total)}")
+        return sum(float(total) for total in self._loss_sums.values()) / max(1, self._loss_count)
 
     def _require_finite(self) -> None:
         """Raise RunFailure for weights or statistics that became NaN or infinite, though the losses may not show it."""
-        numbers = finiteness.numbers_of(self.task).items()
-        if bad := finiteness.not_finite((name, tensor) for name, tensor in numbers if name in self.finite_names):
-            raise finiteness.failure(self, f"{bad[0]} is not finite")
+        numbers = nonfinite.numbers_of(self.task).items()
+        if bad := nonfinite.not_finite((name, tensor) for name, tensor in numbers if name in self._finite_names):
+            raise self._failure(f"{bad[0]} is not finite")
+
+    def _failure(self, what: str) -> RunFailure:
+        """Return the error for a number that is not finite, with the layer, step and phase where it began.
+
+        The steps since the last good state are trained again to find them: training must not go on after this.
+        """
+        noticed, last = f"{what} by step {self.step} ({self._phase})", self.step
+        if rank_and_world()[1] > 1:  # the other ranks may not have noticed it, and would not train again
+            bad = nonfinite.not_finite(nonfinite.numbers_of(self.task).items())
+            found = f"; {nonfinite.readable(bad[0])} is not finite" if bad else ""
+        else:
+            if self._initial is not None:
+                self.load_state_dict(self._initial)
+            else:
+                self._restore()
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            console.print(f"{noticed}; the steps from {self.step} on are trained again to find the layer")
+            found = nonfinite.trace(self.task, self._finite_names, self._replay(last))
+        return RunFailure(
+            f"{noticed}{found}; the newest checkpoint is from before; try a lower learning rate or "
+            "trainer.precision=float32"
+        )
+
+    def _replay(self, last: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Train up to step `last` without evaluations and checkpoints; yield each step for people, and its losses."""
+        while self.step < last:
+            for losses in self._steps(*divmod(self.step, self.steps_per_epoch)):
+                yield f"step {self.step} ({self._phase})", losses
+                if self.step == last:
+                    return
 
     def _stop_or_save(self) -> None:
-        agree_now = rank_and_world()[1] == 1 or self.state.step % _STEPS_BETWEEN_AGREEMENTS == 0
-        if not agree_now:
+        """Stop after a signal, or save when that is due; all ranks agree on it."""
+        if rank_and_world()[1] > 1 and self.step % _STEPS_BETWEEN_AGREEMENTS:
             return
-        late = time.monotonic() - self.saved_at > 60 * self.loop.checkpoint_minutes
-        if any_rank(self.stop_signal is not None, self.device):
+        late = time.monotonic() - self._saved_at > 60 * self.loop.checkpoint_minutes
+        if any_rank(self._stop_signal is not None, self.device):
             self._save()
-            name = signal.Signals(self.stop_signal or signal.SIGTERM).name
+            name = signal.Signals(self._stop_signal or signal.SIGTERM).name
             raise Interrupted(
-                f"stopped by {name} after step {self.state.step} of {self.steps}, with everything saved; "
+                f"stopped by {name} after step {self.step} of {self.steps}, with everything saved; "
                 "the same command goes on from there"
             )
         if any_rank(late, self.device):
             self._save()
 
-    def _ask_watch(self) -> None:
-        reason = self.loop.watch(self.state.metrics) if self.loop.watch and self.main else None
+    def _stop_early(self) -> None:
+        reason = self.loop.watch(self.metrics) if self.loop.watch and self.main else None
         if any_rank(reason is not None, self.device):
             self._save()
-            raise StoppedEarly(
-                f"stopped early after step {self.state.step} of {self.steps}: {reason or 'its watch says so'}"
-            )
+            raise StoppedEarly(f"stopped early after step {self.step} of {self.steps}: {reason or 'its watch says so'}")
 
     def _save(self) -> None:
         self._mean_loss()  # a state that is not finite is never kept
         self._require_finite()
         self.compressor.collect_on_first_rank()
-        self.saved_at = time.monotonic()
-        if not self.main:
-            return
-        checkpoint.save(self.loop.folder / "checkpoints", self.state.step, everything(self))
-        self.first = None
+        self._saved_at = time.monotonic()
+        if self.main:
+            checkpoint.save(self.loop.checkpoints, self.step, self.state_dict())
+            self._initial = None
+
+    @contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once; unless in another thread."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self._stop_signal == signal.SIGINT == number:
+                raise KeyboardInterrupt
+            self._stop_signal = number
+
+        with ExitStack() as handlers:
+            with suppress(ValueError):  # not the main thread
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    handlers.callback(signal.signal, number, signal.signal(number, note))
+            yield
 
 
-_EPOCH_COLUMNS = ("epoch", "step", "phase", "weight_sparsity", "feature_sparsity", "learning_rate")
+@contextmanager
+def evaluation_context(compressor: Compressor, device: torch.device, seed: int, precision: str) -> Iterator[None]:
+    """Compute in `precision`, with random state from the seed alone and operators that observe nothing."""
+    devices = [device] if device.type == "cuda" else []
+    with compressor.evaluating(), torch.random.fork_rng(devices=devices), autocast(device, precision):
+        torch.manual_seed(seed)
+        yield

@@ -1,14 +1,15 @@
-"""The float part that runs of one sweep share: trained by the first of them, taken over by the others bit for bit.
+"""Warm start (`trainer.warm_start`): runs of one sweep share a float prefix, trained once and loaded bit for bit.
 
 Recipes of one task and seed differ only in their operators, and these do nothing before the first event or its window
-(in the paper's recipes, 40 to 80 % of training). A stem is the state at the last end of an epoch before that, without
-operators. Stems lie below `results_dir/stems`; they may be deleted at any time.
+(in the paper's recipes, 40 to 80 % of training). The shared prefix is the state at the last end of an epoch before
+that, without operators. It is kept below `results_dir/warm_starts`, which may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,90 +25,81 @@ from qprune.config.schema import RunConfig
 from qprune.training import checkpoint
 from qprune.training.task import Task
 
-FOLDER = "stems"
-LOCK = ".lock"  # held by the one process that writes in a stem's folder; readers need none
-# What only says what operators do, where, when, and how they are counted.
+FOLDER = "warm_starts"
+LOCK = ".lock"  # held by the one process that writes in a folder; readers need none
+# Keys that say only what operators do, where, when, and how they are counted.
 _OPERATOR_KEYS = frozenset(("order", "prune", "quantize", "schedule", "task.sites", "task.paper_size"))
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
-class Stem:
-    """The stems that a run of `task` may begin from or leave, in `folder`.
+class WarmStart:
+    """The shared float prefixes that a run of `task` may begin from or leave, in `folder`.
 
-    `reading` is False for a run that is to be trained afresh in full.
+    The folder is that of runs that agree in all that float training depends on. `reading` is False for a run that is
+    to be trained in full (`force=true`).
     """
 
     def __init__(self, folder: Path, task: Task, reading: bool = True) -> None:
         self.folder, self.task, self.reading = folder, task, reading
 
     @classmethod
-    def of(cls, config: RunConfig, task: Task, device: torch.device) -> Stem:
-        """The stems of runs that agree in all that float training depends on, this machine's arithmetic included."""
+    def of(cls, config: RunConfig, task: Task, device: torch.device) -> WarmStart:
+        """Return that of a run's config; this machine's arithmetic is part of what must agree."""
         kept = identity.without(identity.identity(config), _OPERATOR_KEYS)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
         key = identity.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
         folder = Path(config.results_dir, FOLDER, f"{config.task.name}-seed{config.seed}-{key[:10]}")
-        stem = cls(folder, task, reading=not config.force)
-        stem.tidy()
-        return stem
-
-    def tidy(self) -> None:
-        """Remove what a writer that was killed has left here, unless another one is writing now."""
-        if not self.folder.is_dir():
-            return
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                remove_left_temporaries(self.folder)
-        except (Timeout, OSError):  # in use, or not ours to change: then it stays
-            return
+        if folder.is_dir():  # a killed writer may have left something
+            with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):  # in use, or not ours to change
+                remove_left_temporaries(folder)
+        return cls(folder, task, reading=not config.force)
 
     def save(self, state: Mapping[str, Any], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        """Keep a trainer's `state` (see `Trainer`) of this task without its operators, unless its step is there."""
+        """Keep a trainer's `state_dict` without the operators, unless one of its step is there."""
         named = {name: self._by_name(optimizer, state["optimizers"][name]) for name, optimizer in optimizers.items()}
-        if None in named.values() or checkpoint.steps(self.folder).count(state["step"]):
+        if None in named.values() or state["step"] in checkpoint.steps(self.folder):
             return
-        own = self._own_names(state["task"])
-        tensors = {plain: state["task"][name] for name, plain in own.items()}
+        tensors = {plain: state["task"][name] for name, plain in self._plain_names(state["task"]).items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / LOCK):
-                if not checkpoint.steps(self.folder).count(state["step"]):  # another run was faster
+                if state["step"] not in checkpoint.steps(self.folder):  # another run was faster
                     kept = {**state, "task": tensors, "optimizers": named}
                     checkpoint.save(self.folder, state["step"], kept, kept=None)
         except OSError as error:
             raise explained(error, self.folder) from error
 
     def load(self, latest: int, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """The state of the newest stem of up to `latest` steps, as this task's trainer would have saved it, or None."""
+        """Return the longest prefix of up to `latest` steps as a trainer's `state_dict` of this task, or None."""
         saved = checkpoint.load_newest(self.folder, latest=latest) if self.reading else None
         if saved is None:
             return None
         present = self.task.state_dict()
-        own = self._own_names(present)
+        plain_names = self._plain_names(present)
         ordered = {name: self._in_order(optimizer, saved["optimizers"][name]) for name, optimizer in optimizers.items()}
-        if set(own.values()) != saved["task"].keys() or None in ordered.values():
+        if set(plain_names.values()) != saved["task"].keys() or None in ordered.values():
             return None
-        tensors = present | {name: saved["task"][plain] for name, plain in own.items()}
         Console(soft_wrap=True, highlight=False).print(
-            f"the first {saved['step']} steps are taken from {self.folder}, where a run that shares them left them "
-            "(trainer.warm_start=false trains them again)"
+            f"warm start: the first {saved['step']} steps are loaded from {self.folder}, where a run with the same "
+            "float prefix left them (trainer.warm_start=false trains them again)"
         )
+        tensors = present | {name: saved["task"][plain] for name, plain in plain_names.items()}
         return {**saved, "task": tensors, "optimizers": ordered}
 
-    def _own_names(self, names: Mapping[str, Any]) -> dict[str, str]:
-        """Names of the task's state without those of operators -> names in the float task."""
+    def _plain_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Map the names of the task's state, without those of operators, to names in the float task."""
         operators = {path for path, module in self.task.named_modules() if isinstance(module, Operator)}
         return {name: _plain(name) for name in names if name.rpartition(".")[0] not in operators}
 
     def _parameter_names(self, optimizer: torch.optim.Optimizer) -> list[list[str]] | None:
-        """Per group, the float task's names of the optimizer's parameters; None when one is not the task's."""
+        """Return, per group, the float task's names of the parameters; None when one is not the task's."""
         known = {id(parameter): _plain(name) for name, parameter in self.task.named_parameters()}
         groups = [[known.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
         return None if any("" in group for group in groups) else groups
 
     def _by_name(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """An optimizer's state with names for numbers: operators change the order of a module's parameters."""
+        """Return an optimizer's state with names for indices: operators change the order of a module's parameters."""
         groups = self._parameter_names(optimizer)
         if groups is None:
             return None
@@ -118,7 +110,7 @@ class Stem:
         }
 
     def _in_order(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The reverse of `_by_name`; None when the parameters are not the same."""
+        """Return the state that `_by_name` was given; None when the parameters are not the same."""
         groups = self._parameter_names(optimizer)
         if groups is None or [sorted(group) for group in groups] != [sorted(g["params"]) for g in named["groups"]]:
             return None

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
-from qprune.runs.row import ROW_FILE
+from qprune.runs.folder import ROW_FILE
 from tests.reporting.rows import store_row
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db

@@ -16,8 +16,8 @@ import pytest
 
 from qprune.cli import main as cli
 from qprune.errors import UserError
+from qprune.runs.folder import read_rows
 from qprune.runs.jobs import expand
-from qprune.runs.row import read_rows
 
 TOY = ["task=espcn", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=12", "trainer.threads=1"]
 QPRUNE = [sys.executable, "-m", "qprune.cli.main"]

@@ -15,9 +15,8 @@ from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import Composer
 from qprune.reporting.tables import OtherMethod, table_from
-from qprune.runs import row as results
+from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import yaml_value
-from qprune.runs.row import ROW_FILE
 from qprune.training.setup import build_task
 from tests.reporting.rows import store_row
 
@@ -139,7 +138,7 @@ def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "| Baseline | 30.50 +- 0.71 | 2 |" in printed.out
     assert "| P0.5(w,f)->Q8(w,f) | missing | 0 |" in printed.out
     problems = printed.err
-    assert f"{runs / 'a' / ROW_FILE} is not readable JSON" in problems
+    assert f"{runs / 'a' / ROW_FILE}: not readable JSON" in problems
     assert "schema_version is 0" in problems
     assert f"{runs / 'zcopy' / ROW_FILE} has the signature of" in problems
     assert f"{edited / ROW_FILE}: the score is 31, and metrics.csv ends with 29.5" in problems
@@ -183,7 +182,7 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsy
     assert cli.main(["tables", "mine", *keys, *options]) == 0
     table = pd.read_csv(tmp_path / "tables" / "tablemine.csv")
     assert table["n"].tolist() == [1]
-    rows, problems = results.read_rows(tmp_path / "runs")
+    rows, problems = read_rows(tmp_path / "runs")
     assert (len(rows), problems) == (2, [])
     decimals = []
     for path in (tmp_path / "runs").rglob("operators.json"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import sys
 import time
@@ -66,7 +67,7 @@ class Places:
             os.fsync,
             Path.replace,
             Path.unlink,
-            run.shutil.rmtree,
+            shutil.rmtree,
         )
 
         def reaching_backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +84,7 @@ class Places:
             kind = (
                 name
                 if name in WRITTEN
-                else ("a stem" if "stems" in Path(target).parts else "a checkpoint")
+                else ("a warm start" if "warm_starts" in Path(target).parts else "a checkpoint")
                 if name.endswith(".pt")
                 else "another file"
             )
@@ -101,7 +102,7 @@ class Places:
             rmtree(*args, **kwargs)
 
         torch.Tensor.backward = reaching_backward
-        os.fsync, Path.replace, Path.unlink, run.shutil.rmtree = (
+        os.fsync, Path.replace, Path.unlink, shutil.rmtree = (
             reaching_fsync,
             reaching_replace,
             reaching_unlink,

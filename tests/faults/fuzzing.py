@@ -25,9 +25,8 @@ from qprune.config.schema import json_schema
 from qprune.config.types import STRICT, dotted_keys, schema_at
 from qprune.errors import RunFailure, UserError
 from qprune.runs import execute as run
-from qprune.runs import row as results
-from qprune.runs.checksums import SUMS_FILE, check_sum
-from qprune.runs.decimals import fix_decimals
+from qprune.runs.folder import ROW_FILE, SUMS_FILE, RunFolder
+from qprune.runs.load import copy_fraction_bits
 from qprune.runs.store import Store
 from qprune.training import checkpoint
 from tests.training import toy
@@ -206,8 +205,8 @@ def mutated(content: bytes) -> Any:
 def fuzz_row(folder: Path, name: str, examples: int) -> Counter[str]:
     """Change one file of a finished run: no row of it may be used, or none may differ from the run's own."""
     found: Counter[str] = Counter()
-    path, row_file = folder / name, folder / results.ROW_FILE
-    content, row = path.read_bytes(), results.load_row(row_file)
+    path = folder / name
+    content, row = path.read_bytes(), RunFolder(folder).row()
 
     @exhaustively(examples)
     @given(mutated(content))
@@ -218,32 +217,32 @@ def fuzz_row(folder: Path, name: str, examples: int) -> Counter[str]:
             store.check(list(store.rows))
             rows = list(store.rows.values())
             assert all(read == row for read in rows), "a wrong number was accepted"
-            if name in (results.ROW_FILE, "config.yaml", "metrics.csv"):
+            if name in (ROW_FILE, "config.yaml", "metrics.csv"):
                 assert not rows, "a changed file went unnoticed"
                 assert store.problems
             if name == "network.safetensors":
                 network = toy.Toy().network
-                assert verdict(lambda: fix_decimals(network, folder)) == "refused"
+                assert verdict(lambda: copy_fraction_bits(network, RunFolder(folder))) == "refused"
             found["noticed"] += 1
         finally:
             path.write_bytes(content)
 
     unused_or_the_same()
-    assert results.load_row(row_file) == row
+    assert RunFolder(folder).row() == row
     return found
 
 
 def fuzz_old_row(folder: Path, examples: int) -> Counter[str]:
     """Change the row of a run without checksums: it is refused, or a row by all rules, and nothing fails."""
     found: Counter[str] = Counter()
-    path = folder / results.ROW_FILE
+    path = folder / ROW_FILE
     content = path.read_bytes()
 
     @exhaustively(examples)
     @given(mutated(content))
     def refused_or_legal(new: bytes) -> None:
         path.write_bytes(new)
-        found[verdict(lambda: results.load_row(path))] += 1
+        found[verdict(lambda: RunFolder(folder).row())] += 1
 
     refused_or_legal()
     path.write_bytes(content)
@@ -323,7 +322,7 @@ def check_all(folder: Path) -> list[str]:
     bad = []
     for name in names:
         try:
-            check_sum(folder / name)
+            RunFolder(folder).check(name)
         except UserError:
             bad.append(name)
     return bad

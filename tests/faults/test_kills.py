@@ -17,7 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from qprune.config import signature as identity
-from qprune.runs import row as results
+from qprune.runs.folder import read_rows
 from tests.faults.attempts import Death, attempt
 from tests.faults.conftest import LONG
 from tests.faults.fuzzing import check_all
@@ -77,7 +77,7 @@ def deaths(counts: dict[str, int], chance: random.Random) -> Iterator[Death]:
 
 
 def tear_newest(folder: Path, chance: random.Random) -> bool:
-    """Cut the newest checkpoint or stem below `folder` short, as a disk may that lost power."""
+    """Cut the newest checkpoint or warm start below `folder` short, as a disk may that lost power."""
     saved = sorted(folder.rglob("step-*.pt"), key=lambda path: path.name)
     if saved:
         saved[-1].write_bytes(saved[-1].read_bytes()[: chance.randrange(saved[-1].stat().st_size)])
@@ -87,7 +87,7 @@ def tear_newest(folder: Path, chance: random.Random) -> bool:
 def killed_and_resumed(task: str, kills: int, folder: Path, seed: int) -> Tally:
     """Kill runs of `task` until `kills` is reached, each `KILLS_PER_RUN` times, and let each end.
 
-    Two recipes take turns in one folder of results, so that the second begins from the first one's stem.
+    Two recipes take turns in one folder of results, so that the second starts from the first one's float prefix.
     """
     chance, tally = random.Random(seed), Tally()
     recipes = (small(task), small(task, "quantize.bits=6"))
@@ -120,7 +120,7 @@ def killed_and_resumed(task: str, kills: int, folder: Path, seed: int) -> Tally:
         tally.differing += [f"{place}: {name}" for name in differing]
         assert not list(place.rglob("runs/*/*/.*.tmp")), "half-written files are left"
         assert not list(place.rglob("checkpoints")), "checkpoints are left"
-        rows, problems = results.read_rows(place)
+        rows, problems = read_rows(place)
         tally.lost += max(0, turn + 1 - len(rows))
         tally.doubled += max(0, len(rows) - turn - 1) + len(problems)
         number += 1

@@ -28,7 +28,7 @@ def fails(folder: Path, harm: Any, **changes: Any) -> str:
 def test_a_layer_is_named_with_its_step_and_phase(minutes: float, tmp_path: Path) -> None:
     def harm(trainer: Any) -> None:
         def overflow(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-            return output / 0 if trainer.state.step == 10 and module.training else output
+            return output / 0 if trainer.step == 10 and module.training else output
 
         trainer.task.network[2].register_forward_hook(overflow)
 
@@ -46,7 +46,7 @@ def test_a_weight_that_an_update_spoils_is_named_and_never_saved(tmp_path: Path)
 
         def spoiling(*args: Any, **kwargs: Any) -> None:
             step(*args, **kwargs)
-            if trainer.state.step == 7:
+            if trainer.step == 7:
                 with torch.no_grad():
                     trainer.task.network[4].bias.fill_(float("inf"))
 
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_a_layer(tmp_path: Path
 
         def diverging(batch: Any) -> Any:
             losses = train_step(batch)
-            return losses | {"twice": losses["twice"] / 0} if trainer.state.step == 4 else losses
+            return losses | {"twice": losses["twice"] / 0} if trainer.step == 4 else losses
 
         trainer.task.train_step = diverging
 
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_a_layer(tmp_path: Path
 def test_a_feature_is_named_at_the_event_that_would_decide_on_it(tmp_path: Path) -> None:
     def harm(trainer: Any) -> None:
         def overflow(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-            observing = trainer.state.step == 17 and module.training
+            observing = trainer.step == 17 and module.training
             return output.clamp(min=float("inf")) if observing else output
 
         hooks = trainer.task.network[1]._forward_hooks
@@ -96,7 +96,7 @@ def test_a_feature_that_is_not_finite_makes_no_score(value: float, tmp_path: Pat
 
     def harm(trainer: Any) -> None:
         def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-            late = trainer.state.step >= 21 and not module.training
+            late = trainer.step >= 21 and not module.training
             return output.masked_fill(torch.ones_like(output, dtype=torch.bool), value) if late else output
 
         def evaluate() -> dict[str, float]:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune.config import signature as identity
-from qprune.runs import row as results
+from qprune.runs.folder import read_rows
 from tests.faults.attempts import attempt
 from tests.faults.conftest import LONG
 from tests.faults.recipes import config_of, small
@@ -105,7 +105,7 @@ def test_a_scheduler_s_signal_and_a_second_process(start: Any, number: signal.Si
     expected = config_of(*recipe, f"results_dir={whole}/runs")
     assert run(expected, whole) == 0
     assert files_of(config) == files_of(expected)
-    assert len(results.read_rows(tmp_path / "runs")[0]) == 1
+    assert len(read_rows(tmp_path / "runs")[0]) == 1
 
 
 def children(pid: int) -> list[int]:
@@ -174,7 +174,7 @@ def test_two_ranks_equal_one(tmp_path: Path, figure: Callable[[str], None]) -> N
                 assert job.wait() == 0, job.output
             else:
                 assert run(config, place, order=int(order)) == 0, (place / "output.txt").read_text()
-            [row], _ = results.read_rows(place)
+            [row], _ = read_rows(place)
             scores[order] = row.score
             network = load_file(identity.run_folder(OmegaConf.create(config)) / "network.safetensors")
             states[order] = {k: v for k, v in network.items() if k.endswith((".mask", ".decimal"))}

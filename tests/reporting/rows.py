@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from qprune.atomic_write import write_json
 from qprune.config import signature as identity
 from qprune.config.compose import Composer
-from qprune.runs import row as results
+from qprune.runs.folder import ROW_FILE
 from qprune.runs.row import Row
 
 
@@ -46,7 +48,7 @@ def store_row_of(config: DictConfig, **changes: Any) -> Row:
     }
     row = Row(**(fields | changes))
     place = identity.run_folder(config)
-    results.save_row(place / results.ROW_FILE, row)
+    write_json(place / ROW_FILE, asdict(row))
     text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
     (place / "config.yaml").write_text(text, encoding="utf-8")
     return row

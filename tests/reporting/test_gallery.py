@@ -163,7 +163,7 @@ def test_what_all_pictures_share_is_shown_once() -> None:
 
 def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
-    place = store.paths[row.signature].parent
+    place = store.folders[row.signature].path
     assert list(gallery.of_run(store, row, Names())) == []
     CURVE.to_csv(place / "metrics.csv", index=False)
     (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")

@@ -14,12 +14,12 @@ from qprune.atomic_write import write_json
 from qprune.config.compose import Composer
 from qprune.errors import UserError
 from qprune.reporting.publishing import publish
-from qprune.runs import row as results
+from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
 
-def runs_of(folder: Path, *seeds: int) -> list[results.Row]:
+def runs_of(folder: Path, *seeds: int) -> list[Row]:
     with Composer() as composer:
         rows = [
             store_row(composer, ["task=espcn", f"seed={seed}", f"data.root={folder}/files"], folder) for seed in seeds
@@ -36,7 +36,7 @@ def runs_of(folder: Path, *seeds: int) -> list[results.Row]:
     return rows
 
 
-def store_folder(folder: Path, row: results.Row) -> Path:
+def store_folder(folder: Path, row: Row) -> Path:
     return next(path.parent for path in folder.rglob("result.json") if row.signature in path.read_text())
 
 
@@ -73,8 +73,8 @@ def test_published_rows_count_where_no_own_ones_are(tmp_path: Path) -> None:
             path.unlink()
     store = Store.read(tmp_path / "runs")
     assert store.problems == []
-    assert store.paths[first.signature].is_relative_to(tmp_path / "runs")
-    assert store.paths[second.signature].is_relative_to(tmp_path / "published")
+    assert store.folders[first.signature].path.is_relative_to(tmp_path / "runs")
+    assert store.folders[second.signature].path.is_relative_to(tmp_path / "published")
     (tmp_path / "runs").rename(tmp_path / "gone")
     assert len(Store.read(tmp_path / "runs").rows) == 2
     assert publish(tmp_path / "gone")[1] == []

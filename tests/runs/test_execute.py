@@ -14,15 +14,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune import atomic_write as files
-from qprune.compression import native as kernels
-from qprune.compression import node_cache, nodes
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.compose import compose_run
 from qprune.errors import RunFailure, UserError
 from qprune.runs.execute import execute, plan
 from qprune.training import checkpoint
-from qprune.training import compile as compiling
 
 
 def config(folder: Path, *changes: str) -> Any:
@@ -128,39 +125,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path: P
         execute(config(tmp_path / name, f"seed={seed}"))
         rows.append(next((tmp_path / name).rglob("result.json")).read_bytes())
     assert rows[0] == rows[1] != rows[2]
-
-
-def test_operators_in_cpp_that_are_built_during_a_run_change_no_bit(
-    built_nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = []
-    for name, found in (("never", []), ("in epoch 4", [None] * 3), ("at once", [])):
-        monkeypatch.setattr(kernels, "_library", None)
-        monkeypatch.setattr(nodes, "_operate", None)
-        answers = iter(found)
-        there = None if name == "never" else built_nodes
-        monkeypatch.setattr(node_cache, "built", lambda: next(answers, there))  # noqa: B023
-        execute(config(tmp_path / name))
-        assert (nodes._operate is not None) == (name != "never")
-        assert next(answers, "all were given") == "all were given"
-        written.append(
-            [next((tmp_path / name).rglob(file)).read_bytes() for file in ("result.json", "network.safetensors")]
-        )
-    assert written[0] == written[1] == written[2]
-
-
-@pytest.mark.parametrize(("seconds", "times"), [(0.0, 1), (30.0, 0)])
-def test_operators_in_cpp_are_built_once_and_beside_a_run_that_is_not_soon_over(
-    seconds: float, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "_library", None)
-    if not kernels.load():
-        pytest.skip("no C compiler here makes the kernels")
-    started: list[None] = []
-    monkeypatch.setattr(compiling, "SECONDS_BEFORE_BUILDING", seconds)
-    monkeypatch.setattr(node_cache, "build_beside", lambda: started.append(None))
-    execute(config(tmp_path))
-    assert len(started) == times
 
 
 def test_a_baseline_has_no_operators(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from qprune.compression.prepare import FeatureOperators
 from qprune.compression.quantizer import Quantizer
 from qprune.runs import histograms
 from qprune.runs.histograms import Counts, feature_histograms
@@ -56,7 +57,8 @@ def test_only_what_the_mask_keeps_is_counted_and_nothing_is_changed(tmp_path: Pa
     before = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
     random, score = torch.get_rng_state(), task.evaluate()["negative_mse"]
     torch.set_rng_state(random)
-    found = {entry["site"]: entry for entry in trainer.histograms()}
+    with trainer.evaluation_context():
+        found = {entry["site"]: entry for entry in feature_histograms(task.network, task.evaluate)}
     assert torch.equal(torch.get_rng_state(), random)
     assert task.evaluate()["negative_mse"] == score
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.network.state_dict().items())
@@ -73,7 +75,8 @@ def test_only_what_the_mask_keeps_is_counted_and_nothing_is_changed(tmp_path: Pa
 
 def test_an_evaluation_is_broken_off_when_enough_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histograms, "ELEMENTS", 25)
-    network = nn.Sequential(nn.Identity(), Quantizer(8, decimal=4), nn.Identity(), Quantizer(4, decimal=0))
+    quantizers = Quantizer(8, decimal=4), Quantizer(4, decimal=0)
+    network = nn.Sequential(*[FeatureOperators(None, each, site) for site, each in zip("13", quantizers, strict=True)])
     calls: list[int] = []
 
     def evaluate() -> Any:

@@ -28,7 +28,8 @@ def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:
     """The task and its trainer, with a checkpoint after every step."""
     task: Task = build_task(recipe)
     compressor = attach_operators(recipe, task)
-    loop = Loop(recipe.limits.epochs, folder, seed=0, checkpoint_minutes=0.0, checkpoint_seconds_apart=0.0)
+    places = folder / "checkpoints", folder / "metrics.csv"
+    loop = Loop(recipe.limits.epochs, *places, seed=0, checkpoint_minutes=0.0, checkpoint_seconds_apart=0.0)
     return task, Trainer(task, compressor, loop, torch.device("cpu"))
 
 
@@ -42,7 +43,7 @@ def killed(recipe: Recipe, folder: Path, step: int) -> None:
     train_step = task.train_step
 
     def dying(batch: Any) -> Any:
-        if trainer.state.step == step:
+        if trainer.step == step:
             raise KilledError
         return train_step(batch)
 

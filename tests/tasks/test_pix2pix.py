@@ -7,7 +7,7 @@ from PIL import Image
 
 from qprune.cli import main as cli
 from qprune.errors import UserError
-from qprune.runs.row import read_rows
+from qprune.runs.folder import read_rows
 from qprune.tasks.data.translation import signed
 from qprune.tasks.pix2pix import Pix2Pix
 from qprune.training.task import DataOptions, Limits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qprune.compression.compressor import compress
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.distributed import set_batch_share
-from qprune.compression.feature import FeatureOperators
+from qprune.compression.prepare import FeatureOperators
 from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.training import distributed as processes

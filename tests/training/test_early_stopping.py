@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qprune.errors import UserError
-from qprune.training.early_stopping import Watch, after, note_stopped, read_stopped, rises
+from qprune.training.early_stopping import Watch, after, rises
 
 
 def rows(scores: dict[int, float], steps_per_epoch: int = 10) -> list[dict[str, Any]]:
@@ -79,13 +76,3 @@ def test_under_its_assumption_no_run_is_stopped_that_would_have_been_enough(
     assert asked(rows({3: own[3], 4: own[4]})) is None
     if asked(rows({e: own[e] for e in (3, 4, 5)})) and own[6] - own[5] <= max(known[5], own[5] - own[4]):
         assert own[6] < needed
-
-
-def test_the_note_of_a_stopped_run(tmp_path: Path) -> None:
-    assert read_stopped(tmp_path) is None
-    note_stopped(tmp_path, "hopeless", 28.4)
-    assert read_stopped(tmp_path) == ("hopeless", 28.4)
-    for broken in ("", "[]", '{"reason": "x"}', '{"reason": "x", "optimistic_score": "y"}'):
-        (tmp_path / "stopped.json").write_text(broken, encoding="utf-8")
-        with pytest.raises(UserError, match=r"stopped\.json is not the note of a stopped run .*; delete it"):
-            read_stopped(tmp_path)

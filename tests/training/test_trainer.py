@@ -48,7 +48,7 @@ def test_resumed_equals_uninterrupted(killed_at: int, every_step: bool, tmp_path
     step = task.train_step
 
     def dying(batch: Any) -> Any:
-        if trainer.state.step == killed_at:
+        if trainer.step == killed_at:
             raise KilledError
         return step(batch)
 
@@ -83,7 +83,7 @@ def test_signals_finish_the_step_and_save(number: signal.Signals, tmp_path: Path
     step = task.train_step
 
     def signalled(batch: Any) -> Any:
-        if trainer.state.step == 7:
+        if trainer.step == 7:
             os.kill(os.getpid(), number)
         return step(batch)
 
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     step = task.train_step
 
     def diverging(batch: Any) -> Any:
-        task.factor = float("nan") if trainer.state.step >= 10 else 1.0
+        task.factor = float("nan") if trainer.step >= 10 else 1.0
         return step(batch)
 
     task.train_step = diverging  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Runs that share their float part end as if they had not, to the last bit."""
+"""Runs that share a float prefix end as if they had not, to the last bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def finished(folder: Path, *overrides: str) -> tuple[dict[str, bytes], int]:
         ("cyclegan", "quantize_first", ("prune_first",)),  # it remembers pictures, and has four networks
     ],
 )
-def test_a_run_from_a_stem_equals_one_trained_in_full(
+def test_a_run_with_a_warm_start_equals_one_trained_in_full(
     task: str, first: str, others: tuple[str, ...], tmp_path: Path
 ) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
@@ -44,10 +44,10 @@ def test_a_run_from_a_stem_equals_one_trained_in_full(
     assert taken == 0
     for order in others:
         recipe = (f"task={task}", f"order={order}", "quantize.bits=6", "prune.sparsity=0.25")
-        with_stem, taken = finished(shared, *recipe)
+        warm, taken = finished(shared, *recipe)
         in_full, none = finished(alone, *recipe, "trainer.warm_start=false")
         assert (taken > 0, none) == (True, 0), order
-        assert with_stem == in_full, order
+        assert warm == in_full, order
     assert not (alone / FOLDER).exists()
 
 
@@ -64,10 +64,10 @@ def test_what_float_training_depends_on_keeps_runs_apart(change: str, tmp_path: 
     assert taken == 0
 
 
-def test_a_damaged_stem_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_warm_start_is_skipped(tmp_path: Path) -> None:
     finished(tmp_path, "task=espcn", "order=quantize_first")
-    [stem] = (tmp_path / FOLDER).rglob("*.pt")
-    stem.write_bytes(stem.read_bytes()[:-1])
+    [path] = (tmp_path / FOLDER).rglob("*.pt")
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="is damaged"):
         _, taken = finished(tmp_path, "task=espcn", "order=prune_first")
     assert taken == 0
@@ -88,7 +88,7 @@ def test_what_a_killed_writer_left_is_removed_unless_somebody_is_writing(tmp_pat
     finished(tmp_path, "task=espcn", "order=quantize_first")
     [folder] = (tmp_path / FOLDER).iterdir()
     left = folder / ".step-000000020-0123456789abcdef.pt.abc.tmp"
-    left.write_bytes(b"half a stem")
+    left.write_bytes(b"half")
     with FileLock(folder / LOCK):
         finished(tmp_path, "task=espcn", "order=prune_first")
         assert left.exists()

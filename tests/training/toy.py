@@ -91,5 +91,6 @@ def prepared(folder: Path, **changes: Any) -> tuple[Toy, Compressor, Trainer]:
     timeline = Schedule(t_qw=5, t_qf=6, t_p=0, dt_p=1, n=4).in_steps(3, 4, window=6, samples_per_epoch=10)
     plan = Plan.from_globs(task.network, ["**"], ["0"], ["input", "1"], ["1"])
     compressor = attach(task.network, plan, timeline, task.example, PruneConfig(window=6), QuantizeConfig())
-    loop = Loop(epochs=8, folder=folder, seed=0, checkpoint_seconds_apart=0.0, **changes)
+    places = {"checkpoints": folder / "checkpoints", "metrics": folder / "metrics.csv"}
+    loop = Loop(epochs=8, seed=0, checkpoint_seconds_apart=0.0, **places, **changes)
     return task, compressor, Trainer(task, compressor, loop, torch.device("cpu"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qprune.cli import main as cli
-from qprune.runs.row import read_rows
+from qprune.runs.folder import read_rows
 from qprune.search.grid import grid_of
 from tests.cli.frontier.runs import SMALL, SMOKE
 

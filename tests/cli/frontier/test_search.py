@@ -18,7 +18,7 @@ from qprune.cli.frontier import searched
 from qprune.errors import Interrupted, RunFailure, UserError
 from qprune.reporting.publishing import publish
 from qprune.runs import execute as runner
-from qprune.runs.row import read_rows
+from qprune.runs.folder import read_rows
 from qprune.search.grid import grid_of
 from qprune.search.text import density_front
 from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in

@@ -15,8 +15,8 @@ from qprune.cli.frontier import next_run, searched, watch_of
 from qprune.config.signature import run_folder
 from qprune.errors import StoppedEarly
 from qprune.runs import execute as runner
+from qprune.runs.folder import RunFolder
 from qprune.search.grid import grid_of
-from qprune.training.early_stopping import note_stopped
 from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
 
 
@@ -25,7 +25,7 @@ def test_a_stopped_run_is_no_result_and_goes_on_when_more_may_be_lost(tmp_path: 
     grid = grid_of(words)
     [point] = [point for point in grid.points if point.name == "Q4(w,f)"]
     store(grid.jobs[grid.points[0], 0].config, 30.0)
-    note_stopped(grid.jobs[point, 0].folder, "hopeless", 28.0)
+    RunFolder(grid.jobs[point, 0].folder).note_stopped("hopeless", 28.0)
     verdict = searched(grid).verdict(point)
     assert verdict is not None
     assert (verdict.kind, verdict.by) == ("loses too much", point)

@@ -1,0 +1,273 @@
+"""The folder of a run: the names of its files, its lock, its checksums, and the search for it by signature.
+
+Checksums are in the format of the tool `sha256sum`, which can check them too: sha256sum -c SHA256SUMS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from qprune.atomic_write import explained, json_bytes, remove_left_temporaries, write_atomically, write_json
+from qprune.errors import UserError
+from qprune.runs.row import Row, parse_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROW_FILE, CONFIG_FILE, METRICS_FILE = "result.json", "config.yaml", "metrics.csv"
+NETWORK_FILE, OPERATORS_FILE, PLAN_FILE = "network.safetensors", "operators.json", "plan.csv"
+ENVIRONMENT_FILE, TIMING_FILE, HISTOGRAMS_FILE = "environment.json", "timing.json", "histograms.json"
+SUMS_FILE, STOPPED_FILE, LOCK_FILE = "SHA256SUMS", "stopped.json", ".lock"
+CHECKPOINTS, PICTURES, EXPORT = "checkpoints", "pictures", "export"  # folders
+PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
+SHORTEST_SIGNATURE = 6  # digits
+
+_SUMMED = (CONFIG_FILE, METRICS_FILE, NETWORK_FILE, OPERATORS_FILE)
+_SUM = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
+_DAMAGED = "delete the run's folder, or run its command again with force=true"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, at `path`, which need not exist yet."""
+
+    path: Path
+
+    @classmethod
+    def find(cls, run: str, results_dir: Path) -> RunFolder:
+        """Return the folder of a finished run, from its path or the first digits of its signature. Raises UserError."""
+        folder = cls(Path(run))
+        if not folder.path.is_dir():
+            return cls.by_signature(run, results_dir)
+        if not folder.finished:
+            begun = (folder.path / CONFIG_FILE).exists()
+            what = f"is not finished (it has no {ROW_FILE})" if begun else "is no run folder"
+            raise UserError(f"{run} {what}; finish the run with the command that began it, or name another")
+        return folder
+
+    @classmethod
+    def by_signature(cls, signature: str, results_dir: Path) -> RunFolder:
+        """Return the folder of the one finished run whose signature begins so. Raises UserError."""
+        if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_SIGNATURE},64}}", signature):
+            raise UserError(
+                f"{signature!r} is neither a folder nor the beginning of a signature ({SHORTEST_SIGNATURE} digits or "
+                "more); give a run folder, or what its name ends with"
+            )
+        folders = [cls(path) for path in sorted(results_dir.glob(f"*/*-{signature[:10]}*"))]
+        found = [each for each in folders if each.finished and each.row().signature.startswith(signature)]
+        if not found:
+            begun = next((each.path for each in folders if (each.path / CONFIG_FILE).exists()), None)
+            unfinished = f"; the run in {begun} is not finished" if begun else ""
+            raise UserError(
+                f"no finished run below {results_dir} has a signature that begins with {signature}{unfinished}"
+            )
+        if len(found) > 1:
+            raise UserError(f"{len(found)} runs have a signature that begins with {signature}: give more digits")
+        return found[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is whole: its row is written last."""
+        return (self.path / ROW_FILE).exists()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any((self.path / CHECKPOINTS).glob("*.pt"))
+
+    def state(self) -> tuple[str, Row | None]:
+        """Return `done`, `broken`, `running`, `interrupted` or `to do`, and the row of a finished run."""
+        if self.finished:
+            try:
+                return "done", self.row()
+            except UserError:
+                return "broken", None
+        if (self.path / LOCK_FILE).exists():
+            try:
+                with FileLock(self.path / LOCK_FILE, timeout=0):
+                    pass
+            except Timeout:
+                return "running", None
+        return "interrupted" if self.resumable else "to do", None
+
+    @contextmanager
+    def locked(self, wait: bool) -> Iterator[None]:
+        """Hold the run against other processes. Raises UserError if one has it and `wait` is False.
+
+        What a killed process left half-written is removed.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK_FILE)
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is being run by another process; type wait=true to wait for it and take its row, or "
+                "change seed or config"
+            ) from None
+        except OSError as error:
+            raise explained(error, self.path) from error
+        try:
+            remove_left_temporaries(self.path)
+            yield
+        finally:
+            lock.release()
+
+    def empty(self) -> None:
+        """Remove everything but the lock."""
+        (self.path / ROW_FILE).unlink(missing_ok=True)  # first: where a row is, its run is whole
+        for path in self.path.iterdir():
+            if path.name != LOCK_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def row(self) -> Row:
+        """Return the row. Raises UserError, naming file and field, for all but a whole one as its run left it."""
+        path, content = self.path / ROW_FILE, self._content(ROW_FILE)
+        if content is None:
+            raise UserError(f"{path} is missing; finish the run with the command that began it")
+        self._check(ROW_FILE, content, self._sums())
+        try:
+            return parse_row(content)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; delete the file, or run its command again with force=true") from error
+
+    def store(self, row: Row) -> None:
+        """Write the checksums of all that belongs to the row, and the row last: where one is, its run is whole."""
+        self.write_sums(_SUMMED, **{ROW_FILE: json_bytes(asdict(row))})
+        write_json(self.path / ROW_FILE, asdict(row))
+
+    def config(self) -> dict[str, Any] | None:
+        """Return the resolved config, or None where the file is missing or unreadable."""
+        try:
+            config = yaml.load(self.config_text() or "", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (ValueError, yaml.YAMLError):
+            return None
+        return config if isinstance(config, dict) else None
+
+    def config_text(self) -> str | None:
+        """Return the text of the config's file, or None where that is missing or unreadable."""
+        try:
+            return (self.path / CONFIG_FILE).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+
+    def metrics(self) -> pd.DataFrame | None:
+        """Return the curve, one line per epoch, or None where it is missing or unreadable."""
+        import pandas as pd  # late: most of the command line does not need it
+
+        try:
+            return pd.read_csv(self.path / METRICS_FILE)
+        except (OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
+            return None
+
+    def note_stopped(self, reason: str, optimistic: float) -> None:
+        """Note that the run was stopped early; `optimistic` is the score that it might have reached.
+
+        It is no result: the checkpoints stay, and the run's own command goes on from them.
+        """
+        write_json(self.path / STOPPED_FILE, {"reason": reason, "optimistic_score": optimistic})
+
+    def stopped(self) -> tuple[str, float] | None:
+        """Return reason and optimistic score of a run that was stopped early. Raises UserError for a broken note."""
+        path = self.path / STOPPED_FILE
+        try:
+            note = json.loads(path.read_bytes())
+            reason, score = str(note["reason"]), float(note["optimistic_score"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the note of a stopped run ({error}); delete it") from error
+        return (reason, score) if math.isfinite(score) else None
+
+    def write_sums(self, names: Sequence[str], **to_come: bytes) -> None:
+        """Write the checksums of the files `names`, and of files that are written next, given by content."""
+        contents = {name: (self.path / name).read_bytes() for name in names} | to_come
+        lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
+        write_atomically(self.path / SUMS_FILE, "".join(lines).encode())
+
+    def check(self, *names: str) -> bool:
+        """Raise UserError unless these files are as the run wrote them; missing ones pass.
+
+        Returns:
+            Whether there are checksums: a folder from before there were any is accepted.
+        """
+        sums = self._sums()
+        for name in names if sums is not None else ():
+            if (content := self._content(name)) is not None:
+                self._check(name, content, sums)
+        return sums is not None
+
+    def _check(self, name: str, content: bytes, sums: Mapping[str, str] | None) -> None:
+        if sums is not None and name not in sums:
+            raise UserError(f"{self.path / SUMS_FILE} is damaged, so that {name} cannot be checked; {_DAMAGED}")
+        if sums is not None and sums[name] != hashlib.sha256(content).hexdigest():
+            raise UserError(
+                f"{self.path / name} is not as its run wrote it: its checksum differs from that in {SUMS_FILE} "
+                f"beside it; {_DAMAGED}"
+            )
+
+    def _sums(self) -> dict[str, str] | None:
+        """Return the checksums by file; none for a damaged file of checksums, None where there is none."""
+        if (content := self._content(SUMS_FILE)) is None:
+            return None
+        lines = content.decode("ascii", "replace").splitlines()
+        sums = {match[2]: match[1] for match in map(_SUM.fullmatch, lines) if match}
+        return sums if len(sums) == len(lines) else {}  # damaged: no file is in it, so that each is refused
+
+    def _content(self, name: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+        try:
+            # not Path.open: with it, ten thousand rows take twice the time
+            with open(f"{self.path}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be read ({error.strerror}); {_DAMAGED}") from error
+
+
+def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
+    """Return all rows below `folder`, sorted by path, and what is wrong with the files that hold no good one."""
+    runs, problems = read_runs(folder)
+    return [row for _, row in runs], problems
+
+
+def read_runs(folder: Path) -> tuple[list[tuple[RunFolder, Row]], list[str]]:
+    """As `read_rows`, with each row's folder.
+
+    Of several rows with one signature the first counts: a copied folder must not weigh twice.
+    """
+    found: dict[str, tuple[RunFolder, Row]] = {}
+    problems = []
+    # not Path.rglob: it takes longer than reading ten thousand rows
+    paths = sorted(Path(place) for place, _, files in os.walk(folder) if ROW_FILE in files)
+    for run in map(RunFolder, paths):
+        try:
+            row = run.row()
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        first = found.setdefault(row.signature, (run, row))[0]
+        if first is not run:
+            problems.append(
+                f"{run.path / ROW_FILE} has the signature of {first.path / ROW_FILE} and is left out; delete one of "
+                "them"
+            )
+    return list(found.values()), problems

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from qprune.atomic_write import write_atomically
@@ -107,8 +108,8 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
     if not grid.stops or point.is_float or search.known[point].scores:
         return None
     needed, rival = search.needed(point)
-    order = grid.config(point).order.name
-    peers = [p for p in search.finished if p.compares_with(point) and grid.config(p).order.name == order]
+    name = grid.config(point).order.name
+    peers = [p for p in search.finished if p.compares_with(point) and grid.config(p).order.name == name]
     if not math.isfinite(needed) or not any(point.is_milder(peer) for peer in peers):
         return None
     row = search.known[peers[0]].rows[0]
@@ -116,16 +117,8 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
     folders = [grid.folders[peer, seed] for peer in peers for seed in search.known[peer].scores]
     curves = [after(rows_of(folder.metrics()), grid.metric, event) for folder in folders]
     sign = 1 if grid.question.higher_is_better else -1
-    return Watch(
-        metric=grid.metric,
-        sign=sign,
-        last_event=event,
-        epochs=row.epochs,
-        rises=rises([curve for curve in curves if row.epochs in curve], sign),
-        needed=needed,
-        margin=search.margin,
-        why=need_text(search, rival),
-    )
+    shown, why = rises([curve for curve in curves if row.epochs in curve], sign), need_text(search, rival)
+    return Watch(grid.metric, sign, event, row.epochs, shown, needed, search.margin, why)
 
 
 def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
@@ -152,14 +145,13 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
             continue
         waiting = False
         print(f"next run: {run[0].name}, seed {run[1]}", flush=True)
-        watch = watch_of(grid, search, run[0])
+        watch, folder = watch_of(grid, search, run[0]), grid.folders[run]
         try:
             execute(grid.configs[run], wait=True, watch=watch)
         except StoppedEarly as stop:
-            assert watch is not None
-            quality = watch.optimistic(rows_of(grid.folders[run].metrics()))
-            assert quality is not None, "a watch that knows of no end stops no run"
-            grid.folders[run].note_stopped(str(stop), search.quality(quality))
+            quality = watch.optimistic(rows_of(folder.metrics())) if watch is not None else None
+            assert quality is not None, "only a watch with an optimistic end stops a run"
+            folder.note_stopped(str(stop), search.quality(quality))
         except (UserError, Interrupted):  # would hold for the other runs as well
             raise
         except Exception as error:
@@ -182,14 +174,10 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     path = Path(grid.config().results_dir, "frontier", f"{task}-{name}.csv")
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"table: {path}")
-    try:
+    if find_spec("matplotlib") is not None:  # installed with the extra `report`
         from qprune.reporting.figures import drawn, search_fronts
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        return
-    limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
-    limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
-    drawn(search_fronts(table, grid.metric, task, limits, grid.exhaustive), path.stem, caption="").save(path.parent)
-    for suffix in (".png", ".svg"):
-        print(f"figure: {path.with_suffix(suffix)}")
+
+        limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
+        limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
+        drawn(search_fronts(table, grid.metric, task, limits, grid.exhaustive), path.stem, caption="").save(path.parent)
+        print(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

@@ -27,10 +27,9 @@ SPREADS = 2.0  # the margin is at least so many standard deviations between seed
 
 @dataclass(frozen=True)
 class Point:
-    """A model of the grid.
+    """A model of the grid. families: in which it is compared; without pruning a model is the same in every order.
 
-    families: those in which it is compared; a model that is not pruned is the same in every order. size_bits: of
-    weights, features and input, as planned (accounting `actual`).
+    size_bits: of weights, features and input, as planned (accounting `actual`).
     """
 
     name: str

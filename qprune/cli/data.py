@@ -1,4 +1,4 @@
-"""`qprune data get`: fetch a published data set; resumes what broke off, and checks before it unpacks."""
+"""`qprune data get`: fetch a published data set, check it, and unpack it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT = 60  # seconds without a byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: address, size in bytes, sha256 where one is known, and the folders that it unpacks to."""
+    """A published archive: address, bytes, sha256 if known, folders that it holds."""
 
     url: str
     size: int
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def fetch(name: str, root: Path, url: str | None = None) -> Path:
-    """Fetch a set into ROOT/NAME unless it is there, and return that folder, which appears in one piece or not at all.
+    """Fetch a set into ROOT/NAME unless it is there, and return that folder.
 
     The archive is kept as ROOT/NAME.part while it is incomplete.
 
@@ -91,7 +91,7 @@ def fetch(name: str, root: Path, url: str | None = None) -> Path:
 
 
 def _download(url: str, partial: Path, size: int) -> None:
-    """Append to `partial` what it lacks of `size` bytes; begin anew where the server cannot send a part."""
+    """Append to `partial` what it lacks; start again without support for ranges."""
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url} is no address; give one that begins with http:// or https://")
     have = partial.stat().st_size if partial.exists() else 0
@@ -110,7 +110,7 @@ def _download(url: str, partial: Path, size: int) -> None:
 
 
 def _check(partial: Path, archive: Archive) -> None:
-    """Raise UserError, and set the file aside, unless it has the published size and checksum."""
+    """Raise UserError, and set the file aside, unless size and checksum are right."""
     with partial.open("rb") as file:
         size, digest = partial.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
     problem = "" if size == archive.size else f"it has {size} bytes, the published archive {archive.size}"
@@ -122,7 +122,7 @@ def _check(partial: Path, archive: Archive) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack into `folder`. Raises UserError for a damaged archive, a link, or a path that leads out of the folder."""
+    """Unpack into `folder`. Raises UserError for a damaged or dangerous archive."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:

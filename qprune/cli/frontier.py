@@ -1,4 +1,4 @@
-"""`qprune frontier`: the smallest model for a score, or the best for a size, found without running the whole grid."""
+"""`qprune frontier`: the smallest model for a score, or the best for a size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Search the grid, and print and write what came out. Exit code 1 when runs failed, 75 when a signal stopped it."""
+    """Search the grid. Exit code 1 when runs failed, 75 when a signal stopped it."""
     parser = argparse.ArgumentParser(
         "qprune frontier",
         description="Find the models that no other one of a grid of bits and sparsities beats in size and score, and "
@@ -63,7 +63,7 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def searched(grid: Grid) -> Search:
-    """Read what is known by now, also from other processes. Raises UserError for a broken row, or one of another run.
+    """Read what is known by now, also from other processes. Raises UserError.
 
     The note of a run that was stopped early counts unless the run was finished later.
     """
@@ -86,7 +86,7 @@ def searched(grid: Grid) -> Search:
 
 
 def next_run(grid: Grid, search: Search, failed: Collection[Run]) -> tuple[Run | None, int]:
-    """Return the model and seed to run next, and the number of runs that other processes are at.
+    """Return the run to start next, and the number of runs of other processes.
 
     All models once, in their order, then those that are still worth it with the next seed.
     """
@@ -101,7 +101,7 @@ def next_run(grid: Grid, search: Search, failed: Collection[Run]) -> tuple[Run |
 
 
 def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
-    """Make what watches a model's first run; None while finished runs do not show how far it may still rise.
+    """Make the watch of a model's first run; None while too few runs are finished.
 
     Further seeds are run to their end: to drop only those that do badly would flatter the mean.
     """
@@ -122,7 +122,7 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
 
 
 def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
-    """Carry out runs until none is worth it; those that fail are noted in `failed`, and the others go on."""
+    """Carry out runs until none is worth it; those that fail go to `failed`."""
     from qprune.runs.execute import execute  # late: it imports torch, which bad input need not wait for
 
     left_out: set[Point] = set()

@@ -1,4 +1,4 @@
-"""`qprune report`: one HTML page with tables, figures and every run's config and environment."""
+"""`qprune report`: one HTML page with tables, figures and all runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qprune.runs.store import Store
 
 
 def make(arguments: Sequence[str]) -> int:
-    """Write the page and its figures. Exit code 1 when rows or parts of tables were left out."""
+    """Write the page and its figures. Exit code 1 when something was left out."""
     parser = argparse.ArgumentParser(
         "qprune report",
         description="Write one self-contained HTML page: tables, figures, configs and environments of the stored runs.",
@@ -71,7 +71,7 @@ _count.__name__ = "whole number >= 0"  # the kind of value that argparse names i
 
 
 def _count_features(store: Store) -> None:
-    """Make the histograms of features that runs lack; what cannot be made is added to the store's problems."""
+    """Make missing histograms of features; problems are added to the store's."""
     from qprune.runs.folder import HISTOGRAMS_FILE
     from qprune.runs.load import count_features
 

@@ -1,4 +1,4 @@
-"""`qprune tables`: the paper's tables from stored rows, what is missing, and the answer to the order question."""
+"""`qprune tables`: the paper's tables from stored rows, and the better order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Joined = tuple[Table, list[pd.DataFrame], list[list[str]]]
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print the tables and write them as Markdown, LaTeX and CSV. Exit code 1 when rows or parts were left out."""
+    """Print and write the tables. Exit code 1 when rows or parts were left out."""
     parser = argparse.ArgumentParser(
         "qprune tables",
         description="Join the stored rows with the paper's tables; print them and write Markdown, LaTeX and CSV.",
@@ -122,7 +122,7 @@ def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], conf
 
 @dataclass(frozen=True)
 class _Rows:
-    """The runs that rows of tables ask for. seeds: those that must be there; keys: overrides for all rows.
+    """The runs that rows of tables ask for. keys: overrides for all rows.
 
     commands: for each signature, arguments of `qprune run`: its own and, before, those of its source of fraction bits.
     """
@@ -162,7 +162,7 @@ class _Rows:
 
 
 def order_text(store: Store, output: Path, all_pairs: bool = False) -> str:
-    """Compare the orders in sentences, each with its marks, and write them to order.md.
+    """Compare the orders in sentences with their marks, and write order.md.
 
     all_pairs: whether pairs of too few seeds to decide get sentences too; else they share a line.
     """
@@ -184,7 +184,7 @@ def order_text(store: Store, output: Path, all_pairs: bool = False) -> str:
 
 
 def _run(commands: Sequence[Sequence[str]], folder: Path, config_dir: str | None) -> int:
-    """Carry out runs one after the other, each once; the exit code is 1 when one of them failed."""
+    """Carry out runs, each once; the exit code is 1 when one of them failed."""
     from qprune.cli.run import run
 
     unique = list(dict.fromkeys(tuple(command) for command in commands))

@@ -1,4 +1,4 @@
-"""Which order is better: paired differences over the same seeds, with bootstrap intervals and plain sentences."""
+"""Which order is better: paired differences with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def too_few_text(number: int) -> str:
 
 
 def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval of the mean over resamples with replacement; the same for the same values."""
+    """Return the percentile interval of the mean over resamples; deterministic."""
     numbers: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     generator, block = np.random.default_rng(0), max(1, 2**20 // len(numbers))  # a few MB at any number of values
     means = [
@@ -114,7 +114,7 @@ def compare_orders(store: Store) -> list[Comparison]:
 
 
 def _differing(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
-    """Write the config keys that distinguish comparisons whose settings read the same, with their values."""
+    """Write the config keys that distinguish settings that read the same."""
     settings = [json.loads(key)[-1] for key in keys]
     flat = pd.json_normalize([setting if isinstance(setting, dict) else {} for setting in settings]).map(str)
     texts = []
@@ -139,7 +139,7 @@ def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:
 
 
 def _setting(store: Store, signature: str, settings: dict[str, str]) -> str:
-    """Return what two runs of one pair share: the config but for order, schedule and seed; without it, the notation.
+    """Return what the runs of a pair share: config but order, schedule and seed.
 
     settings: by the text of config files without the line of the seed. Parsing each file would take ten times as long
     as the rest.

@@ -1,4 +1,4 @@
-"""Figures of runs, searches and tensors, drawn from what is stored: rows, metrics, operators, histograms, pictures."""
+"""Figures of runs, searches and tensors, drawn from stored files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Pixels = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure. name: of its files, without suffix; svg keeps text as text, png has 150 dots per inch."""
+    """A finished figure: name of its files, caption, SVG with text, PNG at 150 dpi."""
 
     name: str
     caption: str
@@ -66,7 +66,7 @@ def drawn(figure: Figure, name: str, caption: str) -> Drawn:
 
 
 def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure of the page's width with `rows` axes of `height` inches below each other."""
+    """Make a figure with `rows` axes of `height` inches below each other."""
     figure = Figure(figsize=(WIDTH, height * rows + 1.2), layout="constrained")
     axes = list(figure.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0])
     _remove_frame(axes)
@@ -74,7 +74,7 @@ def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figur
 
 
 def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:
-    """Name a metric with its unit: as `names` has it, or else from its key: `psnr_db` is psnr (dB)."""
+    """Name a metric with its unit, as `names` has it: `psnr_db` is psnr (dB)."""
     if names and metric in names:
         return names[metric]
     unit = unit_of_score(metric)
@@ -89,7 +89,7 @@ def title_of(row: Row) -> str:
 def training_curve(
     curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] | None = None
 ) -> Figure:
-    """Draw loss and score over epochs; the phases (pruned, quantized, both) are shaded, float is white."""
+    """Draw loss and score over epochs, with shaded phases (float is white)."""
     figure, axes = stacked(2, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
@@ -110,7 +110,7 @@ def training_curve(
 def over_time(
     curve: pd.DataFrame, operators: Sequence[Mapping[str, Any]], timeline: Timeline | None, row: Row
 ) -> Figure:
-    """Draw zeros and fraction bits over epochs: dots as measured at ends of epochs, lines with steps at events.
+    """Draw zeros and fraction bits over epochs: measured dots, planned lines.
 
     timeline: of the run, in its own steps; without it only the dots are drawn, and no fraction bits.
     """
@@ -140,7 +140,7 @@ def over_time(
 def _fraction_bits_over_time(
     axis: Axes, quantizers: Sequence[Mapping[str, Any]], place: int, timeline: Timeline, steps: int
 ) -> None:
-    """Draw a line per quantizer of KINDS[place] from its event on, at its mean over channels; equal ones set apart."""
+    """Draw the mean d* of quantizers of KINDS[place]; equal ones are set apart."""
     event = (timeline.weight_step, timeline.feature_step)[place]
     if event is None or not quantizers:
         return
@@ -154,7 +154,7 @@ def _fraction_bits_over_time(
 
 
 def fraction_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
-    """Draw d* of every quantizer, frozen at its event: mean over channels, bar from least to largest."""
+    """Draw d* of every quantizer: mean over channels, and range as a bar."""
     figure, [axis] = stacked(1)
     shown = sorted((o for o in operators if o["operator"] == "quantize"), key=lambda o: bool(o["site"] != INPUT))
     for i, kind in enumerate(KINDS):
@@ -209,7 +209,7 @@ def density_against_score(
 
 
 def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] | None = None) -> Figure:
-    """Draw score against the window T (Fig. 4). points: columns window (samples), recipe, score; one line per run."""
+    """Draw score against T (Fig. 4). points: columns window, recipe, score."""
     figure, [axis] = stacked(1, height=2.6)
     groups = list(points.groupby("recipe", sort=True))
     for i, (recipe, group) in enumerate(groups):
@@ -229,7 +229,7 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
 
 
 def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
-    """Draw histograms of features (Fig. 2), with the range that each one's grid can hold shaded.
+    """Draw histograms of features (Fig. 2), with the range of their grids shaded.
 
     sites: as histograms.json has them. What lies outside the range is clipped.
     """
@@ -260,7 +260,7 @@ def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
 
 
 def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
-    """Draw the first `channels` of feature masks (C, H, W); black is pruned, grey lies between masks."""
+    """Draw the first channels of feature masks (C, H, W); black is pruned."""
     names = list(features)
     figure = Figure(figsize=(WIDTH, 1.9 * len(names) + 0.3), layout="constrained")
     grid = figure.subplots(len(names), 1, squeeze=False)
@@ -279,7 +279,7 @@ def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
 
 
 def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
-    """Draw pictures (H, W, 3) in uint8 of one size side by side, each under its recipe.
+    """Draw pictures (H, W, 3) of one size side by side, each under its recipe.
 
     Columns of pixels at the left and right ends that are the same in all of them (inputs and targets) are shown once.
     """
@@ -311,7 +311,7 @@ def _wrapped(name: str, inches: float) -> str:
 
 
 def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:
-    """Cut what all pictures share at the left (input) and at the right (target), and show it once."""
+    """Show once what all pictures share at the left (input) and right (target)."""
     first, *others = pictures.values()
     differs = np.zeros(first.shape[1], dtype=bool)
     for other in others:
@@ -326,7 +326,7 @@ def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:
 
 
 def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[str, float], complete: bool) -> Figure:
-    """Draw the mean scores of a search against size in Mb (logarithmic) and against density, with the front of each.
+    """Draw the scores of a search against size and density, with both fronts.
 
     Filled points are on the panel's front. Colours stand for orders, shapes for sparsities, numbers for bits.
 
@@ -387,7 +387,7 @@ def _counts(seeds: Iterable[int]) -> str:
 def _point(
     axis: Axes, at: tuple[float, float], style: tuple[str, str, str], text: str, zorder: int, **options: Any
 ) -> None:
-    """Draw a point with error bars, and up to two letters inside: beside it they would lie over its neighbours.
+    """Draw a point with error bars, and up to two letters inside the marker.
 
     style: marker, its colour, and the colour that it is filled with. options: of matplotlib's `errorbar`.
     """
@@ -402,7 +402,7 @@ def _point(
 
 
 def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
-    """Colour what was active: from event to event of the timeline, or else by epochs, as it was at their ends."""
+    """Colour active phases: by events of the timeline, or else by epochs."""
     if timeline is None:
         phases = list(zip(curve["epoch"] - 1, curve["epoch"], curve["phase"], strict=True))
     else:

@@ -1,4 +1,4 @@
-"""Copy the light files of finished runs to a folder that is committed with the project, without machine paths."""
+"""Publish the light files of finished runs, without paths of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COPIED = (run_files.METRICS_FILE, run_files.OPERATORS_FILE, run_files.HISTOGRAMS
 
 
 def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
-    """Copy the good rows below `results_dir` to the folder `published` beside it; what is there already stays.
+    """Copy good rows to the folder `published`; what is there already stays.
 
     Pictures are copied for the seed 0 alone.
 

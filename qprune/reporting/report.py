@@ -1,4 +1,4 @@
-"""One self-contained HTML page about the stored runs: tables, figures, configs and environments; no network needed."""
+"""One self-contained HTML page about the stored runs; no network needed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
 
 
 def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator[Drawn]:
-    """Draw the figures of one run from the files beside its row; a missing or broken file has no figure.
+    """Draw the figures of one run; a missing or broken file has no figure.
 
     names: of scores with their unit, by metric.
     """
@@ -111,7 +111,7 @@ def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator
 def figures_of_runs(
     store: Store, rows: Sequence[Row], names: Mapping[str, str], units: Mapping[str, str]
 ) -> Iterator[Drawn]:
-    """Draw density against score, score against window and pictures, for runs of one task, budget, data and metric.
+    """Draw the figures over runs of one task, budget, data and metric.
 
     names: of scores with their unit, by metric. units: of density, by task.
     """
@@ -135,7 +135,7 @@ def figures_of_runs(
 
 
 def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> dict[str, str]:
-    """Name each run's recipe, by signature: its notation, and the keys that distinguish it from others of the notation.
+    """Name each run's recipe: its notation, and keys that distinguish it.
 
     Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
     most runs have.
@@ -160,7 +160,7 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
 
 
 def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
-    """Return the schedule of a run in its own steps; None where its config is missing or not this version's."""
+    """Return the schedule of a run in its own steps; None for an invalid config."""
     if config is None or row.steps % row.epochs:
         return None
     try:
@@ -170,7 +170,7 @@ def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
 
 
 def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
-    """Return window, recipe and score of the runs that prune features, for recipes with several windows."""
+    """Return window, recipe and score of runs with feature masks."""
     pruned = [row for row in rows if row.feature_sparsity]
     labels, points = recipes(store, pruned, ignored=("prune.window",)), []
     for row in pruned:
@@ -181,7 +181,7 @@ def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, head: str) -> Iterator[Drawn]:
-    """Draw the pictures that runs keep, side by side: the least seed of each recipe, the float network first.
+    """Draw the pictures of runs side by side: the least seed of each recipe.
 
     Of many recipes, those of most seeds are shown.
     """
@@ -205,7 +205,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
 
 
 def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
-    """Choose `most` rows: the first seed of every recipe, recipes of most seeds before others; then second seeds."""
+    """Choose `most` rows: first seeds, of recipes with most seeds, then others."""
     labels = recipes(store, rows)
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

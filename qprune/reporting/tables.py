@@ -1,4 +1,4 @@
-"""Tables of the paper's values beside the stored results, as Markdown, LaTeX and CSV.
+"""Tables of the paper's values beside stored results: Markdown, LaTeX, CSV.
 
 A table is a list of parts (one task each), a part a list of rows, a row a list of overrides with the paper's values
 beside it: the list that launches the runs is the list that reports them.
@@ -41,7 +41,7 @@ _LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of our own runs. score, density, weight_mb, feature_mb: as the paper prints them, None where it does not.
+    """A row of our own runs, with the values that the paper prints, if any.
 
     decimal_from: overrides of the run, with the same seed, whose fraction bits are used from the start (Table 1).
     """
@@ -57,7 +57,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class OtherMethod:
-    """A row that others trained: their score; sizes from elements, bits and sparsities, or else the Mb as printed.
+    """A row that others trained; sizes are counted where elements are known.
 
     weights, features: elements as the accounting `paper` counts them (features twice; spec 5.1), None where unknown.
     weight_mb, feature_mb, density: as the paper prints them.
@@ -87,7 +87,7 @@ class OtherMethod:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one task. metric: the key of its score; overrides stand before those of each row."""
+    """The rows of one task. overrides: stand before those of each row."""
 
     name: str
     metric: str
@@ -116,7 +116,7 @@ _LISTS: dict[type, dict[str, type]] = {Table: {"parts": Part}, Part: {"rows": Ta
 
 
 def table_from(name: str, config: Any) -> Table:
-    """Build a table from the content of its YAML. Raises UserError for a key that is missing or unknown."""
+    """Build a table from the content of its YAML. Raises UserError."""
     named = {"name": name, **config} if isinstance(config, Mapping) else config
     table: Table = _built(Table, named, f"table {name}")
     return table
@@ -143,7 +143,7 @@ def _built(kind: type, value: Any, where: str) -> Any:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one row of a table asks for: signature of the run per seed, and the command that makes the missing runs."""
+    """What a row of a table asks for. signatures: by seed; command: of missing runs."""
 
     row: TableRow
     signatures: Mapping[int, str]
@@ -152,7 +152,7 @@ class Wanted:
 
 
 def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
-    """Join the rows of a part with our runs: mean and deviation over seeds, beside the paper's values."""
+    """Join the rows of a part with our runs: mean and deviation over seeds."""
     lines: list[dict[str, Any]] = []
     joined: list[str] = []
     for want in wanted:
@@ -194,7 +194,7 @@ def _theirs(method: OtherMethod) -> dict[str, Any]:
 
 
 def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:
-    """Return why these runs must not pass for the paper's: their own marks, and what their fields say without them."""
+    """Return why these runs must not pass for the paper's."""
     marks = list(dict.fromkeys(mark for marks in runs["marks"] for mark in marks))
     marks += [f"{name} data" for name in runs["data_source"].unique() if name != "real" and f"{name} data" not in marks]
     budgets = [f"budget={name}" for name in runs["budget"].unique() if name != "paper"]
@@ -247,7 +247,7 @@ def markdown(table: Table, parts: Sequence[pd.DataFrame]) -> str:
 
 
 def latex(table: Table, parts: Sequence[pd.DataFrame]) -> str:
-    r"""Write a whole table for LaTeX with the package booktabs; one `tabular` for all parts."""
+    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`."""
     columns = "l" + "r" * (len(HEADINGS) - 1)
     text = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
     text += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
@@ -267,7 +267,7 @@ def latex(table: Table, parts: Sequence[pd.DataFrame]) -> str:
 
 
 def csv(parts: Sequence[pd.DataFrame]) -> str:
-    """Write all parts with all columns in full precision; marks and missing seeds are joined with `; `."""
+    """Write all parts with all columns in full precision."""
     table = pd.concat(parts, ignore_index=True)
     for column in ("marks", "missing_seeds"):
         table[column] = ["; ".join(map(str, values)) for values in table[column]]

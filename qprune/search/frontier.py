@@ -1,4 +1,4 @@
-"""The front of size against score: which models are worth a run, in which order, and which one is the answer.
+"""The front of size against score: which models are worth a run.
 
 Nothing here trains or reads files. A point is a model of so many bits and such a sparsity. Its size is known before
 training, its score is not; the search leaves out points that cannot matter under two assumptions:
@@ -27,7 +27,7 @@ SPREADS = 2.0  # the margin is at least so many standard deviations between seed
 
 @dataclass(frozen=True)
 class Point:
-    """A model of the grid. families: in which it is compared; without pruning a model is the same in every order.
+    """A model of the grid. families: those in which it is compared.
 
     size_bits: of weights, features and input, as planned (accounting `actual`).
     """
@@ -48,14 +48,14 @@ class Point:
         return bool(self.families & other.families) and not (self.is_float or other.is_float)
 
     def is_milder(self, other: Point) -> bool:
-        """Return whether this point has no fewer bits and no more sparsity than `other`, or is the same one."""
+        """Return whether this has no fewer bits and no more zeros, or is the same."""
         milder = self.bits >= other.bits and self.sparsity <= other.sparsity
         return self is other or (milder and self.compares_with(other))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a point. scores: of finished runs by seed; rows: of the same runs.
+    """What is known of a point. scores: by seed; rows: of the same runs.
 
     optimistic: of a run that was stopped early, the best score that it could still have reached but for the margin.
     """
@@ -77,7 +77,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Amount:
-    """An amount of score: `value` in the score's unit, or in per cent of the float network's score."""
+    """An amount of score, or per cent of the float network's score."""
 
     value: float
     percent: bool
@@ -89,7 +89,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: how much may be lost against the float network, how large the model may be (bits; None: any).
+    """What is asked: largest loss, and largest size in bits (None: any).
 
     margin: how far A1 and A2 may be off, and how much of a difference may be chance.
     """
@@ -102,7 +102,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a point is not worth (another) run. kind: `too large`, `loses too much` or `dominated`.
+    """Why a point is not worth a run: too large, loses too much, or dominated.
 
     by: the point whose score shows it (A1), or the point itself. rival: the one that dominates.
     """
@@ -156,12 +156,12 @@ class Search:
         return self.size(point) > size * (1 + SAME_SIZE)
 
     def is_allowed(self, point: Point) -> bool:
-        """Return whether a finished point keeps within the loss and the size that are asked for."""
+        """Return whether a finished point keeps within the limits of the question."""
         limit = self.question.max_size_bits
         return self.reached(point) >= self.least_quality and (limit is None or self.size(point) <= limit)
 
     def ceiling(self, point: Point) -> tuple[float, Point]:
-        """Return the best quality that A1 leaves to a point, but for the margin, and the point that shows it."""
+        """Return the best quality that A1 leaves to a point, and what shows it."""
         found = [(math.inf, point)]
         for other in self.points:
             if other.is_milder(point) and self.known[other].scores:
@@ -172,13 +172,13 @@ class Search:
         return min(found, key=lambda pair: pair[0])
 
     def needed(self, point: Point) -> tuple[float, Point | None]:
-        """Return the quality below which a point does not matter, and the rival of no larger size that sets it."""
+        """Return the quality that a point needs to matter, and the rival that sets it."""
         found: list[tuple[float, Point | None]] = [(self.least_quality, None)]
         rivals = (p for p in self.finished if p is not point and not self.exceeds(p, self.size(point)))
         return max([*found, *((self.reached(rival), rival) for rival in rivals)], key=lambda pair: pair[0])
 
     def verdict(self, point: Point) -> Verdict | None:
-        """Return why a point is not worth a run, or further seeds; None where it is. The reference always is."""
+        """Return why a point is not worth a run; None where it is."""
         if point.is_float:
             return None
         limit = self.question.max_size_bits
@@ -190,32 +190,32 @@ class Search:
         return None
 
     def dominated_by(self, point: Point) -> Point | None:
-        """Return the best finished point that is no larger and better (or smaller and as good), if any."""
+        """Return the best finished point that beats this one, if any."""
         mine, size = self.reached(point), self.size(point)
         better = [p for p in self.finished if self.reached(p) > mine and not self.exceeds(p, size)]
         smaller = [p for p in self.finished if self.reached(p) == mine and self.exceeds(point, self.size(p))]
         return max([p for p in self.finished if p in better or p in smaller], key=self.reached, default=None)
 
     def front(self) -> list[Point]:
-        """Return the finished points that no other one dominates, from the smallest to the largest."""
+        """Return the finished points that none dominates, the smallest first."""
         return sorted((p for p in self.finished if self.dominated_by(p) is None), key=self.size)
 
     def answer(self) -> Point | None:
-        """Return the smallest point that is allowed; with a limit of size alone, the best; None when none is."""
+        """Return the smallest allowed point; with a limit of size alone, the best."""
         allowed = [point for point in self.front() if self.is_allowed(point) and not point.is_float]
         if self.question.max_loss is None and self.question.max_size_bits is not None:
             return max(allowed, key=self.reached, default=None)
         return allowed[0] if allowed else None
 
     def close_calls(self, answer: Point) -> list[Point]:
-        """Return the points that would have been the answer, and miss it by less than the margin."""
+        """Return smaller points that miss the score by less than the margin."""
         least = self.least_quality
         smaller = [point for point in self.finished if self.size(point) < self.size(answer)]
         return sorted((p for p in smaller if least - self.margin <= self.reached(p) < least), key=self.size)
 
 
 def in_order(points: Iterable[Point]) -> list[Point]:
-    """Put the reference first, then of each family in turn the point that is farthest from all before.
+    """Order points: the reference, then by family the farthest from all before.
 
     So both ends and the corners come first, and what they show spares runs between them. Of equally far points the
     milder comes first, since A1 says more from it.

@@ -1,4 +1,4 @@
-"""What a search is asked, read from its KEY=VALUE words: the models of the grid, their runs, and the question."""
+"""The grid of a search, read from KEY=VALUE: models, runs, question."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Run = tuple[Point, int]  # a model and a seed
 
 @dataclass(frozen=True)
 class Grid:
-    """The models in the order in which they are tried, their runs, and what is asked of them.
+    """The models in the order of trying, their runs, and what is asked.
 
     overrides, configs, signatures, folders: by run; a finished run may be in the folder `published`. stops: whether
     hopeless runs are stopped early. exhaustive: whether every run is carried out to its end.
@@ -58,7 +58,7 @@ class Grid:
 
     @property
     def unit(self) -> str:
-        """The unit of a difference of scores, with a blank before it; empty for a metric without unit."""
+        """The unit of a difference of scores, with a blank before it, if any."""
         return f" {unit_of_difference(self.metric)}".rstrip()
 
 
@@ -140,7 +140,7 @@ def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[tuple[list[str], str, set[str]]]:
-    """Make the overrides of every cell of the grid, the float network first; cells whose runs are the same are one.
+    """Make the overrides of every cell; cells whose runs are the same are one.
 
     Returns:
         Of each cell: overrides without the seed, those of further keys that vary, and its families.

@@ -16,12 +16,12 @@ from qprune.training.task import Task
 
 
 def task_of(config: RunConfig) -> Task:
-    """Build the task of a config, without operators and on synthetic data: sizes depend on no data."""
+    """Build the task of a config on synthetic data: sizes depend on no data."""
     return build_task(Recipe.from_config(config).on_synthetic_data())
 
 
 def planned_footprint(task: Task, config: RunConfig) -> Footprint:
-    """Return the footprint, in the accounting `actual`, that the run of a config will end with.
+    """Return the footprint (`actual`) that the run of a config will end with.
 
     Masks are random, since sizes do not depend on what is learned. Two exceptions: the number of zeros of
     `prune.rule=threshold`, and some zeros at the rim where the mask of a feature is tiled over a larger one.

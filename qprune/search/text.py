@@ -1,4 +1,4 @@
-"""What `qprune frontier` prints: the question, the plan, why a model is left out, and the table with its answer."""
+"""What `qprune frontier` prints: plan, reasons, table and answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def asked_text(grid: Grid, runs: bool) -> str:
 
 
 def plan_text(grid: Grid, done: Collection[Run], time_left: str) -> str:
-    """Write the models in the order in which they are tried, their sizes, how many of their runs are done."""
+    """Write the models in the order of trying, their sizes, and runs done."""
     width = max(len(point.name) for point in grid.points)
     lines = [f"{'model':<{width}}  {'size Mb':>8}  runs done"]
     limit = grid.question.max_size_bits
@@ -65,7 +65,7 @@ def reason_text(grid: Grid, search: Search, point: Point, verdict: Verdict) -> s
 
 
 def outcome(grid: Grid, search: Search, failed: Collection[Run]) -> pd.DataFrame:
-    """Make a line per model, from the smallest to the largest. mean, sd, n: of the score over seeds; sizes in Mb."""
+    """Make a line per model, from the smallest to the largest; sizes in Mb."""
     points = sorted(grid.points, key=search.size)
     found: list[dict[str, Any]] = []
     for number, point in enumerate(points, 1):
@@ -87,7 +87,7 @@ def outcome(grid: Grid, search: Search, failed: Collection[Run]) -> pd.DataFrame
 
 
 def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
-    """Return `yes` for models that no other one beats in score and density, `no` for others with a result."""
+    """Return `yes` for models on the front of score and density, else `no`."""
     done = table[table["n"] > 0]
     places = pareto_front(done["mean"].tolist(), done["density_actual"].tolist(), higher_is_better)
     front = set(done.index[places])
@@ -95,7 +95,7 @@ def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
 
 
 def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
-    """Write the table of models with their place on the front, what was left out, and the answer."""
+    """Write the table of models, what was left out, and the answer."""
     done = table[table["n"] > 0]
     shown = done[["#", "model", "n", "mean", "sd", *_NAMES, "front", "dominated_by"]].rename(columns=_NAMES)
     lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")]
@@ -113,7 +113,7 @@ def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
 
 
 def answer_text(grid: Grid, search: Search) -> str:
-    """Name the model that answers the question, or say that none does, and how sure that is."""
+    """Name the model that answers the question, and how sure that is."""
     if search.reference_score is None:
         return "no answer: the float network has no result to compare with"
     tried = [point for point in search.finished if not point.is_float]
@@ -156,7 +156,7 @@ def _described(grid: Grid, search: Search, point: Point) -> str:
 
 
 def _limits(grid: Grid, lose: str, be: str) -> str:
-    """Say what is asked of a model; nothing when only the front is. lose, be: the verbs, for one or for many."""
+    """Say what is asked of a model, if anything. lose, be: the verbs."""
     limits = []
     if grid.question.max_loss is not None:
         limits.append(f"{lose} at most {_amount(grid, grid.question.max_loss)}")

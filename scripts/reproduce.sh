@@ -14,7 +14,7 @@ for word in "$@"; do
 done
 
 status=0
-for table in 3 2 4; do # quantization first leaves the float part that serves all others (trainer.share_stem)
+for table in 3 2 4; do # the first order saves the float part, and the others start from it (trainer.warm_start)
     "$qprune" tables "$table" --run-missing task=espcn "$seeds" "${keys[@]}" || status=1
 done
 [[ $seeds != "seed=range(10)" ]] || seeds="seed=range(5)"

@@ -7,7 +7,7 @@ import io
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,9 +41,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            self.send_header(
-                "Content-Range", f"bytes {start}-{len(self.server.content) - 1}/{len(self.server.content)}"
-            )
+            size = len(self.server.content)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         cut, self.server.breaks_after = self.server.breaks_after, None
         self.end_headers()
         self.wfile.write(body[:cut])
@@ -88,11 +87,19 @@ def zip_of(*names: str, mode: int = 0o100644) -> bytes:
     return content.getvalue()
 
 
-def publish(server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch, size: int | None = None) -> None:
-    server.content = content
-    url = f"http://127.0.0.1:{server.server_address[1]}/set"
-    archive = Archive(url, size or len(content), hashlib.sha256(content).hexdigest(), ("train", "test"))
-    monkeypatch.setitem(data.ARCHIVES, "facades", archive)
+Publish = Callable[[bytes], Server]
+
+
+@pytest.fixture
+def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    def make(content: bytes) -> Server:
+        server.content = content
+        url = f"http://127.0.0.1:{server.server_address[1]}/set"
+        archive = Archive(url, len(content), hashlib.sha256(content).hexdigest(), ("train", "test"))
+        monkeypatch.setitem(data.ARCHIVES, "facades", archive)
+        return server
+
+    return make
 
 
 GOOD = ("facades/train/1.jpg", "facades/test/1.jpg")
@@ -100,13 +107,9 @@ GOOD = ("facades/train/1.jpg", "facades/test/1.jpg")
 
 @pytest.mark.parametrize("content", [tar_of(*GOOD), zip_of(*GOOD)], ids=["tar.gz", "zip"])
 def test_a_set_is_fetched_checked_and_unpacked_once(
-    content: bytes,
-    server: Server,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    content: bytes, publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish(server, content, monkeypatch)
+    server = publish(content)
     for _ in range(2):
         assert cli.main(["data", "get", "facades", "--root", str(tmp_path / "new")]) == 0
         assert capsys.readouterr().out == f"facades: {tmp_path / 'new' / 'facades'}\n"
@@ -115,27 +118,21 @@ def test_a_set_is_fetched_checked_and_unpacked_once(
     assert (tmp_path / "new" / "facades" / "test" / "1.jpg").read_bytes() == b"image"
 
 
-@pytest.mark.parametrize(("ranges", "asked"), [(True, "bytes=40-"), (False, "bytes=40-")])
-def test_a_broken_download_is_resumed(
-    ranges: bool, asked: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(server, tar_of(*GOOD), monkeypatch)
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_is_resumed(ranges: bool, publish: Publish, tmp_path: Path) -> None:
+    server = publish(tar_of(*GOOD))
     server.breaks_after, server.ranges = 40, ranges
     with pytest.raises(RunFailure, match="it ended after 40 of .* the same command goes on where this one stopped"):
         fetch("facades", tmp_path)
     assert (tmp_path / "facades.part").stat().st_size == 40
     assert (fetch("facades", tmp_path) / "train" / "1.jpg").exists()
-    assert server.requests == [None, asked]
+    assert server.requests == [None, "bytes=40-"]
 
 
-def test_other_content_is_refused_and_set_aside(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(server, tar_of(*GOOD), monkeypatch)
+def test_other_content_is_refused_and_set_aside(publish: Publish, tmp_path: Path) -> None:
+    server = publish(tar_of(*GOOD))
     server.content = bytes(len(server.content))
-    with pytest.raises(
-        UserError, match="not the published archive: its sha256 is .* it is kept as .*refused; try again"
-    ):
+    with pytest.raises(UserError, match="not the published archive: its sha256 is .* kept as .*refused; try again"):
         fetch("facades", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["facades.refused"]
     server.content = tar_of(*GOOD) + b"more"
@@ -158,20 +155,17 @@ def test_other_content_is_refused_and_set_aside(
     ids=["path up", "path from the root", "link", "link in a zip", "half a set", "no archive", "torn"],
 )
 def test_dangerous_and_damaged_archives_leave_nothing_behind(
-    content: bytes, problem: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: bytes, problem: str, publish: Publish, tmp_path: Path
 ) -> None:
-    publish(server, content, monkeypatch)
+    publish(content)
     with pytest.raises(UserError, match=problem):
         fetch("facades", tmp_path / "root")
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["facades.part"]
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_what_cannot_be_fetched_is_told_with_the_remedy(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(server, tar_of(*GOOD), monkeypatch)
-    port = server.server_address[1]
+def test_what_cannot_be_fetched_is_named_with_a_remedy(publish: Publish, tmp_path: Path) -> None:
+    port = publish(tar_of(*GOOD)).server_address[1]
     with pytest.raises(RunFailure, match="/nothing could not be fetched .*404.* a mirror with --url ADDRESS"):
         fetch("facades", tmp_path, f"http://127.0.0.1:{port}/nothing")
     with pytest.raises(UserError, match="--url file:///etc is no address"):

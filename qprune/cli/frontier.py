@@ -1,4 +1,4 @@
-"""`qprune frontier`: the smallest model for a score, or the best for a size, found without running the whole grid."""
+"""`qprune frontier`: the smallest model for a score, or the best for a size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import math
 import sys
 import time
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
-from qprune.cli import exit_codes as failures
-from qprune.config import signature as identity
+from qprune.atomic_write import write_atomically
+from qprune.cli import exit_codes
+from qprune.config.signature import short_hash
 from qprune.errors import Interrupted, StoppedEarly, UserError
-from qprune.runs.folder import ROW_FILE, RunFolder
+from qprune.runs.folder import ROW_FILE
+from qprune.runs.jobs import Job, time_left_text
 from qprune.runs.row import Row
 from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
-from qprune.search.text import asked_text, need_text, outcome_text, plan_text, reason_text
+from qprune.search.text import asked_text, need_text, outcome, outcome_text, plan_text, reason_text
 from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Search the grid, and print and write what came out. Exit code 1 when runs failed, 75 when a signal stopped it."""
+    """Search the grid. Exit code 1 when runs failed, 75 when a signal stopped it."""
     parser = argparse.ArgumentParser(
         "qprune frontier",
         description="Find the models that no other one of a grid of bits and sparsities beats in size and score, and "
@@ -42,7 +46,9 @@ def show(arguments: Sequence[str]) -> int:
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive)
     print(asked_text(grid, runs=not options.finished))
     if not options.finished:
-        print(plan_text(grid))
+        jobs = {run: Job((), grid.configs[run], folder.path, *folder.state()) for run, folder in grid.folders.items()}
+        done = [run for run, job in jobs.items() if job.state == "done"]
+        print(plan_text(grid, done, time_left_text(list(jobs.values()))))
     if options.plan:
         return 0
     failed: dict[Run, str] = {}
@@ -50,144 +56,128 @@ def show(arguments: Sequence[str]) -> int:
         if not options.finished:
             _run_all(grid, failed)
     finally:
-        print(outcome_text(grid, searched(grid), rows_by_point(grid), failed))
+        _print_outcome(grid, searched(grid), failed)
         for run, reason in failed.items():
-            print(f"failed: {' '.join(grid.jobs[run].overrides)}: {reason}", file=sys.stderr)
-    return failures.FAILURE if failed else 0
-
-
-def rows_by_point(grid: Grid) -> dict[Point, dict[int, Row]]:
-    """The finished rows of every model by seed. Raises UserError for a row that is broken or of another run."""
-    found: dict[Point, dict[int, Row]] = {point: {} for point in grid.points}
-    for (point, seed), job in grid.jobs.items():
-        folder = RunFolder(job.folder)
-        if folder.finished:
-            row = folder.row()
-            if row.signature != identity.signature(job.config):
-                raise UserError(f"{job.folder / ROW_FILE} is the row of another run; delete it, or run with force=true")
-            found[point][seed] = row
-    return found
+            print(f"failed: {' '.join(grid.overrides[run])}: {reason}", file=sys.stderr)
+    return exit_codes.FAILURE if failed else 0
 
 
 def searched(grid: Grid) -> Search:
-    """The search with all that is known by now, also from other processes."""
+    """Read what is known by now, also from other processes. Raises UserError.
+
+    The note of a run that was stopped early counts unless the run was finished later.
+    """
     known = {}
-    for point, rows in rows_by_point(grid).items():
-        sizes = [row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual for row in rows.values()]
-        note = stopped_note(grid, point) if grid.stops else None
-        known[point] = Known(
-            scores={seed: row.score for seed, row in rows.items()},
-            size_bits=sum(sizes) / len(sizes) if sizes else None,
-            optimistic=note[1] if note else None,
-        )
+    for point in grid.points:
+        rows: dict[int, Row] = {}
+        notes = []
+        for seed in grid.seeds:
+            folder = grid.folders[point, seed]
+            if folder.finished:
+                rows[seed] = folder.row()
+                if rows[seed].signature != grid.signatures[point, seed]:
+                    advice = "delete it, or run with force=true"
+                    raise UserError(f"{folder.path / ROW_FILE} is the row of another run; {advice}")
+            elif grid.stops and (note := folder.stopped()):
+                notes.append(note[1])
+        scores = {seed: row.score for seed, row in rows.items()}
+        known[point] = Known(scores, notes[0] if notes else None, list(rows.values()))
     return Search(grid.points, known, grid.question)
 
 
-def stopped_note(grid: Grid, point: Point) -> tuple[str, float] | None:
-    """Reason and optimistic score of a run of this model that was stopped early, unless it was finished later."""
-    for seed in grid.seeds:
-        folder = RunFolder(grid.jobs[point, seed].folder)
-        if not folder.finished and (note := folder.stopped()):
-            return note
-    return None
-
-
 def next_run(grid: Grid, search: Search, failed: Collection[Run]) -> tuple[Run | None, int]:
-    """The model and seed to run next, and the number of runs that other processes are at.
+    """Return the run to start next, and the number of runs of other processes.
 
     All models once, in their order, then those that are still worth it with the next seed.
     """
     elsewhere = 0
-    for seed in grid.seeds:
-        for point in grid.points:
-            if (
-                (point, seed) in failed
-                or seed in search.known[point].scores
-                or (not grid.exhaustive and search.verdict(point))
-            ):
-                continue
-            if RunFolder(grid.jobs[point, seed].folder).state()[0] != "running":
-                return (point, seed), elsewhere
+    for run in ((point, seed) for seed in grid.seeds for point in grid.points):
+        is_done = run in failed or run[1] in search.known[run[0]].scores
+        if not is_done and (grid.exhaustive or not search.verdict(run[0])):
+            if grid.folders[run].state()[0] != "running":
+                return run, elsewhere
             elsewhere += 1
     return None, elsewhere
 
 
 def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
-    """What watches a model's first run; None while finished runs do not tell how far it may still rise.
+    """Make the watch of a model's first run; None while too few runs are finished.
 
     Further seeds are run to their end: to drop only those that do badly would flatter the mean.
     """
     if not grid.stops or point.is_float or search.known[point].scores:
         return None
     needed, rival = search.needed(point)
-    peers = [p for p in search.finished if p.compares_with(point) and grid.orders[p] == grid.orders[point]]
+    name = grid.config(point).order.name
+    peers = [p for p in search.finished if p.compares_with(point) and grid.config(p).order.name == name]
     if not math.isfinite(needed) or not any(point.is_milder(peer) for peer in peers):
         return None
-    rows = rows_by_point(grid)
-    some = next(iter(rows[peers[0]].values()))
-    event = last_event(grid.configs[point], some.steps // some.epochs)
-    curves = [
-        after(rows_of(RunFolder(grid.jobs[peer, seed].folder).metrics()), grid.metric, event)
-        for peer in peers
-        for seed in rows[peer]
-    ]
+    row = search.known[peers[0]].rows[0]
+    event = last_event(grid.config(point), row.steps // row.epochs)
+    folders = [grid.folders[peer, seed] for peer in peers for seed in search.known[peer].scores]
+    curves = [after(rows_of(folder.metrics()), grid.metric, event) for folder in folders]
     sign = 1 if grid.question.higher_is_better else -1
-    whole = [curve for curve in curves if some.epochs in curve]
-    return Watch(
-        metric=grid.metric,
-        sign=sign,
-        last_event=event,
-        epochs=some.epochs,
-        rises=rises(whole, sign),
-        needed=needed,
-        margin=search.margin,
-        why=need_text(grid, search, rival),
-    )
+    shown, why = rises([curve for curve in curves if row.epochs in curve], sign), need_text(search, rival)
+    return Watch(grid.metric, sign, event, row.epochs, shown, needed, search.margin, why)
 
 
 def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
-    """Carry out runs until none is worth it; those that fail are noted in `failed`, and the others go on."""
-    from qprune.runs import execute as runner  # late: it imports torch, which bad input need not wait for
+    """Carry out runs until none is worth it; those that fail go to `failed`."""
+    from qprune.runs.execute import execute  # late: it imports torch, which bad input need not wait for
 
-    told: set[Point] = set()
+    left_out: set[Point] = set()
     waiting = False
     while True:
         search = searched(grid)
-        if not grid.exhaustive:
-            _tell(grid, search, told)
-        chosen, elsewhere = next_run(grid, search, failed)
-        if chosen is None and not elsewhere:
+        for point in [] if grid.exhaustive else grid.points:
+            is_open = point not in left_out and len(search.known[point].scores) < len(grid.seeds)
+            if is_open and (verdict := search.verdict(point)):
+                left_out.add(point)
+                print(f"left out: {point.name}: {reason_text(grid, search, point, verdict)}", flush=True)
+        run, elsewhere = next_run(grid, search, failed)
+        if run is None and not elsewhere:
             return
-        if chosen is None:
+        if run is None:
             if not waiting:
                 print(f"waiting for {elsewhere} runs of other processes", flush=True)
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         waiting = False
-        point, job = chosen[0], grid.jobs[chosen]
-        print(f"next run: {point.name}, seed {chosen[1]}", flush=True)
-        watch = watch_of(grid, search, point)
+        print(f"next run: {run[0].name}, seed {run[1]}", flush=True)
+        watch, folder = watch_of(grid, search, run[0]), grid.folders[run]
         try:
-            runner.execute(job.config, wait=True, watch=watch)
+            execute(grid.configs[run], wait=True, watch=watch)
         except StoppedEarly as stop:
-            assert watch is not None
-            quality = watch.optimistic(rows_of(RunFolder(job.folder).metrics()))
-            assert quality is not None, "a watch that knows of no end stops no run"
-            RunFolder(job.folder).note_stopped(str(stop), search.quality(quality))
+            quality = watch.optimistic(rows_of(folder.metrics())) if watch is not None else None
+            assert quality is not None, "only a watch with an optimistic end stops a run"
+            folder.note_stopped(str(stop), search.quality(quality))
         except (UserError, Interrupted):  # would hold for the other runs as well
             raise
         except Exception as error:
-            failed[chosen] = failures.report(error)[1]
-            if point.is_float:
+            failed[run] = exit_codes.report(error)[1]
+            if run[0].is_float:
                 print("the float network has failed, and nothing can be compared with it", file=sys.stderr)
                 return
 
 
-def _tell(grid: Grid, search: Search, told: set[Point]) -> None:
-    """Say once for every model with runs to do why it gets none."""
-    for point in grid.points:
-        left = len(search.known[point].scores) < len(grid.seeds)
-        if left and point not in told and (verdict := search.verdict(point)):
-            told.add(point)
-            print(f"left out: {point.name}: {reason_text(grid, search, point, verdict)}", flush=True)
+def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
+    """Print table and answer, and write the table as CSV and the figure."""
+    if not search.finished:
+        print("no run is finished")
+        return
+    table = outcome(grid, search, failed)
+    print(outcome_text(grid, search, table))
+    asked = [str(grid.question), f"stops {grid.stops}", f"exhaustive {grid.exhaustive}"]
+    name = short_hash([*(folder.path.name for folder in grid.folders.values()), *asked])
+    task = grid.config().task.name
+    path = Path(grid.config().results_dir, "frontier", f"{task}-{name}.csv")
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    print(f"table: {path}")
+    if find_spec("matplotlib") is not None:  # installed with the extra `report`
+        from qprune.reporting.figures import drawn, search_fronts
+
+        limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
+        limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
+        drawn(search_fronts(table, grid.metric, task, limits, grid.exhaustive), path.stem, caption="").save(path.parent)
+        print(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

@@ -1,4 +1,4 @@
-"""`qprune report`: one HTML page with tables, figures and every run's config and environment."""
+"""`qprune report`: one HTML page with tables, figures and all runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.tables import DEFAULT_RESULTS, join_all, table_files, taken
+from qprune.cli.tables import DEFAULT_RESULTS, join_all, take
+from qprune.config.compose import TABLE
 from qprune.errors import UserError
-from qprune.reporting.rendering import cells
+from qprune.runs.jobs import presets
 from qprune.runs.store import Store
 
 
 def make(arguments: Sequence[str]) -> int:
-    """Write the page and its figures. Exit code 1 when rows or parts of tables were left out."""
+    """Write the page and its figures. Exit code 1 when something was left out."""
     parser = argparse.ArgumentParser(
         "qprune report",
         description="Write one self-contained HTML page: tables, figures, configs and environments of the stored runs.",
@@ -37,26 +38,22 @@ def make(arguments: Sequence[str]) -> int:
     for word in options.keys:
         if "=" not in word:
             raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
-    keys = list(options.keys)
-    folder = Path(taken(keys, "results_dir", DEFAULT_RESULTS))
+    folder = Path(take(options.keys, "results_dir", DEFAULT_RESULTS))
     output = Path(options.output) if options.output else folder.parent / "report.html"
+    figures = output.parent / "figures"
     store = Store.read(folder)
-    sources = table_files(options.config_dir)
-    joined = join_all(list(sources), sources, store, keys, options.config_dir)
+    joined = join_all(presets(TABLE, options.config_dir), store, options.keys, options.config_dir)
     try:
-        from qprune.reporting.gallery import Names
-        from qprune.reporting.report import Shown, page
+        from qprune.reporting.report import page
     except ModuleNotFoundError as error:
         if error.name in ("jinja2", "matplotlib"):
             raise UserError(f"{error.name} is not installed; type: pip install 'qprune[report]'") from error
         raise
     if options.histograms:
         _count_features(store)
-    parts = [part for entry in joined for part in entry.table.parts]
-    names = Names({part.task: part.density_unit for part in parts}, {part.metric: part.unit for part in parts})
-    tables = [Shown(entry.table.name, entry.table.title, [cells(part) for part in entry.parts]) for entry in joined]
-    write_atomically(output, page(store, tables, names, output.parent / "figures", options.runs).encode())
-    print(f"report: {output}\nfigures: {output.parent / 'figures'}")
+    text = page(store, [(table, parts) for table, parts, _ in joined], figures, options.runs)
+    write_atomically(output, text.encode())
+    print(f"report: {output}\nfigures: {figures}")
     for problem in store.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if options.open:
@@ -65,18 +62,16 @@ def make(arguments: Sequence[str]) -> int:
 
 
 def _count(text: str) -> int:
-    """A whole number >= 0; argparse turns the ValueError of any other text into advice."""
-    number = int(text)
-    if number < 0:
+    if (number := int(text)) < 0:
         raise ValueError
     return number
 
 
-_count.__name__ = "whole number >= 0"  # what argparse calls it
+_count.__name__ = "whole number >= 0"  # the kind of value that argparse names in its error
 
 
 def _count_features(store: Store) -> None:
-    """Make the histograms of features that runs lack; what cannot be made is added to the store's problems."""
+    """Make missing histograms of features; problems are added to the store's."""
     from qprune.runs.folder import HISTOGRAMS_FILE
     from qprune.runs.load import count_features
 

@@ -1,8 +1,7 @@
-"""Which order is better: paired differences over the same seeds, with bootstrap intervals and plain sentences."""
+"""Which order is better: paired differences with bootstrap intervals."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qprune.config import signature as identity
-from qprune.reporting.units import unit_of_difference
+from qprune.runs.scores import unit_of_difference
 from qprune.runs.store import Store
 
 RESAMPLES = 10_000
@@ -24,14 +23,15 @@ ORDERS = ("prune_first", "quantize_first")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two orders of one setting. difference: mean of (first - second) over `seeds`, in the score's unit; low, high:
-    its 95 % bootstrap interval (None with fewer than LEAST_PAIRS seeds). better: an order, or None for none shown."""
+    """The two ORDERS in one setting.
+
+    difference: mean of (prune_first - quantize_first) over `seeds`, in the score's unit. low, high: its 95 % bootstrap
+    interval, None with fewer than LEAST_PAIRS seeds. better: an order, or None where no difference is shown.
+    """
 
     task: str
     setting: str
     metric: str
-    first: str
-    second: str
     seeds: tuple[int, ...]
     difference: float
     low: float | None
@@ -41,24 +41,19 @@ class Comparison:
 
     @property
     def can_decide(self) -> bool:
-        """Whether there are seeds enough for an interval."""
+        """Whether there are enough seeds for an interval."""
         return len(self.seeds) >= LEAST_PAIRS
 
     def sentence(self) -> str:
-        """What the numbers say, in words."""
-        unit, n = f" {unit_of_difference(self.metric) or self.metric}", len(self.seeds)
-        count = f"{n} seed{'s' if n > 1 else ''}"
+        """Say in words what the numbers show."""
+        unit = f" {unit_of_difference(self.metric) or self.metric}"
+        count = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         text = f"{self.task}, {self.setting}: "
+        minus = f"no difference shown ({' minus '.join(ORDERS)} is {self.difference:+.3g}{unit}"
         if self.low is None or self.high is None:
-            return (
-                f"{text}no difference shown ({self.first} minus {self.second} is {self.difference:+.3g}{unit} over "
-                f"{count}; an interval needs at least {LEAST_PAIRS})"
-            )
+            return f"{text}{minus} over {count}; an interval needs at least {LEAST_PAIRS})"
         if self.better is None:
-            return (
-                f"{text}no difference shown ({self.first} minus {self.second} is {self.difference:+.3g}{unit}, 95 % "
-                f"interval {self.low:+.3g} to {self.high:+.3g}, {count})"
-            )
+            return f"{text}{minus}, 95 % interval {self.low:+.3g} to {self.high:+.3g}, {count})"
         half = (self.high - self.low) / 2
         low, high = sorted((abs(self.low), abs(self.high)))
         return (
@@ -68,115 +63,97 @@ class Comparison:
 
 
 def too_few_text(number: int) -> str:
-    """What is said of so many comparisons that cannot decide, instead of their sentences."""
+    """Say that so many comparisons have too few seeds, instead of their sentences."""
     return f"{number} pair{'s' if number > 1 else ''} of fewer than {LEAST_PAIRS} seeds: too few to decide"
 
 
 def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` over resamples with replacement; the same for the same values."""
+    """Return the percentile interval of the mean over resamples; deterministic."""
     numbers: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    chance, block = np.random.default_rng(0), max(1, 2**20 // len(numbers))  # a few MB at any number of values
+    generator, block = np.random.default_rng(0), max(1, 2**20 // len(numbers))  # a few MB at any number of values
     means = [
-        numbers[chance.integers(0, len(numbers), (min(block, RESAMPLES - start), len(numbers)))].mean(axis=1)
+        numbers[generator.integers(0, len(numbers), (min(block, RESAMPLES - start), len(numbers)))].mean(axis=1)
         for start in range(0, RESAMPLES, block)
     ]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def compare_orders(store: Store, orders: Sequence[str] = ORDERS) -> list[Comparison]:
-    """Every pair of `orders` in every setting that two of them share seeds in; rows are checked first.
+def compare_orders(store: Store) -> list[Comparison]:
+    """Compare the ORDERS in every setting in which they share seeds.
 
-    By task, and within one those of most seeds first: they can decide.
+    Rows are checked first; settings that cannot be paired are added to the problems of `store`.
+
+    Returns:
+        The comparisons by task, and within a task those of most seeds first: they can decide.
     """
-    store.check([name for name, row in store.rows.items() if row.order in orders])
-    known: dict[str, str] = {}
+    store.check([name for name, row in store.rows.items() if row.order in ORDERS])
+    settings: dict[str, str] = {}
     rows = pd.DataFrame(
         [
-            {
-                "signature": name,
-                "order": row.order,
-                "seed": row.seed,
-                "score": row.score,
-                "key": _setting(store, name, known),
-            }
+            (name, row.order, row.seed, row.score, _setting(store, name, settings))
             for name, row in store.rows.items()
-            if row.order in orders
+            if row.order in ORDERS
         ],
-        columns=["signature", "order", "seed", "score", "key"],
+        columns=["signature", "order", "seed", "score", "setting"],
     )
     found, keys = [], []
-    for key, group in rows.groupby("key", sort=True):
-        for first, second in itertools.combinations(orders, 2):
-            sides = [group[group["order"] == order] for order in (first, second)]
-            for side in sides:  # one setting in two variants (say, of the schedule) cannot be paired by seed
-                twice = side.loc[side["seed"].duplicated(), "seed"]
-                if len(twice):
-                    row = store.rows[side["signature"].iloc[0]]
-                    store.problems.append(
-                        f"{row.task} {row.notation}: several runs of seed {twice.iloc[0]} differ only in their "
-                        "schedule; they are not compared"
-                    )
-                    break
-            else:
-                pairs = sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")
-                if len(pairs):
-                    found.append(_comparison(store, pairs, first, second))
-                    keys.append(str(key))
-    told = [replace(one, setting=one.setting + more) for one, more in zip(found, _apart(found, keys), strict=True)]
-    return sorted(told, key=lambda one: (one.task, -len(one.seeds)))
+    for key, group in rows.groupby("setting", sort=True):
+        sides = [group[group["order"] == order] for order in ORDERS]
+        if repeated := [side for side in sides if side["seed"].duplicated().any()]:  # say, in two schedules
+            row, seeds = store.rows[repeated[0]["signature"].iloc[0]], repeated[0]["seed"]
+            store.problems.append(
+                f"{row.task} {row.notation}: several runs of seed {seeds[seeds.duplicated()].iloc[0]} differ only in "
+                "their schedule; they are not compared"
+            )
+        elif len(pairs := sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")):
+            found.append(_comparison(store, pairs))
+            keys.append(str(key))
+    named = [replace(one, setting=one.setting + more) for one, more in zip(found, _differing(found, keys), strict=True)]
+    return sorted(named, key=lambda one: (one.task, -len(one.seeds)))
 
 
-def _apart(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
-    """For comparisons whose settings read the same: the config keys that set them apart, with their values."""
+def _differing(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
+    """Write the config keys that distinguish settings that read the same."""
     settings = [json.loads(key)[-1] for key in keys]
     flat = pd.json_normalize([setting if isinstance(setting, dict) else {} for setting in settings]).map(str)
-    more: list[str] = []
+    texts = []
     for one, (_, own) in zip(found, flat.iterrows(), strict=True):
-        alike = flat[[other.setting == one.setting and other.task == one.task for other in found]]
-        more.append("".join(f", {name}={own[name]}" for name in flat.columns if alike[name].nunique() > 1))
-    return more
+        alike = flat[[(other.setting, other.task) == (one.setting, one.task) for other in found]]
+        texts.append("".join(f", {name}={own[name]}" for name in flat.columns if alike[name].nunique() > 1))
+    return texts
 
 
-def _comparison(store: Store, pairs: pd.DataFrame, first: str, second: str) -> Comparison:
-    row = store.rows[pairs["signature_first"].iloc[0]]
+def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:
+    names = [*pairs["signature_first"], *pairs["signature_second"]]
+    row = store.rows[names[0]]
     differences = (pairs["score_first"] - pairs["score_second"]).tolist()
     low, high = bootstrap_interval(differences) if len(pairs) >= LEAST_PAIRS else (None, None)
     better = None
     if low is not None and high is not None and (low > 0 or high < 0):
-        better = first if (low > 0) == row.higher_is_better else second
-    names = [*pairs["signature_first"], *pairs["signature_second"]]
-    return Comparison(
-        task=row.task,
-        setting=f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)",
-        metric=row.metric,
-        first=first,
-        second=second,
-        seeds=tuple(pairs["seed"].tolist()),
-        difference=float(np.mean(differences)),
-        low=low,
-        high=high,
-        better=better,
-        marks=tuple(dict.fromkeys(mark for name in names for mark in store.rows[name].marks)),
-    )
+        better = ORDERS[0] if (low > 0) == row.higher_is_better else ORDERS[1]
+    setting = f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)"
+    seeds, difference = tuple(pairs["seed"].tolist()), float(np.mean(differences))
+    marks = tuple(dict.fromkeys(mark for name in names for mark in store.rows[name].marks))
+    return Comparison(row.task, setting, row.metric, seeds, difference, low, high, better, marks)
 
 
-def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
-    """What two runs of one pair share: the config but for order, schedule and seed; without its file, the notation.
+def _setting(store: Store, signature: str, settings: dict[str, str]) -> str:
+    """Return what the runs of a pair share: config but order, schedule and seed.
 
-    known: settings by the text of config files, but for the line of the seed: reading each file anew takes ten times
-    as long as the rest.
+    settings: by the text of config files without the line of the seed. Parsing each file would take ten times as long
+    as the rest.
     """
     row = store.rows[signature]
     before, _, after = f"\n{store.config_text(signature) or ''}".partition("\nseed: ")
     text = (before + after[after.find("\n") :]).strip()
-    if text and text in known:
-        return known[text]
+    if text and text in settings:
+        return settings[text]
     config = store.config(signature)
     shared: Any = [sorted(row.notation.split("->")), row.epochs, row.steps]
     if config is not None:
         shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
         later = identity.later_at_default(shared)
         shared = identity.without(shared, frozenset((*identity.MACHINE_KEYS, *later)))
-    known[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
-    return known[text]
+    settings[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
+    return settings[text]

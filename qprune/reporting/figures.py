@@ -1,32 +1,95 @@
-"""Curves and points of runs, drawn from what is stored: rows, metrics and operators. Nothing is trained here."""
+"""Figures of runs, searches and tensors, drawn from stored files."""
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from qprune.atomic_write import write_atomically
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
-from qprune.reporting.drawing import COLOURS, MARKER_SIZE, MARKERS, PHASES, inside, stacked, title_of, with_unit
-from qprune.reporting.front import pareto_front
 from qprune.runs.row import Row
+from qprune.runs.scores import pareto_front, unit_of_score
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
+DARK = ("#0072b2", "#000000")  # of COLOURS: on these, letters are white
+PHASES = {"P": "#fbe3d0", "Q": "#d6e8f5", "PQ": "#e6dcef"}
+MARKERS = "osD^vPX"
+MARKER_SIZE = 9.0  # points, of markers with text inside
+WIDTH = 6.4  # inches
 KINDS = ("weight", "feature")
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, by numbers in their points
+SITES = 9  # features whose histograms are shown, evenly chosen from a network's
+PANELS_IN_A_LINE = 6
+_SMALL = 7  # points, of titles over pictures
+
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished figure: name of its files, caption, SVG with text, PNG at 150 dpi."""
+
+    name: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+    def save(self, folder: Path) -> None:
+        """Write NAME.svg and NAME.png into `folder`."""
+        write_atomically(folder / f"{self.name}.svg", self.svg)
+        write_atomically(folder / f"{self.name}.png", self.png)
+
+
+def drawn(figure: Figure, name: str, caption: str) -> Drawn:
+    """Render a figure as SVG and PNG; the same figure gives the same bytes."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    with rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # laid out by now; once more would cost as much as drawing it
+        figure.savefig(png, format="png", dpi=150)
+    return Drawn(name, caption, svg.getvalue(), png.getvalue())
+
+
+def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure with `rows` axes of `height` inches below each other."""
+    figure = Figure(figsize=(WIDTH, height * rows + 1.2), layout="constrained")
+    axes = list(figure.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0])
+    _remove_frame(axes)
+    return figure, axes
+
+
+def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:
+    """Name a metric with its unit, as `names` has it: `psnr_db` is psnr (dB)."""
+    if names and metric in names:
+        return names[metric]
+    unit = unit_of_score(metric)
+    return f"{metric.rpartition('_')[0].replace('_', ' ')} ({unit})" if unit else metric.replace("_", " ")
+
+
+def title_of(row: Row) -> str:
+    """Name task, recipe and seed of a row, and say so if it carries marks."""
+    return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (marked)" if row.marks else "")
 
 
 def training_curve(
     curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] | None = None
 ) -> Figure:
-    """Loss and score over epochs; the phases (pruned, quantized, both) are shaded, float is white."""
+    """Draw loss and score over epochs, with shaded phases (float is white)."""
     figure, axes = stacked(2, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
@@ -37,36 +100,34 @@ def training_curve(
     if row.metric in curve:
         scores = curve[["epoch", row.metric]].dropna()
         axes[1].plot(scores["epoch"], scores[row.metric], color=COLOURS[1], marker=_dots(curve))
-    axes[1].set_ylabel(with_unit(row.metric, names))
-    axes[1].set_xlabel("epoch")
+    axes[1].set(xlabel="epoch", ylabel=with_unit(row.metric, names))
     axes[0].set_title(title_of(row))
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        axes[0].legend(handles, labels, fontsize=7, loc="upper right")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=7, loc="upper right")
     return figure
 
 
 def over_time(
     curve: pd.DataFrame, operators: Sequence[Mapping[str, Any]], timeline: Timeline | None, row: Row
 ) -> Figure:
-    """Zeros and decimal bits over epochs. Dots are measured at ends of epochs, lines step at the schedule's events.
+    """Draw zeros and fraction bits over epochs: measured dots, planned lines.
 
-    timeline: of the run, in its own steps; without it only the dots are drawn, and no decimal bits.
+    timeline: of the run, in its own steps; without it only the dots are drawn, and no fraction bits.
     """
     figure, axes = stacked(2, height=1.9, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
     for i, kind in enumerate(KINDS):
         size = (6 - 3 * i) * (1 if _dots(curve) else 0.4)  # the two often coincide
-        axes[0].plot(
-            curve["epoch"], 100 * curve[f"{kind}_sparsity"], MARKERS[i], color=COLOURS[i], ms=size, label=f"{kind}s"
-        )
+        zeros = 100 * curve[f"{kind}_sparsity"]
+        axes[0].plot(curve["epoch"], zeros, MARKERS[i], color=COLOURS[i], ms=size, label=f"{kind}s")
         if timeline is not None:
             steps = [0, *timeline.prune_steps, row.steps]
-            levels = [timeline.fraction(timeline.prune_events(step)) for step in steps]
-            zeros = 100 * getattr(row, f"{kind}_sparsity") * np.array(levels)
-            axes[0].step(np.array(steps) / timeline.steps_per_epoch, zeros, where="post", color=COLOURS[i], lw=1)
-            _decimals_over_time(axes[1], [o for o in operators if o["kind"] == kind], kind, timeline, row.steps)
+            levels = np.array([timeline.fraction(timeline.prune_events(step)) for step in steps])
+            levels = 100 * getattr(row, f"{kind}_sparsity") * levels
+            axes[0].step(np.array(steps) / timeline.steps_per_epoch, levels, where="post", color=COLOURS[i], lw=1)
+            quantizers = [o for o in operators if o["kind"] == kind and o["operator"] == "quantize"]
+            _fraction_bits_over_time(axes[1], quantizers, i, timeline, row.steps)
     axes[0].set(ylabel="zeros (%)", ylim=(-4, 104), title=title_of(row))
     axes[0].legend(fontsize=7, loc="upper left")
     axes[1].set(xlabel="epoch", ylabel="decimal bits d*")
@@ -76,28 +137,24 @@ def over_time(
     return figure
 
 
-def _decimals_over_time(
-    axis: Axes, operators: Sequence[Mapping[str, Any]], kind: str, timeline: Timeline, steps: int
+def _fraction_bits_over_time(
+    axis: Axes, quantizers: Sequence[Mapping[str, Any]], place: int, timeline: Timeline, steps: int
 ) -> None:
-    """A line per quantizer from its event to the end, at its mean over channels; lines of one height are set apart."""
-    event = timeline.weight_step if kind == "weight" else timeline.feature_step
-    shown = [o for o in operators if o["operator"] == "quantize"]
-    if event is None or not shown:
+    """Draw the mean d* of quantizers of KINDS[place]; equal ones are set apart."""
+    event = (timeline.weight_step, timeline.feature_step)[place]
+    if event is None or not quantizers:
         return
-    colour, place = COLOURS[KINDS.index(kind)], KINDS.index(kind)
     times = (event / timeline.steps_per_epoch, steps / timeline.steps_per_epoch)
-    heights = Counter(float(np.mean(operator["decimals"])) for operator in shown)
-    label = f"{kind}s, frozen at epoch {times[0]:.4g}"
-    for height, lines in heights.items():
+    label, style = f"{KINDS[place]}s, frozen at epoch {times[0]:.4g}", ("-", "--")[place]
+    for height, lines in Counter(float(np.mean(operator["decimals"])) for operator in quantizers).items():
         for offset in np.linspace(-0.1, 0.1, lines) if lines > 1 else [0.0]:
-            style = "-" if place == 0 else "--"
-            axis.plot(times, [height + offset] * 2, color=colour, lw=1, ls=style, label=label)
-            axis.plot(times[0], height + offset, MARKERS[place], color=colour, ms=3)
+            axis.plot(times, [height + offset] * 2, color=COLOURS[place], lw=1, ls=style, label=label)
+            axis.plot(times[0], height + offset, MARKERS[place], color=COLOURS[place], ms=3)
             label = ""
 
 
-def decimal_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
-    """Decimal bits d* of every quantizer, frozen at its event: mean over channels, bar from least to largest."""
+def fraction_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
+    """Draw d* of every quantizer: mean over channels, and range as a bar."""
     figure, [axis] = stacked(1)
     shown = sorted((o for o in operators if o["operator"] == "quantize"), key=lambda o: bool(o["site"] != INPUT))
     for i, kind in enumerate(KINDS):
@@ -120,9 +177,10 @@ def decimal_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
 def density_against_score(
     runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "", names: Mapping[str, str] = {}
 ) -> Figure:
-    """Density (accounting `actual`) against score with the Pareto front: a point per recipe, bars are deviations.
+    """Draw density (accounting `actual`) against score with the Pareto front.
 
-    runs: columns recipe, order, score, density; one line per run. Many recipes are coloured by their order.
+    runs: columns recipe, order, score, density; one line per run. A point is the mean of a recipe, its bar the
+    standard deviation. Many recipes are coloured by their order. unit: of density. names: with unit, by metric.
     """
     figure, [axis] = stacked(1, height=3.2)
     points = runs.groupby(["recipe", "order"], sort=True)[["score", "density"]].agg(["mean", "std"]).reset_index()
@@ -130,36 +188,20 @@ def density_against_score(
     front = pareto_front(scores.tolist(), densities.tolist(), higher_is_better)
     few, orders = len(points) <= MOST_IN_LEGEND, sorted(runs["order"].unique())
     named: set[str] = set()
-    for i, point in points.iterrows():
-        recipe, order = str(point["recipe", ""]), str(point["order", ""])
-        place, label = (int(str(i)), recipe) if few else (orders.index(order), order.replace("_", " "))
-        numbered = not few and i in front
-        axis.errorbar(
-            point["score", "mean"],
-            point["density", "mean"],
-            xerr=point["score", "std"] if point["score", "std"] > 0 else None,
-            fmt=MARKERS[place % 7],
-            color=COLOURS[place % 7],
-            ms=MARKER_SIZE if numbered else 6,
-            lw=1,
-            capsize=2,
-            label=None if label in named else label,
-            zorder=4 if numbered else 3,
-        )
+    for i, (recipe, order, score, spread, density, _) in enumerate(points.itertuples(index=False, name=None)):
+        place, label = (i, recipe) if few else (orders.index(order), order.replace("_", " "))
+        style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
+        rank = "" if few or i not in front else str(front.index(i) + 1)
+        bar = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
+        _point(axis, (score, density), style, rank, 4 if rank else 3, **bar)
         named.add(label)
-        if numbered:
-            number, at = front.index(int(str(i))) + 1, (point["score", "mean"], point["density", "mean"])
-            inside(axis, at, str(number), MARKERS[place % 7], COLOURS[place % 7], zorder=4)
     axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
     for number, i in enumerate([] if few else front, 1):
         axis.plot([], [], " ", label=f"{number}  {points['recipe', ''][i]}")
-    counts = sorted(runs.groupby(["recipe", "order"]).size().unique())
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    direction = "" if higher_is_better else ", smaller is better"
     axis.set(
-        xlabel=with_unit(metric, names) + direction,
+        xlabel=with_unit(metric, names) + ("" if higher_is_better else ", smaller is better"),
         ylabel=f"performance density{f' ({unit})' if unit else ''}",
-        title=f"{task}: means over seeds (n = {seeds})",
+        title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
     )
     axis.margins(0.08)
     axis.legend(fontsize=6, loc="best")
@@ -167,23 +209,15 @@ def density_against_score(
 
 
 def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] | None = None) -> Figure:
-    """Fig. 4: score against the window T. points: columns window (samples), recipe, score; one line per run."""
+    """Draw score against T (Fig. 4). points: columns window, recipe, score."""
     figure, [axis] = stacked(1, height=2.6)
     groups = list(points.groupby("recipe", sort=True))
     for i, (recipe, group) in enumerate(groups):
         runs = group.groupby("window")["score"]
-        mean, spread, counts = runs.mean(), runs.std(ddof=1).fillna(0.0), sorted(runs.size().unique())
-        seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
         apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
-        axis.errorbar(
-            mean.index * apart,
-            mean,
-            yerr=spread,
-            marker=MARKERS[i % 7],
-            color=COLOURS[i % 7],
-            label=f"{recipe} ({seeds})",
-            capsize=3,
-        )
+        label, marker, colour = f"{recipe} ({_counts(runs.size())})", MARKERS[i % 7], COLOURS[i % 7]
+        axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
     axis.set_xscale("log", base=2)
     windows = sorted(points["window"].unique())
     axis.set_xticks(windows, [str(window) for window in windows])
@@ -194,25 +228,193 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
     return figure
 
 
+def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
+    """Draw histograms of features (Fig. 2), with the range of their grids shaded.
+
+    sites: as histograms.json has them. What lies outside the range is clipped.
+    """
+    chosen = [sites[i] for i in sorted({round(i) for i in np.linspace(0, len(sites) - 1, min(SITES, len(sites)))})]
+    columns = min(3, len(chosen))
+    lines = -(-len(chosen) // columns)
+    figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH / 1.6, 1.9 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    _remove_frame(grid)
+    for axis in grid[len(chosen) :]:
+        axis.set_visible(False)
+    for i, (axis, site) in enumerate(zip(grid, chosen, strict=False)):
+        edges = site["start"] + site["width"] * np.arange(len(site["counts"]) + 1)
+        counts = np.array(site["counts"])
+        axis.axvspan(site["low"], site["high"], color=PHASES["Q"], lw=0, zorder=0, label="range of the grid")
+        axis.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, fill=True, color=COLOURS[0], label="values")
+        axis.set(yscale="log", ylim=(0.5, 2 * counts.max()))
+        outside = (site["below"] + site["above"]) / site["elements"]
+        bits = f"{site['bits']} bits, d* = {site['decimal']}, {outside:.2%} outside"
+        axis.set_title(f"{site['site']}\n{bits}", fontsize=_SMALL)
+        axis.tick_params(labelsize=7)
+        axis.set_ylabel("" if i % columns else "elements", fontsize=7)
+        axis.set_xlabel("value", fontsize=7)
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=7, ncols=2, loc="outside lower center")
+    more = f" ({len(chosen)} of {len(sites)} features)" if len(chosen) < len(sites) else ""
+    figure.suptitle(title_of(row) + more, fontsize=9)
+    return figure
+
+
+def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
+    """Draw the first channels of feature masks (C, H, W); black is pruned."""
+    names = list(features)
+    figure = Figure(figsize=(WIDTH, 1.9 * len(names) + 0.3), layout="constrained")
+    grid = figure.subplots(len(names), 1, squeeze=False)
+    for axis, name in zip(grid[:, 0], names, strict=True):
+        mask = features[name][:channels].astype(float)
+        tiles = list(np.pad(mask, ((0, 0), (1, 1), (1, 1)), constant_values=0.5))
+        half = (len(tiles) + 1) // 2
+        tiles += [np.ones_like(tiles[0])] * (2 * half - len(tiles))
+        lines = [np.concatenate(tiles[start : start + half], axis=1) for start in (0, half)]
+        axis.imshow(np.concatenate(lines), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        size = " x ".join(map(str, features[name].shape))
+        pruned = f"{1 - features[name].mean():.1%} of {size} neurons pruned"
+        axis.set_title(f"{name}: {pruned}; channels 0 to {len(mask) - 1}", fontsize=8)
+        axis.axis("off")
+    return figure
+
+
+def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
+    """Draw pictures (H, W, 3) of one size side by side, each under its recipe.
+
+    Columns of pixels at the left and right ends that are the same in all of them (inputs and targets) are shown once.
+    """
+    panels = list(_shared_once(pictures).items())
+    lines = [panels[i : i + PANELS_IN_A_LINE] for i in range(0, len(panels), PANELS_IN_A_LINE)]
+    widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
+    width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
+    tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
+    figure = Figure(figsize=(width, (tall + 0.5) * len(lines) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    for part, line, filled in zip(parts, lines, widths, strict=True):
+        empty = max(widths) - filled
+        ratios = [picture.shape[1] for _, picture in line] + ([empty] if empty > 0 else [])
+        grid = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+        for axis in grid:
+            axis.axis("off")
+        for axis, (name, picture) in zip(grid, line, strict=False):
+            axis.imshow(picture, interpolation="none")
+            axis.set_title(_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)), fontsize=_SMALL)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _wrapped(name: str, inches: float) -> str:
+    """Break a recipe before arrows, and where a line would run into the next column."""
+    characters = max(1, int(inches * 72 / (0.6 * _SMALL)))  # a letter is some 0.6 of its height wide
+    lines = name.replace("->", "\n->").splitlines()
+    return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
+
+
+def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:
+    """Show once what all pictures share at the left (input) and right (target)."""
+    first, *others = pictures.values()
+    differs = np.zeros(first.shape[1], dtype=bool)
+    for other in others:
+        differs |= (first != other).any(axis=(0, 2))
+    if not differs.any():  # one picture, or the same one for all
+        return dict(pictures)
+    places = differs.nonzero()[0]
+    left, right = int(places[0]), int(places[-1]) + 1
+    shown = {"input": first[:, :left]} if left > 8 else {}
+    shown |= {name: picture[:, left:right] for name, picture in pictures.items()}
+    return shown | ({"target": first[:, right:]} if first.shape[1] - right > 8 else {})
+
+
+def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[str, float], complete: bool) -> Figure:
+    """Draw the scores of a search against size and density, with both fronts.
+
+    Filled points are on the panel's front. Colours stand for orders, shapes for sparsities, numbers for bits.
+
+    Args:
+        table: Of models, columns order, bits, sparsity, n, mean, sd, size_mb, density_actual, front, density_front;
+            those without a finished run (n = 0) are not drawn.
+        metric: Name of the score.
+        title: Of the figure, before the number of seeds.
+        limits: The `score` that is needed and the `size_mb` that is allowed, where there are such limits.
+        complete: Whether models that miss the score were searched too.
+    """
+    figure = Figure(figsize=(1.5 * WIDTH, 5.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _remove_frame([left, right])
+    done = table[table["n"] > 0]
+    colours = dict(zip(dict.fromkeys(table["order"]), itertools.cycle(COLOURS)))
+    markers = dict(zip(sorted(set(table["sparsity"])), itertools.cycle(MARKERS)))
+    for axis, x, front in ((left, "size_mb", "front"), (right, "density_actual", "density_front")):
+        layered = done.sort_values(front, key=lambda column: column == "yes", kind="stable")
+        for zorder, row in enumerate(layered.to_dict("records"), 3):
+            colour = colours[row["order"]]
+            style = (markers[row["sparsity"]], colour, colour if row[front] == "yes" else "#ffffff")
+            spread = None if pd.isna(row["sd"]) else row["sd"]
+            _point(axis, (row[x], row["mean"]), style, str(row["bits"]), zorder, yerr=spread)
+        line = done[done[front] == "yes"].sort_values(x)
+        axis.plot(line[x], line["mean"], color="#888888", lw=1, ls="--", zorder=0)
+    if "score" in limits:
+        label = "score that is needed" + ("" if complete else "; beyond it the front may lack models")
+        left.axhline(limits["score"], color="#000000", lw=0.8, ls=":", label=label)
+        right.axhline(limits["score"], color="#000000", lw=0.8, ls=":")
+    if "size_mb" in limits:
+        left.axvline(limits["size_mb"], color="#000000", lw=0.8, ls="-.", label="largest size that is allowed")
+    left.set_xscale("log")
+    for set_formatter in (left.xaxis.set_major_formatter, left.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # numbers rather than powers, and not too many
+    left.set(xlabel="size of weights, features and input (Mb)", ylabel=with_unit(metric))
+    right.set(xlabel="performance density")
+    for order, colour in colours.items():
+        left.plot([], [], "s", color=colour, label=order.replace("_", " "))
+    for sparsity, marker in markers.items():
+        left.plot([], [], marker, color="#888888", mfc="none", label=f"{sparsity:.0%} zeros")
+    left.plot([], [], color="#888888", lw=1, ls="--", label="front (filled)")
+    figure.suptitle(f"{title}: bits in points, means over seeds ({_counts(done['n'])})", fontsize=11)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=6)
+    return figure
+
+
+def _remove_frame(axes: Iterable[Axes]) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def _counts(seeds: Iterable[int]) -> str:
+    numbers = sorted({*seeds})
+    return f"n = {numbers[0]}" + (f" to {numbers[-1]}" if len(numbers) > 1 else "")
+
+
+def _point(
+    axis: Axes, at: tuple[float, float], style: tuple[str, str, str], text: str, zorder: int, **options: Any
+) -> None:
+    """Draw a point with error bars, and up to two letters inside the marker.
+
+    style: marker, its colour, and the colour that it is filled with. options: of matplotlib's `errorbar`.
+    """
+    marker, colour, face = style
+    size = MARKER_SIZE if text else 6
+    axis.errorbar(*at, fmt=marker, color=colour, mfc=face, ms=size, lw=1, capsize=2, zorder=zorder, **options)
+    if text:
+        down = {"^": -1.2, "v": 1.2}.get(marker, 0.0)  # points, to where a triangle is wide
+        look: dict[str, Any] = {"fontsize": 5.5, "color": "#ffffff" if face in DARK else "#000000"}
+        look |= {"ha": "center", "va": "center_baseline", "xytext": (0, down), "textcoords": "offset points"}
+        axis.annotate(text, at, zorder=zorder + 0.5, **look)  # errorbar draws its markers a bit above its own zorder
+
+
 def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
-    """Colour what was active: from event to event of the timeline, or else by epochs, as it was at their ends."""
-    names = {"P": "pruned", "Q": "quantized", "PQ": "pruned and quantized"}
+    """Colour active phases: by events of the timeline, or else by epochs."""
     if timeline is None:
         phases = list(zip(curve["epoch"] - 1, curve["epoch"], curve["phase"], strict=True))
     else:
-        marks = (0, *timeline.prune_steps, timeline.weight_step, timeline.feature_step)
-        steps = sorted({step for step in marks if step is not None})
-        ends = [*steps[1:], curve["step"].max()]
-        length = timeline.steps_per_epoch
+        events = (0, *timeline.prune_steps, timeline.weight_step, timeline.feature_step)
+        steps = sorted({step for step in events if step is not None})
+        ends, length = [*steps[1:], curve["step"].max()], timeline.steps_per_epoch
         phases = [(a / length, b / length, timeline.phase(a)) for a, b in zip(steps, ends, strict=True)]
-    kinds = ["".join(letter for letter in "PQ" if letter in str(phase)) for _, _, phase in phases]
-    seen: set[str] = set()
-    for kind, group in itertools.groupby(zip(kinds, phases, strict=True), key=lambda pair: pair[0]):
-        spans = [phase for _, phase in group]
+    names = {"P": "pruned", "Q": "quantized", "PQ": "pruned and quantized"}
+    for kind, group in itertools.groupby(phases, key=lambda phase: "".join(c for c in "PQ" if c in str(phase[2]))):
+        spans = list(group)
         if kind:  # neighbours of one colour as one span: a seam would show
-            label = None if kind in seen else names[kind]
-            axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=label)
-            seen.add(kind)
+            axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=names.pop(kind, None))
     axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 

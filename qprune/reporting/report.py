@@ -1,68 +1,68 @@
-"""One self-contained HTML page about the stored runs: tables, figures, configs and environments; no network needed."""
+"""One self-contained HTML page about the stored runs; no network needed."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from qprune.reporting import gallery, rendering
+from qprune.compression.plan import INPUT
+from qprune.compression.schedule import Timeline
+from qprune.config.build import Recipe
+from qprune.config.signature import MACHINE_KEYS, later_at_default, without
+from qprune.errors import UserError
+from qprune.reporting import figures, tables
 from qprune.reporting.comparison import compare_orders, too_few_text
-from qprune.reporting.drawing import Drawn
-from qprune.reporting.gallery import Names
+from qprune.reporting.figures import Drawn, Pixels, drawn
+from qprune.runs import folder as run_files
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 
-RUNS_DRAWN = 20  # runs whose figures are in the page, a seed of every recipe before the others
-_FILES = ("config.yaml", "environment.json")
-_FILES_OF_DRAWN = ("plan.csv", "metrics.csv")
+RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
+_CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
+_FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
+_FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
 _RUN_HEADINGS = ("recipe", "task", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data", "marks")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture in the page: `data` is a data URL."""
-
-    data: str
-    caption: str
+Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run in the page."""
+def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn: int) -> str:
+    """Write the page.
 
-    row: Row
-    name: str
-    figures: list[Picture]
-    files: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A joined table in the page."""
-
-    name: str
-    title: str
-    parts: list[rendering.Cells]
-
-
-def page(
-    store: Store,
-    tables: Sequence[Shown],
-    names: Names | None = None,
-    figure_folder: Path | None = None,
-    runs_drawn: int = RUNS_DRAWN,
-) -> str:
-    """The page. Every figure is also written to `figure_folder` as PNG and SVG."""
-    names = names or Names()
+    Args:
+        store: The runs; what is wrong with them is added to its problems.
+        joined: The tables; figures use their names of scores and units.
+        figure_folder: Where every figure is written too, as PNG and SVG.
+        runs_drawn: Number of runs whose own figures are in the page, a seed of every recipe before the others.
+    """
+    parts = [part for table, _ in joined for part in table.parts]
+    names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
     rows = sorted(store.rows.values(), key=lambda row: (row.task, row.budget, row.data_source, row.notation, row.seed))
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
+
+    def run(row: Row) -> dict[str, Any]:
+        place, is_drawn = store.folders[row.signature].path, row.signature in chosen
+        paths = [place / name for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))]
+        texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists()}
+        pictures = [_picture(one, figure_folder) for one in figures_of_run(store, row, names)] if is_drawn else []
+        return {"row": row, "name": place.name, "figures": pictures, "files": texts}
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
@@ -71,22 +71,142 @@ def page(
         marked=sum(bool(row.marks) for row in rows),
         comparisons=comparisons,
         too_few_text=too_few_text,
-        tables=tables,
-        headings=rendering.HEADINGS,
-        letter=rendering.letter,
-        figures=[_picture(figure, figure_folder) for figure in gallery.over_runs(store, rows, names)],
+        tables=[{"name": t.name, "title": t.title, "parts": list(map(tables.cells, parts))} for t, parts in joined],
+        headings=tables.HEADINGS,
+        letter=tables.letter,
+        figures=[_picture(one, figure_folder) for one in figures_of_runs(store, rows, names, units)],
         run_headings=_RUN_HEADINGS,
         run_lines=[_line(row) for row in rows],
         links=[f"run-{row.signature[:10]}" for row in rows],
-        runs=[_run(store, row, names, figure_folder, row.signature in chosen) for row in rows],
+        runs=[run(row) for row in rows],
         left=len(rows) - len(chosen),
         problems=store.problems,
     )
 
 
+def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator[Drawn]:
+    """Draw the figures of one run; a missing or broken file has no figure.
+
+    names: of scores with their unit, by metric.
+    """
+    place = store.folders[row.signature].path
+    curve, operators = store.metrics(row.signature), _list(place / run_files.OPERATORS_FILE)
+    timeline = timeline_of(store.config(row.signature), row)
+    if curve is not None and len(curve) and set(curve) >= _CURVE:
+        drawing = figures.training_curve(curve, timeline, row, names)
+        yield drawn(drawing, f"{place.name}-curve", "Loss and score over epochs")
+        if operators:
+            drawing = figures.over_time(curve, operators, timeline, row)
+            yield drawn(drawing, f"{place.name}-time", "Zeros and decimal bits over epochs")
+    if any(operator["operator"] == "quantize" for operator in operators):
+        caption = "Decimal bits by tensor, with their range over channels"
+        yield drawn(figures.fraction_bits(operators, row), f"{place.name}-decimals", caption)
+    if histograms := sorted(_list(place / run_files.HISTOGRAMS_FILE), key=lambda entry: bool(entry["site"] != INPUT)):
+        caption = "Features on the test set before quantization, and the range of their grids"
+        yield drawn(figures.feature_histograms(histograms, row), f"{place.name}-features", caption)
+    if found := _masks(place):
+        yield drawn(figures.feature_masks(found), f"{place.name}-masks", "Feature masks; black is pruned")
+
+
+def figures_of_runs(
+    store: Store, rows: Sequence[Row], names: Mapping[str, str], units: Mapping[str, str]
+) -> Iterator[Drawn]:
+    """Draw the figures over runs of one task, budget, data and metric.
+
+    names: of scores with their unit, by metric. units: of density, by task.
+    """
+    for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
+        group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
+        name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"
+        marked = "; runs with marks" if any(row.marks for row in group) else ""
+        labels = recipes(store, group)
+        if len(set(labels.values())) > 1:
+            points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
+            table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
+            better, unit = group[0].higher_is_better, units.get(key[0], "")
+            drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
+            caption = f"{head}{marked}: density (accounting actual) against score, means over seeds"
+            yield drawn(drawing, f"{name}-density", caption)
+        windows = scores_by_window(store, group)
+        if windows["window"].nunique() > 1:
+            drawing = figures.score_by_window(windows, key[3], key[0], names)
+            yield drawn(drawing, f"{name}-window", f"{head}{marked}: score against window T")
+        yield from _samples(store, group, labels, name, head)
+
+
+def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> dict[str, str]:
+    """Name each run's recipe: its notation, and keys that distinguish it.
+
+    Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
+    most runs have.
+    """
+    dropped = frozenset((*MACHINE_KEYS, "seed", "schedule", *ignored))
+    flat, names = {}, {}
+    for row in rows:
+        if (config := store.config(row.signature)) is not None:
+            flat[row.signature] = dict(_flat(without(config, dropped.union(later_at_default(config)))))
+    for notation in dict.fromkeys(row.notation for row in rows):
+        group = [row.signature for row in rows if row.notation == notation]
+        configs = [flat[name] for name in group if name in flat]
+        usual = {}
+        for key in dict.fromkeys(key for config in configs for key in config):
+            [(value, count)] = Counter(repr(config.get(key)) for config in configs).most_common(1)
+            usual[key] = value if 2 * count > len(configs) else None
+        for name in group:
+            own = flat.get(name)
+            keys = [] if own is None else [f"{k}={own.get(k)}" for k in usual if repr(own.get(k)) != usual[k]]
+            names[name] = f"{notation} {'(no config)' if own is None else ', '.join(keys)}".strip()
+    return names
+
+
+def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
+    """Return the schedule of a run in its own steps; None for an invalid config."""
+    if config is None or row.steps % row.epochs:
+        return None
+    try:
+        return Recipe.from_config(config).schedule.in_steps(row.steps // row.epochs)
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
+    """Return window, recipe and score of runs with feature masks."""
+    pruned = [row for row in rows if row.feature_sparsity]
+    labels, points = recipes(store, pruned, ignored=("prune.window",)), []
+    for row in pruned:
+        if (config := store.config(row.signature)) is not None:
+            points.append((config["prune"]["window"], labels[row.signature], row.score))
+    table = pd.DataFrame(points, columns=["window", "recipe", "score"])
+    return table[table.groupby("recipe")["window"].transform("nunique") > 1]
+
+
+def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, head: str) -> Iterator[Drawn]:
+    """Draw the pictures of runs side by side: the least seed of each recipe.
+
+    Of many recipes, those of most seeds are shown.
+    """
+    seeds = Counter(labels[row.signature] for row in rows)
+    first: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (row.order != "baseline", row.notation, row.seed)):
+        first.setdefault(labels[row.signature], row)
+    shown = sorted(first, key=lambda label: (first[label].order != "baseline", -seeds[label]))[:RECIPES_IN_A_PICTURE]
+    if len(shown) < len(first):
+        head += f" ({len(shown)} of {len(first)} recipes, those of most seeds)"
+    found: dict[tuple[str, tuple[int, ...]], dict[str, Pixels]] = {}
+    for label, row in [entry for entry in first.items() if entry[0] in shown]:
+        for path in sorted((store.folders[row.signature].path / run_files.PICTURES).glob("*.png")):
+            with suppress(OSError), Image.open(path) as image:  # a broken picture is left out
+                pixels = np.asarray(image.convert("RGB"))
+                found.setdefault((path.stem, pixels.shape), {})[f"{label}\nseed {row.seed}"] = pixels
+    for (stem, shape), group in found.items():
+        size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
+        drawing = figures.side_by_side(group, f"{head}: {stem}")
+        yield drawn(drawing, f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side")
+
+
 def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
-    """`most` of the rows: the first seed of every recipe, the recipes of most seeds before others; then second ones."""
-    labels = gallery.recipes(store, rows)
+    """Choose `most` rows: first seeds, of recipes with most seeds, then others."""
+    labels = recipes(store, rows)
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         seeds.setdefault((row.task, row.budget, row.data_source, labels[row.signature]), []).append(row)
@@ -100,17 +220,39 @@ def _line(row: Row) -> list[str]:
     return [*head, *sizes, row.budget, row.data_source, "; ".join(row.marks)]
 
 
-def _run(store: Store, row: Row, names: Names, folder: Path | None, with_figures: bool) -> Run:
-    place = store.folders[row.signature].path
-    shown = [_picture(figure, folder) for figure in gallery.of_run(store, row, names)] if with_figures else []
-    texts = {}
-    for name in (*_FILES, *(_FILES_OF_DRAWN if with_figures else ())):
-        if (place / name).exists():
-            texts[name] = (place / name).read_text(encoding="utf-8", errors="replace")
-    return Run(row, place.name, shown, texts)
+def _picture(figure: Drawn, folder: Path) -> dict[str, str]:
+    figure.save(folder)
+    data = f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}"
+    return {"data": data, "caption": figure.caption}
 
 
-def _picture(figure: Drawn, folder: Path | None) -> Picture:
-    if folder is not None:
-        figure.save(folder)
-    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}", figure.caption)
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _list(path: Path) -> list[dict[str, Any]]:
+    """Read a list of objects in JSON; an empty one where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return content if isinstance(content, list) and all(isinstance(entry, dict) for entry in content) else []
+
+
+def _masks(place: Path, most: int = 4) -> dict[str, Pixels]:
+    """Read the first feature masks (C, H, W) of a run, by module."""
+    try:
+        tensors = load_file(place / run_files.NETWORK_FILE)
+    except (OSError, SafetensorError):
+        return {}
+    ending = "output_operators.pruner.mask"
+    masks = {
+        name.removesuffix(ending).rstrip(".") or "input": value
+        for name, value in tensors.items()
+        if name.endswith(ending) and value.ndim == 3 and value.shape[-1] > 1
+    }
+    return dict(list(masks.items())[:most])

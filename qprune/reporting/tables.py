@@ -1,4 +1,4 @@
-"""Tables: rows that name runs, joined with the stored results and the paper's values.
+"""Tables of the paper's values beside stored results: Markdown, LaTeX, CSV.
 
 A table is a list of parts (one task each), a part a list of rows, a row a list of overrides with the paper's values
 beside it: the list that launches the runs is the list that reports them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,37 +18,32 @@ import pandas as pd
 from qprune.errors import UserError, closest
 from qprune.runs.store import Store
 
-FLOAT_BITS = 32.0
-COLUMNS: dict[str, str] = {  # of a joined table: name -> pandas dtype
-    "part": "str",
-    "label": "str",
-    "metric": "str",
-    "unit": "str",
-    "density_unit": "str",
-    "score": "float64",
-    "score_sd": "float64",
-    "n": "int64",
-    "paper_score": "float64",
-    "difference": "float64",
-    "weight_mb_paper": "float64",
-    "feature_mb_paper": "float64",
-    "weight_mb_actual": "float64",
-    "feature_mb_actual": "float64",
-    "density_paper": "float64",
-    "density_actual": "float64",
-    "paper_density": "float64",
-    "marks": "object",
-    "missing_seeds": "object",
-    "command": "str",
-    "best": "bool",
+_NAN = math.nan
+_EMPTY: dict[str, Any] = {  # the columns of a joined part, with the values of a row that says nothing
+    **dict.fromkeys(("part", "label", "metric", "unit", "density_unit"), ""),
+    **dict.fromkeys(("score", "score_sd"), _NAN),
+    "n": 0,
+    **dict.fromkeys(("paper_score", "difference", "weight_mb_paper", "feature_mb_paper"), _NAN),
+    **dict.fromkeys(("weight_mb_actual", "feature_mb_actual"), _NAN),
+    **dict.fromkeys(("density_paper", "density_actual", "paper_density"), _NAN),
+    **dict.fromkeys(("marks", "missing_seeds"), ()),
+    "command": "",
+    "best": False,
 }
+HEADINGS = (
+    *("recipe", "score", "n", "paper", "difference", "weights Mb (paper | actual)", "features Mb (paper | actual)"),
+    *("density (paper's accounting | actual)", "paper's density"),
+)
+_LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "+-": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
+_LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of our own runs. score, density, weight_mb, feature_mb: as the paper prints them, None where it does not.
+    """A row of our own runs, with the values that the paper prints, if any.
 
-    decimal_from: overrides of the run, with the same seed, whose decimal bits are fixed from the start (Table 1).
+    decimal_from: overrides of the run, with the same seed, whose fraction bits are used from the start (Table 1).
     """
 
     label: str
@@ -61,7 +57,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class OtherMethod:
-    """A row that others trained: their score; sizes from elements, bits and sparsities, or else the Mb as printed.
+    """A row that others trained; sizes are counted where elements are known.
 
     weights, features: elements as the accounting `paper` counts them (features twice; spec 5.1), None where unknown.
     weight_mb, feature_mb, density: as the paper prints them.
@@ -74,13 +70,13 @@ class OtherMethod:
     density: float
     weights: int | None = None
     features: int | None = None
-    weight_bits: float = FLOAT_BITS
-    feature_bits: float = FLOAT_BITS
+    weight_bits: float = 32.0
+    feature_bits: float = 32.0
     weight_sparsity: float = 0.0
     feature_sparsity: float = 0.0
 
     def sizes_mb(self) -> tuple[float, float]:
-        """Mb of weights and of features: counted where the elements are known."""
+        """Return Mb of weights and of features: counted where the elements are known."""
         weight, feature = self.weight_mb, self.feature_mb
         if self.weights is not None:
             weight = self.weights * self.weight_bits * (1 - self.weight_sparsity) / 1e6
@@ -91,14 +87,14 @@ class OtherMethod:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one task. metric: the key of its score; overrides stand before those of each row."""
+    """The rows of one task. overrides: stand before those of each row."""
 
     name: str
     metric: str
     unit: str
     density_unit: str
     overrides: Sequence[str]
-    rows: Sequence[TableRow]
+    rows: Sequence[TableRow] = ()
     other: Sequence[OtherMethod] = ()
 
     @property
@@ -116,23 +112,38 @@ class Table:
     parts: Sequence[Part]
 
 
+_LISTS: dict[type, dict[str, type]] = {Table: {"parts": Part}, Part: {"rows": TableRow, "other": OtherMethod}}
+
+
 def table_from(name: str, config: Any) -> Table:
-    """A table from the content of its YAML. Raises UserError naming what is wrong in it."""
-    where = f"table {name}"
-    top = _section(config, {"title", "parts"}, where)
-    parts = []
-    for part in _list(top["parts"], f"{where}: parts"):
-        fields = dict(_section(part, {"name"}, f"{where}: a part"))
-        inside = f"{where}, part {fields['name']}"
-        fields["rows"] = [_built(TableRow, row, inside) for row in _list(fields.get("rows", []), f"{inside}: rows")]
-        fields["other"] = [_built(OtherMethod, row, inside) for row in _list(fields.get("other", []), inside)]
-        parts.append(_built(Part, fields, inside))
-    return Table(name, str(top["title"]), parts)
+    """Build a table from the content of its YAML. Raises UserError."""
+    named = {"name": name, **config} if isinstance(config, Mapping) else config
+    table: Table = _built(Table, named, f"table {name}")
+    return table
+
+
+def _built(kind: type, value: Any, where: str) -> Any:
+    """Build a dataclass, and those in its lists, from a section of YAML."""
+    legal = inspect.signature(kind).parameters
+    needed = [name for name, parameter in legal.items() if parameter.default is parameter.empty]
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {value!r}, not a section with the keys {', '.join(needed)}")
+    for key in value:
+        if key not in legal:
+            raise UserError(f"{where}: {key} is not a key of it{closest(key, legal)}; legal: {', '.join(legal)}")
+    if lacking := [key for key in needed if key not in value]:
+        raise UserError(f"{where}: the key {lacking[0]} is missing")
+    fields = dict(value)
+    for key, inner in _LISTS.get(kind, {}).items():
+        if not isinstance(entries := fields.get(key, []), list):
+            raise UserError(f"{where}: {key} is {entries!r}, not a list")
+        fields[key] = [_built(inner, entry, f"{where}, {key}[{i}]") for i, entry in enumerate(entries)]
+    return kind(**fields)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one row of a table asks for: signature of the run per seed, and the command that makes a seed's run."""
+    """What a row of a table asks for. signatures: by seed; command: of missing runs."""
 
     row: TableRow
     signatures: Mapping[int, str]
@@ -141,112 +152,148 @@ class Wanted:
 
 
 def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
-    """One row per row of `part`, with the columns COLUMNS: our runs (mean, sd over seeds) beside the paper's values."""
-    lines = []
+    """Join the rows of a part with our runs: mean and deviation over seeds."""
+    lines: list[dict[str, Any]] = []
+    joined: list[str] = []
     for want in wanted:
         there = {seed: name for seed, name in want.signatures.items() if name in store.rows}
-        lines.append(_ours(part, want, store.columns.loc[list(there.values())], set(there)))
-    lines += [_theirs(part, method) for method in part.other]
-    table = pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
-    joined = [name for want in wanted for name in want.signatures.values() if name in store.rows]
-    return _with_best(table, store.columns.loc[joined])
+        lines.append(_ours(part, want, store.columns.loc[list(there.values())], there))
+        joined += there.values()
+    lines += [_theirs(method) for method in part.other]
+    head = {"part": part.name, "metric": part.metric, "unit": part.unit, "density_unit": part.density_unit}
+    table = pd.DataFrame([_EMPTY | head | line for line in lines], columns=list(_EMPTY))
+    table = table.astype({name: float for name, value in _EMPTY.items() if value is _NAN})
+    table["difference"] = table["score"] - table["paper_score"]
+    compressed = table[(table["n"] > 0) & (table["label"] != "Baseline")]
+    if len(compressed) > 1:
+        # Of the runs, not of the part: its metric may be another one than theirs (fid_proxy for fid).
+        higher = store.rows[joined[0]].higher_is_better
+        table.loc[compressed["score"].idxmax() if higher else compressed["score"].idxmin(), "best"] = True
+    return table
 
 
 def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:
-    paper = want.row
-    missing = [seed for seed in want.seeds if seed not in there]
-    line: dict[str, Any] = {
-        **_head(part, paper.label),
-        "n": len(runs),
-        "paper_score": _number(paper.score),
-        "paper_density": _number(paper.density),
-        "marks": marks_of(part, runs),
-        "missing_seeds": missing,
-        "command": want.command,
-        "score": runs["score"].mean(),
-        "score_sd": runs["score"].std(ddof=1),
-    }
-    line["difference"] = line["score"] - line["paper_score"]
+    line = {"label": want.row.label, "paper_score": want.row.score, "paper_density": want.row.density}
+    line |= {"n": len(runs), "score": runs["score"].mean(), "score_sd": runs["score"].std(ddof=1)}
     for accounting in ("paper", "actual"):
         line[f"density_{accounting}"] = runs[f"density_{accounting}"].mean()
         for kind in ("weight", "feature"):
             line[f"{kind}_mb_{accounting}"] = runs[f"{kind}_bits_{accounting}"].mean() / 1e6
-    return line
+    missing = [seed for seed in want.seeds if seed not in there]
+    return line | {"marks": marks_of(part, runs), "missing_seeds": missing, "command": want.command}
 
 
-def _theirs(part: Part, method: OtherMethod) -> dict[str, Any]:
+def _theirs(method: OtherMethod) -> dict[str, Any]:
     weight, feature = method.sizes_mb()
-    counted = method.weights is not None and method.features is not None
-    marks = ["score as its authors report it"] + ([] if counted else ["sizes as the paper prints them, not counted"])
-    return {
-        **_head(part, method.label),
-        "paper_score": method.score,
-        "paper_density": method.density,
-        "weight_mb_paper": weight,
-        "feature_mb_paper": feature,
-        "density_paper": method.score / (weight + feature),
-        "marks": marks,
-    }
-
-
-def _head(part: Part, label: str) -> dict[str, Any]:
-    empty: dict[str, Any] = {name: math.nan for name, kind in COLUMNS.items() if kind == "float64"}
-    empty |= {"n": 0, "missing_seeds": [], "command": "", "best": False}
-    names = {"part": part.name, "label": label, "metric": part.metric, "unit": part.unit}
-    return empty | names | {"density_unit": part.density_unit}
+    marks = ["score as its authors report it"]
+    if method.weights is None or method.features is None:
+        marks.append("sizes as the paper prints them, not counted")
+    line = {"label": method.label, "paper_score": method.score, "paper_density": method.density, "marks": marks}
+    sizes = {"weight_mb_paper": weight, "feature_mb_paper": feature}
+    return line | sizes | {"density_paper": method.score / (weight + feature)}
 
 
 def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:
-    """Why these runs must not pass for the paper's: their own marks, and what their fields say without them."""
+    """Return why these runs must not pass for the paper's."""
     marks = list(dict.fromkeys(mark for marks in runs["marks"] for mark in marks))
-    for source in runs["data_source"].unique():
-        if source != "real" and f"{source} data" not in marks:
-            marks.append(f"{source} data")
-    for budget in runs["budget"].unique():
-        if budget != "paper" and not any(f"budget={budget}" in mark for mark in marks):
-            marks.append(f"budget={budget}")
-    for metric in runs["metric"].unique():
-        if metric != part.metric:
-            marks.append(f"the score is {metric}, not {part.metric}")
-    return marks
+    marks += [f"{name} data" for name in runs["data_source"].unique() if name != "real" and f"{name} data" not in marks]
+    budgets = [f"budget={name}" for name in runs["budget"].unique() if name != "paper"]
+    marks += [budget for budget in budgets if not any(budget in mark for mark in marks)]
+    others = [name for name in runs["metric"].unique() if name != part.metric]
+    return marks + [f"the score is {name}, not {part.metric}" for name in others]
 
 
-def _with_best(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Mark the best compressed row of our own `runs` (no baseline), if at least two can be compared."""
-    ours = table[(table["n"] > 0) & (table["label"] != "Baseline")]
-    if len(ours) < 2:
-        return table
-    # Of the runs, not of the part: its metric may be another one than theirs (fid_proxy for fid).
-    higher = bool(runs["higher_is_better"].iloc[0])
-    table.loc[ours["score"].idxmax() if higher else ours["score"].idxmin(), "best"] = True
-    return table
+@dataclass(frozen=True)
+class Cells:
+    """A part of a table as text. missing: label and command of rows that lack runs."""
+
+    heading: str
+    lines: list[list[str]]
+    best: list[bool]
+    notes: list[str]
+    missing: list[tuple[str, str]]
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def cells(part: pd.DataFrame) -> Cells:
+    """Write every cell of a joined part as text; marks become footnotes a, b, ..."""
+    notes = list(dict.fromkeys(mark for marks in part["marks"] for mark in marks))
+    rows = part.to_dict("records")
+    lines = []
+    for row in rows:
+        letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
+        score = number(row["score"]) + (f" +- {row['score_sd']:.2f}" if row["n"] > 1 else "")
+        score = score if row["n"] or not row["missing_seeds"] else "missing"
+        line = [row["label"] + (f" [{letters}]" if letters else ""), score, str(row["n"]) if row["command"] else ""]
+        line += [number(row["paper_score"]), number(row["difference"], sign=True)]
+        line += [_pair(row[f"{k}_paper"], row[f"{k}_actual"]) for k in ("weight_mb", "feature_mb", "density")]
+        lines.append([*line, number(row["paper_density"])])
+    heading = "{part}: score in {unit}, density in {density_unit}".format_map(rows[0])
+    missing = [(row["label"], row["command"]) for row in rows if row["missing_seeds"]]
+    return Cells(heading, lines, part["best"].tolist(), notes, missing)
 
 
-def _section(value: Any, needed: set[str], where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {value!r}, not a section with the keys {', '.join(sorted(needed))}")
-    if lacking := sorted(needed - set(value)):
-        raise UserError(f"{where}: the key {lacking[0]} is missing")
-    return dict(value)
+def markdown(table: Table, parts: Sequence[pd.DataFrame]) -> str:
+    """Write a whole table as GitHub's Markdown."""
+    text = [f"## Table {table.name}. {table.title}", ""]
+    for part in map(cells, parts):
+        text += [f"### {part.heading}", "", _md_line(HEADINGS), _md_line(["---", *["---:"] * (len(HEADINGS) - 1)])]
+        for line, best in zip(part.lines, part.best, strict=True):
+            text.append(_md_line([f"**{line[0]}**", f"**{line[1]}**", *line[2:]] if best else line))
+        text.append("")
+        text += [f"- [{letter(i)}] {note}" for i, note in enumerate(part.notes)]
+        text += [f"- missing: {label}: `{command}`" for label, command in part.missing]
+        text += [""] if part.notes or part.missing else []
+    return "\n".join(text)
 
 
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise UserError(f"{where} is {value!r}, not a list")
-    return list(value)
+def latex(table: Table, parts: Sequence[pd.DataFrame]) -> str:
+    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`."""
+    columns = "l" + "r" * (len(HEADINGS) - 1)
+    text = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
+    text += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    text.append(" & ".join(map(_escaped, HEADINGS)) + r" \\")
+    notes: list[str] = []
+    for part in map(cells, parts):
+        text += [r"\midrule", rf"\multicolumn{{{len(HEADINGS)}}}{{l}}{{\textit{{{_escaped(part.heading)}}}}} \\"]
+        for line, best in zip(part.lines, part.best, strict=True):
+            shown = [_escaped(cell) for cell in line]
+            shown[:2] = [rf"\textbf{{{cell}}}" if best else cell for cell in shown[:2]]
+            text.append(" & ".join(shown) + r" \\")
+        head = part.heading.partition(":")[0]
+        notes += [rf"{_escaped(f'{head} [{letter(i)}] {note}')}\\" for i, note in enumerate(part.notes)]
+    text += [r"\bottomrule", r"\end{tabular}"]
+    text += [r"\par\smallskip\footnotesize\raggedright", *notes] if notes else []
+    return "\n".join([*text, r"\end{table}", ""])
 
 
-def _built(kind: type, value: Any, where: str) -> Any:
-    parameters = inspect.signature(kind).parameters
-    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
-    fields = _section(value, needed, where)
-    for key in fields:
-        if key not in parameters:
-            raise UserError(
-                f"{where}: {key} is not a key of it{closest(key, parameters)}; legal: {', '.join(parameters)}"
-            )
-    return kind(**fields)
+def csv(parts: Sequence[pd.DataFrame]) -> str:
+    """Write all parts with all columns in full precision."""
+    table = pd.concat(parts, ignore_index=True)
+    for column in ("marks", "missing_seeds"):
+        table[column] = ["; ".join(map(str, values)) for values in table[column]]
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def number(value: float, sign: bool = False) -> str:
+    """Write two decimals, or four of a number below 1 without sign; nothing for NaN."""
+    decimals = 2 if sign or abs(value) >= 1 or value == 0 else 4
+    return "" if math.isnan(value) else f"{value:{'+' if sign else ''}.{decimals}f}"
+
+
+def letter(index: int) -> str:
+    """Return the letters of a footnote: a, b, ... z, aa, ab, ..."""
+    head = letter(index // 26 - 1) if index >= 26 else ""
+    return head + "abcdefghijklmnopqrstuvwxyz"[index % 26]
+
+
+def _pair(first: float, second: float) -> str:
+    return "" if math.isnan(first) and math.isnan(second) else f"{number(first)} | {number(second) or '-'}"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"->|\+-|[\\%&$#_{}|<>~^]", lambda match: _LATEX[match.group()], text)
+
+
+def _md_line(line: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"

@@ -1,25 +1,22 @@
-"""What `qprune frontier` is asked, read from its words: the models of the grid, their runs, and the question."""
+"""The grid of a search, read from KEY=VALUE: models, runs, question."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-from hydra.core.override_parser.types import Override
 
 from qprune.config import signature as identity
 from qprune.config.compose import Composer, values_of
 from qprune.config.schema import RunConfig
 from qprune.errors import UserError, one_of
-from qprune.reporting.units import unit_of_difference
-from qprune.runs.folder import PUBLISHED, ROW_FILE, RunFolder
-from qprune.runs.jobs import Job, expand
+from qprune.runs.folder import PUBLISHED, RunFolder
+from qprune.runs.jobs import expand
+from qprune.runs.scores import unit_of_difference
 from qprune.runs.store import Store
 from qprune.search.frontier import FLOAT_BITS, Amount, Point, Question, in_order
 
@@ -27,128 +24,106 @@ ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
 DEFAULTS = {"quantize.bits": "3,4,6,8", "prune.sparsity": "0,0.25,0.5,0.75", "seed": "0", "order": "prune_first"}
 OWN_KEYS = ("max_loss", "max_size", "margin", "stop")
 STOP = ("early", "never")
+SIZE_UNITS = {"Mb": 1e6, "kb": 1e3, "MB": 8e6, "kB": 8e3}
+LEGAL: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "bits": ("2 to 16, or 32 for none", lambda n: n == FLOAT_BITS or (2 <= n <= 16 and n % 1 == 0)),
+    "sparsity": ("0 <= sparsity < 1", lambda n: 0 <= n < 1),
+    "seed": ("a whole number >= 0", lambda n: n >= 0 and n % 1 == 0),
+}
 Run = tuple[Point, int]  # a model and a seed
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The models in the order in which they are tried, their runs by seed, and what is asked of them.
+    """The models in the order of trying, their runs, and what is asked.
 
-    orders, configs: by model; a config is that of the first seed. stops: whether runs are stopped early.
-    exhaustive: whether every run is carried out to its end.
+    overrides, configs, signatures, folders: by run; a finished run may be in the folder `published`. stops: whether
+    hopeless runs are stopped early. exhaustive: whether every run is carried out to its end.
     """
 
     points: list[Point]
     seeds: list[int]
-    jobs: dict[Run, Job]
-    orders: dict[Point, str]
-    configs: dict[Point, RunConfig]
+    overrides: dict[Run, list[str]]
+    configs: dict[Run, RunConfig]
+    signatures: dict[Run, str]
+    folders: dict[Run, RunFolder]
     question: Question
     metric: str
     stops: bool
     exhaustive: bool
 
-    @property
-    def results_dir(self) -> Path:
-        """The folder above all run folders."""
-        return Path(next(iter(self.configs.values())).results_dir)
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return next(iter(self.configs.values())).task.name
+    def config(self, point: Point | None = None) -> RunConfig:
+        """Return the config of a model's first run, or of the first model's."""
+        return self.configs[point or self.points[0], self.seeds[0]]
 
     @property
     def unit(self) -> str:
-        """The unit of a difference of scores, with a blank before it; empty for a metric without unit."""
-        unit = unit_of_difference(self.metric)
-        return f" {unit}" if unit else ""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A cell of the grid in one family, or several that share it: the overrides of its runs but the seed."""
-
-    words: tuple[str, ...]
-    families: frozenset[str]
-    bits: int
-    sparsity: float
-    note: str  # values of further keys that vary
+        """The unit of a difference of scores, with a blank before it, if any."""
+        return f" {unit_of_difference(self.metric)}".rstrip()
 
 
 def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False) -> Grid:
-    """The grid that these words ask for. Raises UserError for what is wrong with them; nothing is written."""
-    own, overrides = _separated(expand(arguments, config_dir))
-    with Composer(config_dir) as composer:
-        values = {override.key_or_group: _values(override) for override in composer.parse(overrides)}
-        for key, text in DEFAULTS.items():
-            values.setdefault(key, _values(composer.parse([f"{key}={text}"])[0]))
-        seeds = [
-            _number(text, "seed", "a whole number >= 0", lambda n: n >= 0 and n == int(n)) for text in values["seed"]
-        ]
-        models = _models(composer, values, prefixes={o.key_or_group: _prefix(o) for o in composer.parse(overrides)})
-        from qprune.config.build import Recipe  # late: both import torch, which bad input need not wait for
-        from qprune.search.size import Sizer
+    """Read the grid that these words ask for; nothing is written.
 
-        sizer, found = Sizer(), {}
-        for model in models:
-            configs = {int(seed): composer.checked([*model.words, f"seed={int(seed)}"]) for seed in seeds}
-            found[_point(sizer, model, Recipe.from_config(configs[int(seeds[0])]))] = (model, configs)
-    recipes = {point: Recipe.from_config(configs[int(seeds[0])]) for point, (_, configs) in found.items()}
-    task = sizer.task(next(iter(recipes.values())))
-    points = in_order(found)
-    signatures = {(p, s): identity.signature(config) for p, (_, of) in found.items() for s, config in of.items()}
-    stored = _stored(Path(next(iter(recipes.values())).config.results_dir), signatures.values())
-    jobs = {}
-    for point in points:
-        model, configs = found[point]
-        for seed, config in configs.items():
-            folder = identity.run_folder(config)
-            if not (folder / ROW_FILE).exists():
-                folder = stored.get(signatures[point, seed], folder)
-            jobs[point, seed] = Job((*model.words, f"seed={seed}"), config, folder, *RunFolder(folder).state())
-    return Grid(
-        points=points,
-        seeds=list(dict.fromkeys(int(seed) for seed in seeds)),
-        jobs=jobs,
-        orders={point: recipe.config.order.name for point, recipe in recipes.items()},
-        configs={point: recipe.config for point, recipe in recipes.items()},
-        question=_question(own, task.metric, task.higher_is_better),
-        metric=task.metric,
-        stops=own.get("stop", STOP[0]) == STOP[0] and not exhaustive,
-        exhaustive=exhaustive,
-    )
-
-
-def _stored(results_dir: Path, signatures: Iterable[str]) -> dict[str, Path]:
-    """Where the finished ones of these runs are: the rows that tables and report read, published ones among them.
-
-    Raises UserError for a row that does not fit the files beside it.
+    Raises:
+        UserError: A word is wrong, or a stored row does not fit the files beside it.
     """
-    if not results_dir.is_dir() and not (results_dir.parent / PUBLISHED).is_dir():
-        return {}
-    store, wanted = Store.read(results_dir), list(signatures)
-    others = len(store.problems)  # of rows that cannot be read: nobody knows whose they are
-    store.check(wanted)
-    if mine := store.problems[others:]:
-        raise UserError(mine[0])
-    return {signature: store.folders[signature].path for signature in wanted if signature in store.rows}
+    own, overrides = _separated(expand(arguments, config_dir))
+    models: dict[Point, list[str]] = {}
+    with Composer(config_dir) as composer:
+        parsed = composer.parse([*(f"{key}={text}" for key, text in DEFAULTS.items()), *overrides])
+        choices = {override.key_or_group: values_of(override) for override in parsed}
+        seeds = list(dict.fromkeys(int(seed) for seed in _numbers("seed", choices["seed"])))
+        cells = _cells(composer, choices)
+        from qprune.search.size import planned_footprint, task_of  # late: they import torch, slow for bad input
+
+        checked = [composer.checked([*words, f"seed={seeds[0]}"]) for words, _, _ in cells]
+        task = task_of(checked[0])  # of all cells, as there is one float network
+        for config, (words, note, families) in zip(checked, cells, strict=True):
+            name = identity.notation(config) + (f" ({note})" if note else "")
+            bits = config.quantize.bits if "quantize" in config.order.steps else FLOAT_BITS
+            sparsity = config.prune.sparsity if "prune" in config.order.steps else 0.0
+            size = planned_footprint(task, config).size_bits()
+            models[Point(name, frozenset(families), bits, sparsity, size)] = words
+        runs = {(p, seed): [*models[p], f"seed={seed}"] for p in in_order(models) for seed in seeds}
+        configs = {run: composer.checked(words) for run, words in runs.items()}
+    amounts = {key: _amount(key, own[key], task.metric) for key in ("max_loss", "margin") if key in own}
+    max_size = _size(own["max_size"]) if "max_size" in own else None
+    question = Question(task.higher_is_better, max_size_bits=max_size, **amounts)
+    signatures = {run: identity.signature(config) for run, config in configs.items()}
+    folders, points = _folders(configs, signatures), list(dict.fromkeys(point for point, _ in runs))
+    stops = own.get("stop", STOP[0]) == STOP[0] and not exhaustive
+    return Grid(points, seeds, runs, configs, signatures, folders, question, task.metric, stops, exhaustive)
+
+
+def _folders(configs: dict[Run, RunConfig], signatures: dict[Run, str]) -> dict[Run, RunFolder]:
+    """Return where the runs are: a finished one may be among the published rows."""
+    folders = {run: RunFolder(identity.run_folder(config)) for run, config in configs.items()}
+    results_dir = Path(next(iter(configs.values())).results_dir)
+    if results_dir.is_dir() or (results_dir.parent / PUBLISHED).is_dir():
+        store = Store.read(results_dir)
+        others = len(store.problems)  # of rows that cannot be read: whose they are is unknown
+        store.check(signatures.values())
+        if problems := store.problems[others:]:
+            raise UserError(problems[0])
+        for run, signature in signatures.items():
+            if signature in store.rows and not folders[run].finished:
+                folders[run] = store.folders[signature]
+    return folders
 
 
 def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The search's own keys and values, and overrides of runs."""
+    """Separate the search's own keys and values from overrides of runs."""
     own: dict[str, str] = {}
     overrides: list[str] = []
     for text in arguments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(
-                f"qprune frontier takes KEY=VALUE, not {text!r}; for example task=espcn bits=4,8 max_loss=1%"
-            )
+            advice = "for example task=espcn bits=4,8 max_loss=1%"
+            raise UserError(f"qprune frontier takes KEY=VALUE, not {text!r}; {advice}")
         if key == "force" and value != "false":
-            raise UserError(
-                f"{text}: a search takes finished runs as they are; qprune run ... force=true runs one again"
-            )
+            advice = "qprune run ... force=true runs one again"
+            raise UserError(f"{text}: a search takes finished runs as they are; {advice}")
         if key.startswith(("hydra/", "hydra.")):
             raise UserError(
                 f"{text}: a search picks its runs one after the other and uses no launcher; start the same command "
@@ -160,42 +135,37 @@ def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         else:
             overrides.append(f"{ALIASES.get(key, key)}={value}")
-    if "stop" in own:
-        one_of("stop", own["stop"], STOP)
+    one_of("stop", own.get("stop", STOP[0]), STOP)
     return own, overrides
 
 
-def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str, str]) -> list[_Model]:
-    """The float network, and all cells of all families; cells whose runs are the same are one."""
-    grid_keys = ("quantize.bits", "prune.sparsity", "order", "seed")
-    fixed = [f"{prefixes[k]}={v[0]}" for k, v in values.items() if k not in grid_keys and len(v) == 1]
-    varied = {key: texts for key, texts in values.items() if key not in grid_keys and len(texts) > 1}
-    bits = [_number(text, "bits", "2 to 16, or 32 for none", _are_bits) for text in values["quantize.bits"]]
-    sparsities = [
-        _number(text, "sparsity", "0 <= sparsity < 1", lambda s: 0 <= s < 1) for text in values["prune.sparsity"]
-    ]
-    for order in values["order"]:
-        steps = set(composer.config([*fixed, f"order={order}"]).order.steps)
-        if steps != {"prune", "quantize"}:
+def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[tuple[list[str], str, set[str]]]:
+    """Make the overrides of every cell; cells whose runs are the same are one.
+
+    Returns:
+        Of each cell: overrides without the seed, those of further keys that vary, and its families.
+    """
+    bits, sparsities = _numbers("bits", choices["quantize.bits"]), _numbers("sparsity", choices["prune.sparsity"])
+    others = {key: texts for key, texts in choices.items() if key not in DEFAULTS}
+    fixed = [texts[0] for texts in others.values() if len(texts) == 1]
+    varied = {key: texts for key, texts in others.items() if len(texts) > 1}
+    for order in choices["order"]:
+        if set(composer.config([*fixed, order]).order.steps) != {"prune", "quantize"}:
             raise UserError(
-                f"order={order}: a search varies bits and sparsity, and this order has not both; give one that has, "
+                f"{order}: a search varies bits and sparsity, and this order has not both; give one that has, "
                 "and sparsity=0 for quantization alone or bits=32 for pruning alone"
             )
-    names = {(True, True): "baseline", (False, True): "quantize_only", (True, False): "prune_only"}
-    cells = [(FLOAT_BITS, 0.0), *itertools.product(bits, sparsities)]
-    found: dict[str, _Model] = {}
-    for order, *choice in itertools.product(values["order"], *varied.values()):
-        extra = [f"{prefixes[key]}={value}" for key, value in zip(varied, choice, strict=True)]
-        family = " ".join([order, *extra])
-        for b, s in cells:
-            name = names.get((b == FLOAT_BITS, s == 0), order)
-            words = [*fixed, *extra, f"order={name}"]
-            words += [f"quantize.bits={b:g}"] if b != FLOAT_BITS else []
-            words += [f"prune.sparsity={s:g}"] if s else []
-            model = _Model(tuple(words), frozenset([family][name == "baseline" :]), int(b), s, " ".join(extra))
-            same = found.setdefault(composer.signature(words, 0), model)
-            found[composer.signature(words, 0)] = replace(same, families=same.families | model.families)
-    if sum(model.bits == FLOAT_BITS and model.sparsity == 0 for model in found.values()) > 1:
+    found: dict[str, tuple[list[str], str, set[str]]] = {}
+    for order, *extra in itertools.product(choices["order"], *varied.values()):
+        note = " ".join(extra)
+        for b, s in [(FLOAT_BITS, 0), *itertools.product(bits, sparsities)]:
+            quantize, prune = [f"quantize.bits={b:g}"] * (b != FLOAT_BITS), [f"prune.sparsity={s:g}"] * (s > 0)
+            alone = "order=quantize_only" if quantize else "order=prune_only" if prune else "order=baseline"
+            words = [*fixed, *extra, order if quantize and prune else alone, *quantize, *prune]
+            _, _, families = found.setdefault(composer.signature(words, 0), (words, note, set()))
+            if quantize or prune:
+                families.add(f"{order.partition('=')[2]} {note}".strip())
+    if sum(not families for _, _, families in found.values()) > 1:
         raise UserError(
             f"{' and '.join(varied)}: several values make several float networks, and a search has one to compare "
             "with; give one value, and make one search for each"
@@ -203,60 +173,35 @@ def _models(composer: Composer, values: dict[str, list[str]], prefixes: dict[str
     return list(found.values())
 
 
-def _point(sizer: Any, model: _Model, recipe: Any) -> Point:
-    notation = identity.notation(recipe.config)
-    name = f"{notation} ({model.note})" if model.note else notation
-    return Point(name, model.families, model.bits, model.sparsity, sizer.footprint(recipe).size_bits())
-
-
-def _question(own: dict[str, str], metric: str, higher_is_better: bool) -> Question:
-    return Question(
-        higher_is_better=higher_is_better,
-        max_loss=_amount("max_loss", own["max_loss"], metric) if "max_loss" in own else None,
-        max_size_bits=_size(own["max_size"]) if "max_size" in own else None,
-        margin=_amount("margin", own["margin"], metric) if "margin" in own else Question.margin,
-    )
-
-
 def _amount(key: str, text: str, metric: str) -> Amount:
-    unit = unit_of_difference(metric)
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%|[a-zA-Z]*)", text.strip())
-    if match is None or match[2] not in ("%", unit, ""):
+    (value, name), unit = _quantity(text), unit_of_difference(metric)
+    if value is None or name not in ("%", unit, ""):
         raise UserError(
             f"{key}={text} is no amount of {metric}; type {key}=1% for 1 % of the float network's score, or "
             f"{key}=0.3{unit} for a difference in {metric}"
         )
-    return Amount(float(match[1]), match[2] == "%")
+    return Amount(value, name == "%")
 
 
 def _size(text: str) -> float:
-    factors = {"Mb": 1e6, "kb": 1e3, "MB": 8e6, "kB": 8e3}
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]+)", text.strip())
-    if match is None or match[2] not in factors or float(match[1]) == 0:
-        raise UserError(
-            f"max_size={text} is no size; type for example max_size=20Mb (10^6 bits), kb, or in bytes MB or kB"
-        )
-    return float(match[1]) * factors[match[2]]
+    value, unit = _quantity(text)
+    if not value or unit not in SIZE_UNITS:
+        legal = "max_size=20Mb (10^6 bits), kb, or in bytes MB or kB"
+        raise UserError(f"max_size={text} is no size; type for example {legal}")
+    return value * SIZE_UNITS[unit]
 
 
-def _are_bits(value: float) -> bool:
-    return value == FLOAT_BITS or (2 <= value <= 16 and value == int(value))
+def _quantity(text: str) -> tuple[float | None, str]:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%|[a-zA-Z]*)", text.strip())
+    return (float(match[1]), match[2]) if match else (None, "")
 
 
-def _number(text: str, key: str, legal: str, is_legal: Any) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value) or not is_legal(value):
+def _numbers(key: str, overrides: Sequence[str]) -> list[float]:
+    texts = [text.partition("=")[2] for text in overrides]
+    legal, is_legal = LEGAL[key]
+    for text in texts:
+        with suppress(ValueError):
+            if is_legal(float(text)):
+                continue
         raise UserError(f"{key}={text} is not legal; type {legal}")
-    return value
-
-
-def _values(override: Override) -> list[str]:
-    """All values of an override, as texts."""
-    return [text.partition("=")[2] for text in values_of(override)]
-
-
-def _prefix(override: Override) -> str:
-    return str(override.input_line).partition("=")[0]
+    return [float(text) for text in texts]

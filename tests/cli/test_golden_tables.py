@@ -16,19 +16,18 @@ import torch
 from torch import nn
 
 from qprune.cli import main as cli
-from qprune.cli.tables import table_files
 from qprune.compression.footprint import Footprint, paper_footprint
 from qprune.config.build import Recipe
-from qprune.config.compose import Composer
+from qprune.config.compose import TABLE, Composer
 from qprune.reporting.tables import table_from
-from qprune.runs.jobs import yaml_value
+from qprune.runs.jobs import presets, yaml_value
 from qprune.tasks.faster_rcnn import FasterRcnn
 from qprune.tasks.models.faster_rcnn import FasterRCNN
 from qprune.tasks.models.resnet_generator import ResnetGenerator
 from qprune.tasks.models.unet import UNet
 from tests.reporting.rows import store_row
 
-TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in table_files(None).items()}
+TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in presets(TABLE).items()}
 # Our density over the printed one where the paper's does not follow from what it says is quantized and pruned.
 ABOVE = {
     ("pix2pix", "Baseline"): 1.0027,  # the paper counts the input in this row alone

@@ -112,8 +112,8 @@ def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / ROW_FILE).write_text("{", encoding="utf-8")
     assert cli.main(["report", f"results_dir={tmp_path / 'runs'}", "task=espcn"]) == 1
-    assert "is not readable JSON" in capsys.readouterr().err
-    assert "is not readable JSON" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "result.json: not readable JSON" in capsys.readouterr().err
+    assert "result.json: not readable JSON" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,18 @@ import pandas as pd
 import pytest
 
 from qprune.cli import main as cli
-from qprune.cli.tables import table_files
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
-from qprune.config.compose import Composer
+from qprune.config.compose import TABLE, Composer
 from qprune.reporting.tables import OtherMethod, table_from
 from qprune.runs.folder import ROW_FILE, read_rows
-from qprune.runs.jobs import yaml_value
+from qprune.runs.jobs import presets, yaml_value
 from qprune.training.setup import build_task
 from tests.reporting.rows import store_row
 
 ESPCN = ["task=espcn"]
 # Table, task, and the rows whose printed density cannot be had from the paper's own rule (spec 5.3).
-TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in table_files(None).items()}
+TABLES = {name: table_from(name, yaml_value(text, name)) for name, text in presets(TABLE).items()}
 BUILT = ("cifar", "espcn")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_json
 from qprune.config import signature as identity
@@ -22,7 +21,7 @@ def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **chan
     return store_row_of(composer.config([*overrides, f"results_dir={folder}"]), **changes)
 
 
-def store_row_of(config: DictConfig, **changes: Any) -> Row:
+def store_row_of(config: Any, **changes: Any) -> Row:
     """Write the row and config of a finished run of this config."""
     fields: dict[str, Any] = {
         "schema_version": 1,
@@ -49,6 +48,6 @@ def store_row_of(config: DictConfig, **changes: Any) -> Row:
     row = Row(**(fields | changes))
     place = identity.run_folder(config)
     write_json(place / ROW_FILE, asdict(row))
-    text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
+    text = yaml.safe_dump(identity.as_dict(config), sort_keys=False)
     (place / "config.yaml").write_text(text, encoding="utf-8")
     return row

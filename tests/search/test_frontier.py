@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qprune.reporting.front import pareto_front
+from qprune.runs.scores import pareto_front
 from qprune.search.frontier import FLOAT_BITS, Amount, Known, Point, Question, Search, Verdict, in_order
 
 BITS, SPARSITIES, ORDERS = (3, 4, 6, 8), (0.0, 0.25, 0.5, 0.75), ("prune_first", "quantize_first")
@@ -75,7 +75,7 @@ def test_what_is_left_out_could_not_have_mattered(
     question = Question(higher, max_loss, max_size, margin=Amount(0.5, False))
     spared, exhaustive = carried_out(points, truth, question), search(points, truth, question)
     assert spared.answer() == exhaustive.answer()
-    allowed = [[p for p in s.front if s.is_allowed(p)] for s in (spared, exhaustive)]
+    allowed = [[p for p in s.front() if s.is_allowed(p)] for s in (spared, exhaustive)]
     assert allowed[0] == allowed[1]
     for p in points:
         if p not in spared.finished:
@@ -94,10 +94,10 @@ def test_the_front_is_that_of_the_figures_and_no_point_on_it_is_beaten(truth: di
     for higher in (True, False):
         whole = search(points, scores, Question(higher))
         expected = pareto_front([scores[p] for p in points], [-p.size_bits for p in points], higher)
-        assert set(whole.front) == {points[i] for i in expected}
+        assert set(whole.front()) == {points[i] for i in expected}
         for p in points:
             rival = whole.dominated_by(p)
-            assert (rival is None) == (p in whole.front)
+            assert (rival is None) == (p in whole.front())
             if rival is not None:
                 assert rival.size_bits <= p.size_bits * 1.001
                 assert whole.quality(scores[rival]) >= whole.quality(scores[p])
@@ -171,7 +171,7 @@ def test_a_stopped_run_speaks_for_itself_and_with_a_margin_for_others() -> None:
     known[stopped] = Known(optimistic=27.9)
     assert Search(points, known, question).verdict(harsher) == Verdict("loses too much", stopped)
     assert stopped not in found.finished
-    assert found.front == [FLOAT]
+    assert found.front() == [FLOAT]
 
 
 def test_the_answer_and_what_comes_close() -> None:

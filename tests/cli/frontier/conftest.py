@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
+from qprune.config.schema import RunConfig
 from qprune.runs import execute as runner
 from tests.cli.frontier.runs import scored, store
 
@@ -16,7 +16,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs are not trained: each stores a row with a made-up score, and its name and seed are noted."""
     names: list[str] = []
 
-    def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> None:
+    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
         assert wait
         row = store(cfg, scored(cfg))
         names.append(f"{row.notation} {row.seed}")

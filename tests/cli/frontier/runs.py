@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
+from qprune.config.schema import RunConfig
 from qprune.runs.row import Row
-from qprune.search.size import Sizer
+from qprune.search.size import planned_footprint, task_of
+from qprune.training.task import Task
 from tests.reporting.rows import store_row_of
 
 SMOKE = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1"]
@@ -18,10 +18,10 @@ SMOKE = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1"]
 SHORT = ["budget.epochs=12", "budget.steps_per_epoch=6", "budget.test_samples=2"]
 EARLY = ["schedule.t_p=40", "schedule.dt_p=10", "schedule.t_qw=90", "schedule.t_qf=100"]
 SMALL = ["bits=4,8", "sparsity=0,0.5"]
-SIZER = Sizer()
+TASKS: dict[str, Task] = {}
 
 
-def scored(cfg: DictConfig) -> float:
+def scored(cfg: RunConfig) -> float:
     """A made-up PSNR: 30 dB, less 2 for 4 bits, less the sparsity; seeds differ by 0.1 dB."""
     names = str(cfg.order.name)
     bits = 32 if names in ("baseline", "prune_only") else cfg.quantize.bits
@@ -29,9 +29,11 @@ def scored(cfg: DictConfig) -> float:
     return 30.0 - (2.0 if bits == 4 else 0.0) - zeros + 0.1 * cfg.seed
 
 
-def store(cfg: DictConfig, score: float, **changes: Any) -> Row:
+def store(cfg: RunConfig, score: float, **changes: Any) -> Row:
     """Store the row of a run without training, with the size that it would have."""
-    footprint = SIZER.footprint(json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True))))
+    if cfg.task.name not in TASKS:
+        TASKS[cfg.task.name] = task_of(cfg)
+    footprint = planned_footprint(TASKS[cfg.task.name], cfg)
     sizes = {f"{kind}_bits_actual": footprint.size_bits(kind) for kind in ("weight", "feature", "input")}
     return store_row_of(cfg, **({"score": score} | sizes | changes))
 

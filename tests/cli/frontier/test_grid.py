@@ -26,7 +26,7 @@ def test_the_help_waits_for_no_torch() -> None:
 def test_models_that_are_the_same_run_are_one(tmp_path: Path) -> None:
     orders = "order=prune_first,quantize_first"
     grid = grid_of([*SMOKE, "bits=4,32", "sparsity=0,0.5", orders, "seed=range(2)", f"results_dir={tmp_path}"])
-    assert {point.name: grid.orders[point] for point in grid.points} == {
+    assert {point.name: grid.config(point).order.name for point in grid.points} == {
         "Baseline": "baseline",
         "Q4(w,f)": "quantize_only",
         "P0.5(w,f)": "prune_only",
@@ -37,7 +37,7 @@ def test_models_that_are_the_same_run_are_one(tmp_path: Path) -> None:
     assert families["Q4(w,f)"] == families["P0.5(w,f)"] == {"prune_first", "quantize_first"}
     assert families["Baseline"] == frozenset()
     assert families["Q4(w,f)->P0.5(w,f)"] == {"quantize_first"}
-    assert len(grid.jobs) == 10
+    assert len(grid.configs) == 10
     sizes = {point.name: point.size_bits for point in grid.points}
     assert sizes["P0.5(w,f)->Q4(w,f)"] == sizes["Q4(w,f)->P0.5(w,f)"] < sizes["Q4(w,f)"] < sizes["Baseline"]
 

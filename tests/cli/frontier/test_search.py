@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from omegaconf import DictConfig
 
 from qprune.cli import main as cli
 from qprune.cli.frontier import searched
+from qprune.config.schema import RunConfig
 from qprune.errors import Interrupted, RunFailure, UserError
 from qprune.reporting.publishing import publish
 from qprune.runs import execute as runner
@@ -68,7 +68,7 @@ def test_lower_scores_may_be_better(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """As FID: the network with 4 bits and half of the weights scores 62.5, and 60 * 1.05 is needed."""
     keys = ["task=cyclegan", *SMOKE[1:], *SMALL, "max_loss=5%", f"results_dir={tmp_path}"]
 
-    def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> None:
+    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
         store(cfg, 90 - scored(cfg), metric="fid_proxy", higher_is_better=False)
 
     monkeypatch.setattr(runner, "execute", execute)
@@ -96,7 +96,7 @@ def test_failed_runs_are_named_and_the_others_go_on(
     good = runner.execute
 
     def failing(order: str) -> Callable[..., Any]:
-        def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> Any:
+        def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> Any:
             if cfg.order.name == order:
                 raise RunFailure("the loss is not finite")
             return good(cfg, wait, watch)
@@ -120,8 +120,7 @@ def test_failed_runs_are_named_and_the_others_go_on(
 def test_a_row_of_another_run_is_refused(tmp_path: Path, made_up: list[str]) -> None:
     words = [*SMOKE, *SMALL, f"results_dir={tmp_path}"]
     grid = grid_of(words)
-    job = next(iter(grid.jobs.values()))
-    store_row_of(job.config, signature="0" * 64)
+    store_row_of(grid.config(), signature="0" * 64)
     with pytest.raises(UserError, match="is the row of another run; delete it, or run with force=true"):
         searched(grid)
 
@@ -132,12 +131,12 @@ def test_published_rows_are_taken_as_they_are(
     """Of three published models, one has a row of its own too, which counts; the other two are run."""
     runs = tmp_path / "runs"
     words = [*SMOKE, *SMALL, f"results_dir={runs}"]
-    jobs = {point.name: job for (point, _), job in grid_of(words).jobs.items()}
+    configs = {point.name: config for (point, _), config in grid_of(words).configs.items()}
     for name in ("Baseline", "Q8(w,f)", "Q4(w,f)"):
-        store(jobs[name].config, 30.0)
+        store(configs[name], 30.0)
     publish(runs)
     shutil.rmtree(runs)
-    store(jobs["Q4(w,f)"].config, 29.0)
+    store(configs["Q4(w,f)"], 29.0)
     capsys.readouterr()
     assert cli.main(["frontier", "--plan", *words]) == 0
     assert "5 models, 5 runs: 3 done, at most 2 left\n" in capsys.readouterr().out
@@ -149,7 +148,7 @@ def test_published_rows_are_taken_as_they_are(
 
 def test_a_published_row_that_was_edited_is_refused(tmp_path: Path, made_up: list[str]) -> None:
     words = [*SMOKE, *SMALL, f"results_dir={tmp_path / 'runs'}"]
-    store(next(iter(grid_of(words).jobs.values())).config, 30.0)
+    store(grid_of(words).config(), 30.0)
     publish(tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs")
     [path] = (tmp_path / "published").rglob("config.yaml")
@@ -161,7 +160,7 @@ def test_a_published_row_that_was_edited_is_refused(tmp_path: Path, made_up: lis
 def test_a_signal_leaves_the_table_and_code_75(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made_up: list[str]
 ) -> None:
-    def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> None:
+    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
         if cfg.order.name != "baseline":
             raise Interrupted("stopped by SIGTERM")
         store(cfg, 30.0)

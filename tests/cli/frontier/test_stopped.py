@@ -8,14 +8,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from omegaconf import DictConfig
 
 from qprune.cli import main as cli
 from qprune.cli.frontier import next_run, searched, watch_of
+from qprune.config.schema import RunConfig
 from qprune.config.signature import run_folder
 from qprune.errors import StoppedEarly
 from qprune.runs import execute as runner
-from qprune.runs.folder import RunFolder
 from qprune.search.grid import grid_of
 from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
 
@@ -24,8 +23,8 @@ def test_a_stopped_run_is_no_result_and_goes_on_when_more_may_be_lost(tmp_path: 
     words = [*SMOKE, *SMALL, "max_loss=1%", "margin=0.1dB", f"results_dir={tmp_path}"]
     grid = grid_of(words)
     [point] = [point for point in grid.points if point.name == "Q4(w,f)"]
-    store(grid.jobs[grid.points[0], 0].config, 30.0)
-    RunFolder(grid.jobs[point, 0].folder).note_stopped("hopeless", 28.0)
+    store(grid.configs[grid.points[0], 0], 30.0)
+    grid.folders[point, 0].note_stopped("hopeless", 28.0)
     verdict = searched(grid).verdict(point)
     assert verdict is not None
     assert (verdict.kind, verdict.by) == ("loses too much", point)
@@ -33,7 +32,7 @@ def test_a_stopped_run_is_no_result_and_goes_on_when_more_may_be_lost(tmp_path: 
     patient = grid_of([*words, "max_loss=10%"])
     assert searched(patient).verdict(point) is None
     assert searched(grid_of([*words, "stop=never"])).verdict(point) is None
-    store(grid.jobs[point, 0].config, 29.9)  # finished later: the note is history
+    store(grid.configs[point, 0], 29.9)  # finished later: the note is history
     assert searched(grid).known[point].optimistic is None
     assert searched(grid).known[point].mean == 29.9
 
@@ -44,7 +43,7 @@ def test_what_is_watched_and_what_is_not(tmp_path: Path, made_up: list[str]) -> 
     points = {point.name: point for point in grid.points}
 
     def finish(name: str, seed: int, scores: list[float]) -> None:
-        config = grid.jobs[points[name], seed].config
+        config = grid.configs[points[name], seed]
         store(config, scores[-1], epochs=12, steps=72)
         curve = pd.DataFrame({"epoch": range(1, 13), "step": range(6, 73, 6), "psnr_db": [20.0] * 6 + scores})
         curve.to_csv(run_folder(config) / "metrics.csv", index=False)
@@ -68,7 +67,7 @@ def test_what_is_watched_and_what_is_not(tmp_path: Path, made_up: list[str]) -> 
 def test_a_run_that_its_watch_stops_leaves_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: list[str]
 ) -> None:
-    def execute(cfg: DictConfig, wait: bool = False, watch: Any = None) -> None:
+    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
         if watch is None:
             score = scored(cfg) if cfg.order.name == "baseline" or cfg.quantize.bits == 8 else 20.0
             row = store(cfg, score, epochs=12, steps=72)

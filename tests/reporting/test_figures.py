@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from PIL import Image
 
 from qprune.compression.schedule import Timeline
 from qprune.config.compose import Composer
-from qprune.reporting import figures, gallery, pictures
-from qprune.reporting.drawing import drawn, with_unit
-from qprune.reporting.gallery import Names
+from qprune.reporting import figures, report
+from qprune.reporting.figures import drawn, with_unit
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
@@ -74,30 +74,26 @@ def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
 
 def test_the_timeline_of_a_run_is_that_of_its_config(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
-    timeline = gallery.timeline_of(store.config(row.signature), row)
+    timeline = report.timeline_of(store.config(row.signature), row)
     assert timeline is not None
     assert (timeline.steps_per_epoch, timeline.weight_step, timeline.feature_step) == (10, 32, 34)  # 160, 170 of 200
     assert timeline.prune_steps == (29, 30, 31, 32)  # 140 + 5 k of 200 epochs, in 40 steps
-    assert gallery.timeline_of(None, row) is None
-    assert gallery.timeline_of({"seed": 1}, row) is None
+    assert report.timeline_of(None, row) is None
+    assert report.timeline_of({"seed": 1}, row) is None
 
 
 def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     with Composer() as composer:
-        for words in (
-            ["order=prune_first", "seed=0"],
-            ["order=prune_first", "seed=1"],
-            ["order=prune_first", "prune.window=4"],
-            ["order=quantize_first"],
-            ["order=quantize_first", "trainer.threads=1", "seed=1"],
-        ):
-            store_row(composer, ["task=espcn", *words], tmp_path, score=30.0 + len(words))
+        for words in ("prune_first seed=0", "prune_first seed=1", "prune_first prune.window=4"):
+            store_row(composer, f"task=espcn order={words}".split(), tmp_path)
+        for words in ("quantize_first", "quantize_first trainer.threads=1 seed=1"):
+            store_row(composer, f"task=espcn order={words}".split(), tmp_path)
     store = Store.read(tmp_path)
     rows = list(store.rows.values())
-    found = sorted(gallery.recipes(store, rows).values())
+    found = sorted(report.recipes(store, rows).values())
     first = "P0.5(w,f)->Q8(w,f)"
     assert found == [first, first, f"{first} prune.window=4", *["Q8(w,f)->P0.5(w,f)"] * 2]
-    windows = gallery._windows(store, rows)
+    windows = report.scores_by_window(store, rows)
     assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only
     assert set(windows["recipe"]) == {"P0.5(w,f)->Q8(w,f)"}
 
@@ -138,39 +134,42 @@ def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -
 def test_the_histogram_shows_every_count_and_the_range(row: Row) -> None:
     site = {"site": "tanh1", "bits": 8, "decimal": 7, "low": -1.0, "high": 0.9921875, "elements": 8}
     site |= {"below": 0, "above": 2, "start": 0.0, "width": 0.5, "counts": [5, 1, 2]}
-    axis = pictures.feature_histograms([site], row).axes[0]
+    axis = figures.feature_histograms([site], row).axes[0]
     [steps] = [patch for patch in axis.patches if hasattr(patch, "get_data")]
     values, edges, _ = steps.get_data()
     assert (list(values), list(edges)) == ([5, 1, 2], [0.0, 0.5, 1.0, 1.5])
     assert "8 bits, d* = 7, 25.00% outside" in axis.get_title()
     [span] = [patch for patch in axis.patches if not hasattr(patch, "get_data")]
     assert (span.get_x(), span.get_x() + span.get_width()) == (-1.0, 0.9921875)
-    assert len(pictures.feature_histograms([site] * 20, row).axes) == pictures.SITES
+    assert len(figures.feature_histograms([site] * 20, row).axes) == figures.SITES
 
 
 def test_what_all_pictures_share_is_shown_once() -> None:
+    def shown(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        panels = figures.side_by_side(pictures).axes
+        return {axis.get_title(): np.asarray(axis.images[0].get_array()) for axis in panels if axis.images}
+
     source, target = np.zeros((20, 10, 3), np.uint8), np.full((20, 10, 3), 255, np.uint8)
     made = [np.full((20, 12, 3), value, np.uint8) for value in (50, 100)]
-    whole = {name: np.concatenate([source, made[i], target], 1) for i, name in enumerate("ab")}
-    shown = pictures._shared_once(whole)
-    assert list(shown) == ["input", "a", "b", "target"]
-    assert np.array_equal(shown["input"], source)
-    assert np.array_equal(shown["b"], made[1])
-    assert np.array_equal(shown["target"], target)
-    assert list(pictures._shared_once({"a": source, "b": target})) == ["a", "b"]
-    assert list(pictures._shared_once({"a": source})) == ["a"]
+    panels = shown({name: np.concatenate([source, made[i], target], 1) for i, name in enumerate("ab")})
+    assert list(panels) == ["input", "a", "b", "target"]
+    assert np.array_equal(panels["input"], source)
+    assert np.array_equal(panels["b"], made[1])
+    assert np.array_equal(panels["target"], target)
+    assert list(shown({"a": source, "b": target})) == ["a", "b"]
+    assert list(shown({"a": source})) == ["a"]
 
 
 def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
     place = store.folders[row.signature].path
-    assert list(gallery.of_run(store, row, Names())) == []
+    assert list(report.figures_of_run(store, row, {})) == []
     CURVE.to_csv(place / "metrics.csv", index=False)
     (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")
     (place / "histograms.json").write_text("[{", encoding="utf-8")  # not whole: no figure, no failure
-    found = list(gallery.of_run(store, row, Names()))
+    found = list(report.figures_of_run(store, row, {}))
     assert [figure.name.removeprefix(place.name) for figure in found] == ["-curve", "-time", "-decimals"]
-    again = list(gallery.of_run(store, row, Names()))
+    again = list(report.figures_of_run(store, row, {}))
     assert [figure.svg for figure in found] == [figure.svg for figure in again]
     for figure in found:
         assert b"<text" in figure.svg  # text stays text
@@ -182,7 +181,7 @@ def test_the_value_that_most_runs_have_goes_without_saying(tmp_path: Path) -> No
         for words in (["seed=0"], ["seed=1"], ["prune.window=4"], ["prune.window=4", "prune.border=keep"]):
             store_row(composer, ["task=espcn", "order=prune_first", *words], tmp_path)
     store = Store.read(tmp_path)
-    assert sorted(gallery.recipes(store, list(store.rows.values())).values()) == [
+    assert sorted(report.recipes(store, list(store.rows.values())).values()) == [
         "P0.5(w,f)->Q8(w,f) prune.window=16",
         "P0.5(w,f)->Q8(w,f) prune.window=16",
         "P0.5(w,f)->Q8(w,f) prune.window=4",
@@ -199,7 +198,7 @@ def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> Non
             Image.new("RGB", (30, 20), (i * 80, 0, 0)).save(place / "pictures" / "test.png")
             (place / "pictures" / "broken.png").write_bytes(b"\x89PNG")
     store = Store.read(tmp_path)
-    found = list(gallery.over_runs(store, list(store.rows.values()), Names()))
+    found = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))
     assert [figure.name for figure in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
     assert b"seed 0" in found[1].svg
 
@@ -213,7 +212,7 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
             (place / "pictures").mkdir()
             Image.new("RGB", (30, 20)).save(place / "pictures" / "test.png")
     store = Store.read(tmp_path)
-    figure = list(gallery.over_runs(store, list(store.rows.values()), Names()))[-1]
+    figure = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))[-1]
     assert b"10 of 13 recipes, those of most seeds" in figure.svg
     assert figure.svg.count(b"seed 0") == 10
     assert b"Q13(w,f)" in figure.svg  # the last by name
@@ -225,3 +224,64 @@ def test_a_name_with_unit() -> None:
     assert with_unit("fid_proxy") == "fid proxy"
     assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
     assert drawn(Figure(), "x", "").png == drawn(Figure(), "x", "").png
+
+
+TABLE = pd.DataFrame(
+    {
+        "order": ["prune_first", "prune_first", "quantize_first", "baseline"],
+        "bits": [4, 6, 8, 32],
+        "sparsity": [0.5, 0.75, 0.5, 0.0],
+        "n": [1, 2, 1, 0],
+        "mean": [30.0, 29.0, 31.0, float("nan")],
+        "sd": [float("nan"), 0.5, float("nan"), float("nan")],
+        "size_mb": [10.0, 12.0, 20.0, 100.0],
+        "density_actual": [9.0, 8.0, 8.5, float("nan")],
+        "front": ["yes", "no", "yes", ""],
+        "density_front": ["yes", "no", "no", ""],
+    }
+)
+
+
+def numbers(figure: Figure, panel: int) -> dict[tuple[float, float], Annotation]:
+    return {text.xy: text for text in figure.axes[panel].texts if isinstance(text, Annotation)}
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_each_finished_model_has_its_bits_inside() -> None:
+    figure = figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)
+    assert {at: text.get_text() for at, text in numbers(figure, 0).items()} == {
+        (10.0, 30.0): "4",
+        (12.0, 29.0): "6",
+        (20.0, 31.0): "8",
+    }
+    assert {at: text.get_text() for at, text in numbers(figure, 1).items()} == {
+        (9.0, 30.0): "4",
+        (8.0, 29.0): "6",
+        (8.5, 31.0): "8",
+    }
+    for text in numbers(figure, 0).values():
+        across, down = text.xyann
+        assert across == 0
+        assert abs(down) < 2  # points: within the marker
+
+
+def test_points_of_the_front_are_filled_and_lie_above_others() -> None:
+    axis = figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True).axes[0]
+    points = {(line.get_xdata()[0], line.get_ydata()[0]): line for line in axis.lines if len(line.get_xdata()) == 1}
+    dominated = points[12.0, 29.0]
+    assert dominated.get_markerfacecolor() == "#ffffff"
+    for place in ((10.0, 30.0), (20.0, 31.0)):
+        assert points[place].get_markerfacecolor() != "#ffffff"
+        assert points[place].get_zorder() > numbers(axis.figure, 0)[12.0, 29.0].get_zorder() > dominated.get_zorder()
+
+
+def test_what_was_asked_is_told_in_the_legend() -> None:
+    asked = figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5, "size_mb": 15.0}, False)
+    assert {"score that is needed; beyond it the front may lack models", "largest size that is allowed"} <= {
+        *words(asked)
+    }
+    assert "score that is needed" in words(figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5}, True))
+    assert not any("needed" in text for text in words(figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)))

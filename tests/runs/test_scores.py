@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qprune.reporting.front import pareto_front
+from qprune.runs.scores import pareto_front
 
 NUMBERS = st.integers(0, 4)  # few, so that many are the same
 

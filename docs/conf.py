@@ -1,4 +1,4 @@
-"""How the documentation is built: `make docs`. Offline, warnings are errors."""
+"""Configure Sphinx: `make docs` builds offline, and warnings are errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ import qprune  # noqa: E402
 project = "qprune"
 release = version = qprune.__version__
 copyright = "the authors of qprune"  # noqa: A001  (Sphinx names it so)
-extensions = ["myst_parser", "sphinx.ext.autodoc", "config_keys", "docstrings", "links", "pictures"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "config_keys", "pictures"]
 exclude_patterns = ["extensions"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-smartquotes = False  # `...` is what is typed
+smartquotes = False  # quotation marks stay as typed
+default_role = "code"  # `name` in docstrings
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"qprune {release}"
@@ -43,7 +46,7 @@ nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Placed|Operator|Window|E
 
 
 def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
-    """A reference to a class where it is defined leads to where it is documented, among the public names."""
+    """Resolve a reference to a class in its module to its documentation among the public names."""
     name = node.get("reftarget", "").rpartition(".")[2]
     if node.get("refdomain") == "py" and name in qprune.__all__:
         domain = env.domains["py"]
@@ -52,5 +55,5 @@ def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: 
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Register with Sphinx."""
     app.connect("missing-reference", resolve_public_name)

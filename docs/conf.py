@@ -54,6 +54,15 @@ def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: 
     return None
 
 
+def escape_magnitudes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep |x| in docstrings from being a reference, outside `code`."""
+    for number, line in enumerate(lines):
+        pieces = line.split("`")
+        pieces[::2] = [piece.replace("|", r"\|") for piece in pieces[::2]]
+        lines[number] = "`".join(pieces)
+
+
 def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", escape_magnitudes)
     app.connect("missing-reference", resolve_public_name)

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,14 +33,13 @@ def main() -> None:
     """Measure the sections named (by default all that need no GPU) and write each to the file when it is done."""
     parser = argparse.ArgumentParser(prog="make bench", description=main.__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each step (default 4)")
-    parser.add_argument("--steps", type=int, default=2, help="steps per turn, of ESPCN 50 times as many (default 2)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
-    parser.add_argument("--out", type=Path, default=Path("results/bench.md"), help="default: results/bench.md")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each step")
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn, of ESPCN 50 times as many")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    parser.add_argument("--out", type=Path, default=Path("results/bench.md"))
     given = parser.parse_args()
-    for name in given.sections:
-        if name not in SECTIONS:
-            parser.error(f"{name!r} is not a section; give some of {', '.join(SECTIONS)}")
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"{unknown.pop()!r} is not a section; give some of {', '.join(SECTIONS)}")
     settings = Settings(given.threads, given.rounds, given.steps)
     for name in given.sections or [name for name in SECTIONS if name != "gpu"]:
         title, measure = SECTIONS[name]
@@ -59,8 +57,7 @@ def machine() -> str:
     installed = {each.name.lower(): each.version for each in importlib.metadata.distributions()}
     versions = ", ".join(f"{name} {installed.get(name, '-')}" for name in ("torch", "torchvision", "qsparse"))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return f"{os.cpu_count()} cores, {device}; Python {platform.python_version()}, {versions}; at {git.stdout.strip()}"
+    return f"{os.cpu_count()} cores, {device}; Python {platform.python_version()}, {versions}"
 
 
 def replace_section(path: Path, name: str, title: str, body: str, order: Sequence[str]) -> None:

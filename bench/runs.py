@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-import yaml
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 from bench.compare import Build, Settings, alone, prepare, table
-from bench.steps import CONFIGS, attach_qsparse, ours
+from bench.steps import attach_qsparse, ours, read_config
 from qprune import Schedule
 from qprune.tasks.espcn import Espcn
 from qprune.tasks.metrics.psnr import psnr_db
@@ -37,11 +37,11 @@ def memory(settings: Settings) -> str:
         "P+Q": partial(ours, "cifar"),
         "P+Q, without a C compiler": partial(ours, "cifar", "active", "no compiler"),
     }
-    peaks = {
-        name: statistics.median(alone(_peak_mb, build, settings) for _ in range(PROCESSES))
-        for name, build in variants.items()
-    }
-    rows = [[name, f"{peak:,.0f}", f"{peak / peaks['float']:.3f}"] for name, peak in peaks.items()]
+    rows, floats = [], 0.0
+    for name, build in variants.items():
+        peak = statistics.median(alone(_peak_mb, build, settings) for _ in range(PROCESSES))
+        floats = floats or peak
+        rows.append([name, f"{peak:,.0f}", f"{peak / floats:.3f}"])
     text = f"Resident memory at its highest, above that of the imports; medians of {PROCESSES} processes.\n\n"
     return text + table(["step", "MB", "ratio"], rows)
 
@@ -68,9 +68,8 @@ def whole_run(settings: Settings, epochs: int = EPOCHS) -> str:
     rows = [[name, f"{taken / 60:.2f}", f"{taken / plain:.3f}"] for name, taken in seconds.items()]
     return (
         f"{epochs} epochs on {data} data, evaluated after each. Authors' loop: DataLoader, eager, default allocator, "
-        "qsparse 2.0.1, no checkpoints, and test images in squares of a training patch's size, since qsparse refuses "
-        "others. `qprune run`: the whole command, with start, checkpoints and final files; compiled, with the "
-        f"compiler's cache as it was.\n\n{table(['loop', 'minutes', 'ratio'], rows)}"
+        "qsparse 2.0.1, no checkpoints, test images in squares, since qsparse refuses other sizes. `qprune run`: the "
+        f"whole command, with the compiler's cache as it was.\n\n{table(['loop', 'minutes', 'ratio'], rows)}"
     )
 
 
@@ -82,8 +81,7 @@ def _authors_loop(threads: int, epochs: int, data: str) -> float:
     side, batch = batches.inputs.shape[-1], batches.batch_size
     loader = DataLoader(TensorDataset(batches.inputs, batches.targets), batch_size=batch, shuffle=True)
     test = DataLoader(TensorDataset(*task.test_images.patches(side, side)), batch_size=batch)
-    times = Schedule(**yaml.safe_load((CONFIGS / "schedule/espcn/prune_first.yaml").read_text(encoding="utf-8")))
-    timeline = times.scaled(epochs / EPOCHS).in_steps(len(loader))
+    timeline = Schedule(**read_config("schedule/espcn/prune_first")).scaled(epochs / EPOCHS).in_steps(len(loader))
     # One pruning step where the recipe has its last: the events themselves are not compared.
     at = timeline.prune_steps[-1], timeline.weight_step or 0, timeline.feature_step or 0
     attach_qsparse(network, "espcn", *at)
@@ -116,28 +114,23 @@ def beside(settings: Settings) -> str:
         ms = [f"{1e3 * seconds:,.0f}" for seconds in (none, one, two)]
         rows.append([variable, *ms, f"{one / none:.2f}", f"{two / none:.2f}"])
     head = ["set", "alone, ms", "beside one, ms", "beside two, ms", "ratio, one", "ratio, two"]
-    return f"A step of {settings.threads} threads; medians of {settings.steps + 1} steps.\n\n{table(head, rows)}"
+    return f"A step of {settings.threads} threads, the mean of {settings.steps} steps.\n\n{table(head, rows)}"
 
 
 def _beside_busy(busy: int, settings: Settings) -> float:
     neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
-        seconds: float = alone(_median_seconds, settings)
-        return seconds
+        return alone(_step_seconds, settings)  # type: ignore[no-any-return]
     finally:
         for neighbour in neighbours:
             neighbour.kill()
             neighbour.wait()
 
 
-def _median_seconds(settings: Settings) -> float:
+def _step_seconds(settings: Settings) -> float:
     prepare(settings.threads)
-    step, times = ours("cifar", "float"), []
-    for _ in range(settings.steps + 1):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    timer = Timer("step()", globals={"step": ours("cifar", "float")}, num_threads=settings.threads)
+    return timer.timeit(settings.steps).mean
 
 
 def tables(settings: Settings, runs: int = 10_000) -> str:
@@ -150,12 +143,10 @@ def tables(settings: Settings, runs: int = 10_000) -> str:
 
 def startup(settings: Settings) -> str:
     """Measure how long short commands take."""
-    commands = {"qprune --help": [*QPRUNE, "--help"], "qprune list tasks": [*QPRUNE, "list", "tasks"]}
-    commands["python -c 'import torch'"] = [sys.executable, "-c", "import torch"]
-    rows = [
-        [f"`{name}`", f"{statistics.median(_seconds(command) for _ in range(settings.rounds)):.2f}"]
-        for name, command in commands.items()
-    ]
+    rows = []
+    for words in (["--help"], ["list", "tasks"], ["list", "orders"]):
+        seconds = statistics.median(_seconds([*QPRUNE, *words]) for _ in range(settings.rounds))
+        rows.append([f"`qprune {' '.join(words)}`", f"{seconds:.2f}"])
     return table(["command", "seconds"], rows)
 
 

@@ -27,16 +27,14 @@ Context = Callable[[], AbstractContextManager[object]]
 CONFIGS = Path(__file__).parents[1] / "configs"
 TASKS: dict[str, type[Task]] = {"cifar": Cifar, "espcn": Espcn}
 NEVER = 10**9
-WINDOW = 16  # steps of an observation
-
-# Mode -> when things happen, in steps; from SETTLED[mode] on all steps are alike.
+SETTLING, WINDOW = 5, 8  # steps before all are alike; steps of an observation
+# Mode -> when things happen, in steps.
 MODES: dict[str, dict[str, Any]] = {
     "idle": {"prune_steps": (NEVER,), "weight_step": NEVER, "feature_step": NEVER},
     "observing masks": {"prune_steps": (WINDOW,), "window": WINDOW},
     "observing fraction bits": {"weight_step": WINDOW, "feature_step": WINDOW, "window": WINDOW},
     "active": {"prune_steps": (1,), "weight_step": 2, "feature_step": 2},
 }
-SETTLED = {"float": 1, "idle": 1, "observing masks": WINDOW // 2, "observing fraction bits": WINDOW // 2, "active": 3}
 
 
 def make_task(name: str, device: str = "cpu") -> Task:
@@ -46,9 +44,14 @@ def make_task(name: str, device: str = "cpu") -> Task:
 
 
 def make_plan(name: str, network: nn.Module) -> Plan:
-    """Read the sites of a task's recipe."""
-    recipe = yaml.safe_load((CONFIGS / f"task/{name}.yaml").read_text(encoding="utf-8"))
-    return Plan.from_globs(network, **recipe["task"]["sites"])
+    """Find the sites of a task's recipe."""
+    return Plan.from_globs(network, **read_config(f"task/{name}")["task"]["sites"])
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Read a file of configs/."""
+    found: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def ours(name: str, mode: str = "active", how: str = "eager", device: str = "cpu", precision: str = "float32") -> Step:
@@ -73,13 +76,11 @@ def ours(name: str, mode: str = "active", how: str = "eager", device: str = "cpu
     context: Context = native.disabled if how == "no compiler" else contextlib.nullcontext
     if precision != "float32":
         context = lambda: torch.autocast(device, dtype=getattr(torch, precision))  # noqa: E731
-    return _settled(task, SETTLED[mode], compressor, context)
+    return _settled(task, compressor, context)
 
 
-def _settled(
-    task: Task, last: int, compressor: Compressor | None = None, context: Context = contextlib.nullcontext
-) -> Step:
-    """The task's step on one batch, after the steps up to `last`, in which the operators change."""
+def _settled(task: Task, compressor: Compressor | None = None, context: Context = contextlib.nullcontext) -> Step:
+    """Return the task's step on one batch, after the steps in which the operators change."""
     task.begin_epoch(0)
     batch = next(task.train_batches.epoch(0))
     task.train()
@@ -89,7 +90,7 @@ def _settled(
             task.train_step(batch)
 
     with torch.compiler.set_stance("force_eager"):  # one graph is compiled, that of the settled step
-        for number in range(last + 1):
+        for number in range(SETTLING):
             if compressor is not None:
                 compressor.at(number)
             step()
@@ -104,7 +105,7 @@ def qsparse(name: str) -> Step:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per operator
         attach_qsparse(task.network, name)
         task.optimizers()
-        return _settled(task, 4)
+        return _settled(task)
 
 
 def attach_qsparse(network: nn.Module, name: str, prune_at: int = 1, weights_at: int = 2, features_at: int = 2) -> None:
@@ -115,24 +116,21 @@ def attach_qsparse(network: nn.Module, name: str, prune_at: int = 1, weights_at:
     qsparse.set_qsparse_options(log_on_created=False, log_during_train=False)
 
     def pruning(dimensions: set[int], average: bool) -> Any:
-        callback = qsparse.MagnitudePruningCallback(
-            mask_refresh_interval=1, stop_mask_refresh=2, running_average=average
-        )
-        return qsparse.prune(
-            sparsity=0.5, dimensions=dimensions, callback=callback, start=prune_at, interval=1, repetition=1
-        )
+        options = {"mask_refresh_interval": 1, "stop_mask_refresh": 2, "running_average": average}
+        callback = qsparse.MagnitudePruningCallback(**options)
+        times = {"start": prune_at, "interval": 1, "repetition": 1}
+        return qsparse.prune(sparsity=0.5, dimensions=dimensions, callback=callback, **times)
 
     def quantizing(channelwise: int, at: int) -> Any:
         return qsparse.quantize(bits=8, channelwise=channelwise, timeout=at, callback=qsparse.DecimalQuantizer())
 
     cifar = name == "cifar"
     only = {"log": False} if cifar else {"log": False, "include": "conv2"}
-    features = [nn.BatchNorm2d] if cifar else [nn.Conv2d]
+    pruned, quantized = ([nn.BatchNorm2d], [nn.BatchNorm2d]) if cifar else ([nn.Conv2d], [nn.Tanh])
     qsparse.convert(network, pruning({0, 1, 2, 3}, False), weight_layers=[nn.Conv2d], **only)
     qsparse.convert(network, quantizing(1, weights_at), weight_layers=[nn.Conv2d, nn.Linear], log=False)
-    qsparse.convert(network, pruning({1, 2, 3}, True), activation_layers=features, **only)
-    features = features if cifar else [nn.Tanh]
-    qsparse.convert(network, quantizing(-1, features_at), activation_layers=features, log=False)
+    qsparse.convert(network, pruning({1, 2, 3}, True), activation_layers=pruned, **only)
+    qsparse.convert(network, quantizing(-1, features_at), activation_layers=quantized, log=False)
 
 
 def torch_ao(name: str) -> Step:
@@ -154,6 +152,6 @@ def torch_ao(name: str) -> Step:
         else:
             module.register_forward_hook(lambda module, args, output: module.fake(output))
     task.optimizers()
-    step = _settled(task, 1)
+    step = _settled(task)
     task.network.apply(disable_observer)
     return step

@@ -69,7 +69,7 @@ def ratios(pairs: dict[str, tuple[Build, Build]], settings: Settings, base: str)
         except Exception as error:
             rows.append([name, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}", "", "", ""])
             continue
-        low, middle, high = statistics.quantiles([second / first for first, second in turns], n=4)
+        low, middle, high = statistics.quantiles([second / first for first, second in turns], n=4, method="inclusive")
         ms = [f"{1e3 * statistics.median(seconds):,.4g}" for seconds in zip(*turns, strict=True)]
         rows.append([name, *ms, f"{middle:.3f}", f"{low:.3f}-{high:.3f}"])
     each = f"{settings.rounds} turns of {settings.steps} steps in {settings.processes} processes per line"

@@ -46,29 +46,27 @@ class Batches(Protocol):
     samples: int
 
     def __len__(self) -> int:
-        """Return the steps per epoch."""
+        """Steps per epoch."""
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches of `epoch` from step `start` on, augmentation included."""
+        """The batches of `epoch` from step `start` on, augmentation included."""
         ...
 
 
 class Task(nn.Module, ABC):
-    """One experiment: networks (as children), data, optimizers, training step, metric and density.
+    """One experiment. It owns its networks (as children), data, optimizers, training step, metric and density.
 
-    The constructor takes `data`, `limits`, `seed` and keys of its own by name, and sets the attributes.
+    The runner reads these attributes, which the constructor sets:
 
-    Attributes:
-        metric: The key of `evaluate()` that is the score.
-        higher_is_better: Whether a higher score is better.
-        network: The module that is compressed.
-        example: An input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it; it
-            sizes feature masks.
-        size_example: The input, or arguments, at which the size of features is counted.
-        train_batches: The training data.
-        marks: Reasons why the row is not comparable with the paper's (synthetic data, a part of a set, ...).
-        dataset: Name of a set -> checksum of its decoded arrays.
+    metric, higher_is_better: the key of `evaluate()` that is the score, and which way is better.
+    network: the module that is compressed.
+    example: an input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on
+        which feature masks are sized.
+    size_example: the input, or arguments, at which the size of features is counted (spec 5.2).
+    train_batches: the training data.
+    marks: reasons why the row must not pass for the paper's (synthetic data, a part of a set, ...).
+    dataset: name of a set -> checksum of its decoded arrays.
     """
 
     metric: str
@@ -82,35 +80,41 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return the optimizers by name; called once, with operators attached and the task on its device."""
+        """The optimizers by name; called once, after operators are attached and the task is on its device."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Set learning rates for `epoch` (from 0): a function of the epoch alone, so that nothing needs saving."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """Take one step (forward, backward, optimizers) and return the losses, detached scalars."""
+        """One step: forward, backward and optimizer steps. Returns the losses, detached scalars."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Return all metrics on the test set, in evaluation mode and without gradients."""
+        """All metrics on the test set, in evaluation mode and without gradients."""
 
     @abstractmethod
     def density(self, score: float, size_bits: float) -> float:
-        """Return the performance density of a score at a size in bits, in the task's unit."""
+        """Performance density of a score at a size in bits, in the task's unit (spec 5.2)."""
 
     @property
     def paper_network(self) -> nn.Module:
-        """The network that the accounting `paper` counts at `size_example`, with `network`'s names of modules."""
+        """What the accounting `paper` counts, at `size_example`: the network, or the variant that the paper counted.
+
+        Its modules are named as those of `network`.
+        """
         return self.network
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return pictures, (3, H, W) in uint8 by name, to be saved with the run after the last evaluation."""
+        """Pictures for people, (3, H, W) in uint8 by name, saved beside the run after the last evaluation.
+
+        Called as `evaluate` is: operators observe nothing, and random state is given back.
+        """
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """Return training state beside networks and optimizers (an image pool), as tensors and plain values."""
+        """What training remembers beside networks and optimizers (an image pool, say), as tensors and plain values."""
         return {}
 
     def restore_memory(self, memory: dict[str, Any]) -> None:
-        """Restore what `memory` returned."""
+        """Take back what `memory` gave."""

@@ -6,13 +6,13 @@ the file, `qprune run --cfg job` and this page.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from docstrings import without_sources
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MACHINE = "[machine]"
@@ -79,7 +79,7 @@ def markdown_table(keys: list[Key]) -> str:
     """Key, default and meaning; what a backslash or a bar would end is escaped."""
     rows = ["| key | default | what it means: unit and range |", "| --- | --- | --- |"]
     for key in keys:
-        meaning = escaped(re.sub(r" \(spec [^)]*\)", "", key.meaning.replace(MACHINE, "").strip()))
+        meaning = escaped(without_sources(key.meaning.replace(MACHINE, "").strip()))
         machine = " *(machine key)*" if MACHINE in key.meaning else ""
         rows.append(f"| `{key.path}` | `{key.default}` | {meaning}{machine} |".replace("| `` |", "| |"))
     return "\n".join(rows)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from bench.compare import Settings, gpu, network, peers
 from bench.runs import beside, memory, startup, tables, whole_run
 
@@ -40,6 +42,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"{unknown.pop()!r} is not a section; give some of {', '.join(SECTIONS)}")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `qprune` does, for the processes that measure
     settings = Settings(given.threads, given.rounds, given.steps)
     for name in given.sections or [name for name in SECTIONS if name != "gpu"]:
         title, measure = SECTIONS[name]
@@ -52,8 +56,6 @@ def main() -> None:
 
 def machine() -> str:
     """Describe the machine and the versions."""
-    import torch
-
     installed = {each.name.lower(): each.version for each in importlib.metadata.distributions()}
     versions = ", ".join(f"{name} {installed.get(name, '-')}" for name in ("torch", "torchvision", "qsparse"))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch.utils.benchmark import Timer
+
 from bench.steps import Step, ours, qsparse, torch_ao
+from qprune.compression.fake_quantize import use_native
+from qprune.training.allocator import keep_freed_memory
 
 Build = Callable[[], Step]
 
@@ -39,11 +44,6 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def prepare(threads: int) -> None:
     """Give this process what `qprune run` has: threads, memory that is kept, the native operator."""
-    import torch
-
-    from qprune.compression.fake_quantize import use_native
-    from qprune.training.allocator import keep_freed_memory
-
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()
@@ -52,8 +52,6 @@ def prepare(threads: int) -> None:
 
 def take_turns(base: Build, other: Build, settings: Settings) -> list[tuple[float, float]]:
     """Measure the seconds of a step of `base` and of one of `other`, turn by turn."""
-    from torch.utils.benchmark import Timer
-
     prepare(settings.threads)
     threads, steps = settings.threads, settings.steps
     first, second = (Timer("step()", globals={"step": build()}, num_threads=threads) for build in (base, other))
@@ -110,8 +108,6 @@ def peers(settings: Settings) -> str:
 
 def gpu(settings: Settings) -> str:
     """Compare P+Q of MobileNetV2 with float on a GPU, eager and compiled."""
-    import torch
-
     if not torch.cuda.is_available():
         return "No GPU here: run `make bench-gpu` on a machine with one."
     pairs: dict[str, tuple[Build, Build]] = {}

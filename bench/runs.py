@@ -76,7 +76,7 @@ def whole_run(settings: Settings, epochs: int = EPOCHS) -> str:
 def _authors_loop(threads: int, epochs: int, data: str) -> float:
     torch.set_num_threads(threads)
     task = Espcn(data=DataOptions(data, os.environ.get("QPRUNE_DATA")), limits=Limits(epochs), seed=0)
-    network = task.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = task.network.to(memory_format=torch.contiguous_format)
     batches = task.train_batches
     side, batch = batches.inputs.shape[-1], batches.batch_size
     loader = DataLoader(TensorDataset(batches.inputs, batches.targets), batch_size=batch, shuffle=True)
@@ -109,7 +109,8 @@ def beside(settings: Settings) -> str:
         with patch.dict(os.environ):
             os.environ.pop("GOMP_SPINCOUNT", None)
             os.environ.pop("OMP_WAIT_POLICY", None)
-            os.environ.update([variable.split("=")] if "=" in variable else [])
+            name, _, value = variable.partition("=")
+            os.environ.update({name: value} if value else {})
             none, one, two = (_beside_busy(busy, settings) for busy in range(3))
         ms = [f"{1e3 * seconds:,.0f}" for seconds in (none, one, two)]
         rows.append([variable, *ms, f"{one / none:.2f}", f"{two / none:.2f}"])

@@ -101,7 +101,7 @@ def _settled(task: Task, compressor: Compressor | None = None, context: Context 
 def qsparse(name: str) -> Step:
     """Build a step with the operators of qsparse 2.0.1, which refuses channels last."""
     task = make_task(name)
-    task.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    task.network.to(memory_format=torch.contiguous_format)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per operator
         attach_qsparse(task.network, name)
         task.optimizers()

@@ -2,8 +2,8 @@
 
     python examples/transformer.py
 
-The task: does the first token of a sequence occur again? Sequences differ in length, so masks have one entry per channel
-(`granularity="last"`); a mask with positions would fit one length only.
+The task: does the first token of a sequence occur again? Sequences differ in length, so masks have one entry per
+channel (`granularity="last"`); a mask with positions would fit one length only.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def test_every_example_is_tested() -> None:
 
 def test_a_classifier_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("classifier", capsys)
-    assert printed.startswith("not compressed: 0 of 13 weights, 1 of 13 features\n  feature fc, 96 elements: the network's")
+    assert printed.startswith(
+        "not compressed: 0 of 13 weights, 1 of 13 features\n  feature fc, 96 elements: the network"
+    )
     assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nconverted outputs equal: True\n" in printed
     (score,) = re.findall(r"^epoch 9: ([\d.]+) %$", printed, re.MULTILINE)
     assert float(score) > 80

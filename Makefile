@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later and make; everything else is installed into .venv by the first target that wants it.
+# Needs Python 3.11 or later and make; the first target that needs it installs everything else into .venv.
 PYTHON ?= python3
 # To build on packages that are there already, such as a torch for this machine's GPU:
 #   make test VENV_FLAGS=--system-site-packages CONSTRAINTS=
@@ -28,29 +28,29 @@ test: $(READY) ## run the tests; tests on real data need QPRUNE_DATA; ARGS="-k p
 faults: $(READY) ## kill, fuzz and starve runs for some twenty minutes, and print the figures; ARGS="-k kill" picks
 	QPRUNE_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults $(ARGS)
 
-results: $(READY) ## train what results/ lacks of ESPCN on real data (hours; resumes), then tables, figures and report
+results: $(READY) ## train the missing ESPCN rows on real data (hours; resumes), then tables, figures and report
 	scripts/reproduce.sh $(ARGS)
 
 check: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@# mypy knows no map of packages: show it the tree as it is installed
+	@# mypy has no package map: link the tree as it is installed
 	rm -rf .venv/typing && mkdir -p .venv/typing/qprune
 	ln -s $(CURDIR)/qprune/* $(CURDIR)/tasks $(CURDIR)/configs .venv/typing/qprune/
 	ln -s $(CURDIR)/bench $(CURDIR)/tests $(CURDIR)/pyproject.toml .venv/typing/
 	cd .venv/typing && ../bin/mypy -p qprune -p bench -p tests
 
-bench: $(READY) ## measure what training costs (90 minutes) into results/bench.md; ARGS="cifar espcn" picks sections
+bench: $(READY) ## measure what training costs (25 minutes) into results/bench.md; ARGS="cifar espcn" picks sections
 	@$(BIN)/python -c 'import qsparse' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m bench $(ARGS)
 
-bench-gpu: $(READY) ## the same of MobileNetV2 on a GPU
+bench-gpu: $(READY) ## measure MobileNetV2 on a GPU, into the same file
 	$(BIN)/python -m bench gpu $(ARGS)
 
-docs: $(READY) ## build the documentation into build/docs; warnings and dead links are errors
+docs: $(READY) ## build the documentation into build/docs; warnings are errors
 	MPLCONFIGDIR=$(CURDIR)/build/matplotlib $(BIN)/python -m sphinx -W -n --keep-going -q -b html docs build/docs
 
-fmt: $(READY) ## format the code and mend what ruff can mend
+fmt: $(READY) ## format the code and apply ruff's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -1,4 +1,4 @@
-"""How the documentation is built: `make docs`. Offline, warnings are errors."""
+"""Configure Sphinx: `make docs` builds offline, and warnings are errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ import qprune  # noqa: E402
 project = "qprune"
 release = version = qprune.__version__
 copyright = "the authors of qprune"  # noqa: A001  (Sphinx names it so)
-extensions = ["myst_parser", "sphinx.ext.autodoc", "config_keys", "docstrings", "links", "pictures"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "config_keys", "pictures"]
 exclude_patterns = ["extensions"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-smartquotes = False  # `...` is what is typed
+smartquotes = False  # quotation marks stay as typed
+default_role = "code"  # `name` in docstrings
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"qprune {release}"
@@ -39,11 +42,11 @@ nitpicky = True
 # Types of other projects, whose documentation would have to be fetched
 nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|omegaconf|pathlib|typing|abc|optional|numpy)\b.*")]
 nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Any|Path|Iterator|Iterable|Sequence|DictConfig|LayerT|int|float|str)")]
-nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Placed|Operator|Window|Entry|Alone|Batches|ABC)")]
+nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Placed|Operator|Window|Entry|Uncovered|Batches|ABC)")]
 
 
 def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
-    """A reference to a class where it is defined leads to where it is documented, among the public names."""
+    """Resolve a reference to a class in its module to its documentation among the public names."""
     name = node.get("reftarget", "").rpartition(".")[2]
     if node.get("refdomain") == "py" and name in qprune.__all__:
         domain = env.domains["py"]
@@ -51,6 +54,15 @@ def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: 
     return None
 
 
+def escape_magnitudes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep |x| in docstrings from being a reference, outside `code`."""
+    for number, line in enumerate(lines):
+        pieces = line.split("`")
+        pieces[::2] = [piece.replace("|", r"\|") for piece in pieces[::2]]
+        lines[number] = "`".join(pieces)
+
+
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", escape_magnitudes)
     app.connect("missing-reference", resolve_public_name)

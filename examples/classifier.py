@@ -2,8 +2,8 @@
 
     python examples/classifier.py
 
-The network is torchvision's ResNet with one block a stage; any other of its classifiers goes in the same way. What its
-layers read, sums of residual blocks included, is found by passing one batch through it. The pictures are stripes and
+The network is torchvision's ResNet with one block a stage; any other of its classifiers works the same way. `compress`
+finds the tensors that layers read, sums of residual blocks included, by running one batch. The pictures are stripes and
 the class is their direction, so that there is something to learn.
 """
 
@@ -22,7 +22,7 @@ EPOCHS, STEPS, BATCH, CLASSES = 9, 5, 24, 4
 
 
 def stripes(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy pictures (N, 3, 32, 32) of stripes, and their directions (N,), one of `CLASSES`."""
+    """Draw noisy pictures (N, 3, 32, 32) of stripes, and their directions (N,), one of `CLASSES`."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=random)
     angle = (labels * math.pi / CLASSES)[:, None, None]
@@ -34,7 +34,7 @@ def stripes(samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy in percent."""
+    """Return the top-1 accuracy in percent."""
     was_training = network.training
     network.eval()
     correct = (network(images).argmax(1) == labels).float().mean().item()
@@ -43,7 +43,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    """Train, prune and quantize, and print what it gained."""
+    """Train, prune and quantize, and print the result."""
     torch.manual_seed(0)
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
     images, labels = stripes(STEPS * BATCH, seed=1)
@@ -52,23 +52,23 @@ def main() -> None:
     # Epochs: prune at 3, 4, 5 and 6 up to half, then quantize weights at 7 and features at 7.5.
     schedule = qprune.Schedule(t_p=2, dt_p=1, n=4, t_qw=7, t_qf=7.5)
     compressor = qprune.compress(network, images[:BATCH], schedule, steps_per_epoch=STEPS, batch_size=BATCH)
-    print(qprune.untouched(network, images[:BATCH]))
+    print(qprune.coverage(network, images[:BATCH]))
 
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for epoch in range(EPOCHS):
         order = torch.randperm(len(images))
         for step in range(STEPS):
             batch = order[step * BATCH : (step + 1) * BATCH]
-            compressor.at(epoch * STEPS + step)  # masks and decimal bits change here, when the schedule says so
+            compressor.at(epoch * STEPS + step)  # masks and fraction bits change here, when the schedule says so
             F.cross_entropy(network(images[batch]), labels[batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
         with compressor.evaluating():  # a test picture must not be observed
             print(f"epoch {epoch + 1}: {accuracy(network, test_images, test_labels):.1f} %")
 
-    small = compressor.bake().eval()  # an ordinary module: save it, script it, hand it on
+    small = compressor.convert().eval()  # an ordinary module: save it, script it, export it
     print("sparsity:", {kind: round(zeros, 3) for kind, zeros in compressor.sparsity.items()})
-    print("baked outputs equal:", torch.equal(small(test_images), network.eval()(test_images)))
+    print("converted outputs equal:", torch.equal(small(test_images), network.eval()(test_images)))
     size = qprune.actual_footprint(network, images[:1])
     floats = 32 * sum(entry.elements for entry in size.entries)
     print(f"size: {floats / 1e6:.1f} Mb as floats, {size.size_bits() / 1e6:.1f} Mb now")

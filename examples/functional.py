@@ -1,10 +1,10 @@
-"""Compress a network that calls its activations as functions, and see what that costs. Seconds, offline.
+"""Compress a network that calls its activations as functions. Seconds on one CPU core, offline.
 
     python examples/functional.py
 
 Networks in the style of timm write `F.relu(self.bn1(self.conv1(x)))` and `x + shortcut` in their own forward. A tensor
-can only be quantized where a module returns it, or where one layer alone reads it. Most are such tensors; the report
-names those that are not, and says what to write instead: `Blocks(named=True)` does so.
+can only be quantized where a module returns it, or where one layer alone reads it. Coverage lists the few others, and
+what to write instead: `Blocks(named=True)` does so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPOCHS, STEPS, BATCH = 9, 8, 32
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by what their means say."""
+    """Scale channels by a function of their means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut. named: whether modules return what several functions read."""
+    """Two convolutions and a shortcut. named: whether a module returns the tensor that several functions read."""
 
     def __init__(self, channels: int, named: bool) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         self.attend = SqueezeExcite(channels)
-        # What leaves the function is read by two others (the means and the product): only a module makes it a site.
+        # Two functions read this tensor (the means and the product): only a module makes it a site.
         self.act = nn.SiLU() if named else F.silu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Blocks(nn.Module):
 
 
 def rings(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy pictures (N, 3, 16, 16) of a ring or of a disc, and which it is (N,)."""
+    """Draw noisy pictures (N, 3, 16, 16) of a ring or a disc, and the class (N,)."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (samples,), generator=random)
     centre = 8 + 4 * (torch.rand(samples, 2, 1, 1, generator=random) - 0.5)
@@ -79,7 +79,7 @@ def rings(samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def compressed(named: bool) -> float:
-    """Train a compressed network, print what was left alone, and return its size in Mb."""
+    """Train a compressed network, print its coverage, and return its size in Mb."""
     torch.manual_seed(0)
     network = Blocks(named=named)
     images, labels = rings(STEPS * BATCH, seed=1)
@@ -92,9 +92,9 @@ def compressed(named: bool) -> float:
         steps_per_epoch=STEPS,
         batch_size=BATCH,
         quantize=qprune.QuantizeConfig(bits=6, feature_bits=8),
-        exclude=["head"],  # its weight and the features that it makes stay as they are
+        exclude=["head"],  # its weight and its features stay float
     )
-    print(qprune.untouched(network, images[:1]))
+    print(qprune.coverage(network, images[:1]))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for epoch in range(EPOCHS):
         for step in range(STEPS):
@@ -103,16 +103,16 @@ def compressed(named: bool) -> float:
             F.cross_entropy(network(images[batch]), labels[batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
-    small = compressor.bake().eval()
+    small = compressor.convert().eval()
     with torch.no_grad():
         outputs = small(test_images)
-    print("baked outputs equal:", torch.equal(outputs, network.eval()(test_images)))
+    print("converted outputs equal:", torch.equal(outputs, network.eval()(test_images)))
     print(f"accuracy: {100 * (outputs.argmax(1) == test_labels).float().mean().item():.1f} %")
     return qprune.actual_footprint(network, images[:1]).size_bits() / 1e6
 
 
 def main() -> None:
-    """Compare the two ways of writing the same network."""
+    """Compare the same network with functions and with modules."""
     functions = compressed(named=False)
     modules = compressed(named=True)
     print(f"size: {functions:.2f} Mb with functions, {modules:.2f} Mb with the activation as a module")

@@ -2,8 +2,8 @@
 
     python examples/transformer.py
 
-The task: does the first token of a sequence come again? Sequences have different lengths; masks have one entry per
-channel (`granularity="last"`), because positions would make a mask that fits one length only.
+The task: does the first token of a sequence occur again? Sequences differ in length, so masks have one entry per
+channel (`granularity="last"`); a mask with positions would fit one length only.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Encoder(nn.Module):
 
 
 def sequences(length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Tokens (N, T), and whether the first one comes again (N,)."""
+    """Draw tokens (N, T), and whether the first one occurs again (N,)."""
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(TOKENS, (BATCH, length), generator=random)
     return tokens, (tokens[:, 1:] == tokens[:, :1]).any(1).long()
 
 
 def main() -> None:
-    """Train, prune and quantize, and print what it gained."""
+    """Train, prune and quantize, and print the result."""
     torch.manual_seed(0)
     network = Encoder()
     example, _ = sequences(8, seed=0)
@@ -57,7 +57,7 @@ def main() -> None:
         prune=qprune.PruneConfig(sparsity=0.5, granularity="last"),
         include=["sum", "encoder.**"],
     )
-    print(qprune.untouched(network, example))
+    print(qprune.coverage(network, example))
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for step in range(EPOCHS * STEPS):
         tokens, labels = sequences(6 + step % 4, seed=1 + step)  # 6 to 9 tokens
@@ -65,7 +65,7 @@ def main() -> None:
         F.cross_entropy(network(tokens), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    small = compressor.bake().eval()
+    small = compressor.convert().eval()
     network.eval()
     equal, correct = True, []
     with torch.no_grad():
@@ -74,7 +74,7 @@ def main() -> None:
             equal &= torch.equal(small(tokens), network(tokens))
             correct.append((small(tokens).argmax(1) == labels).float().mean().item())
     print("sparsity:", {kind: round(zeros, 3) for kind, zeros in compressor.sparsity.items()})
-    print("baked outputs equal:", equal)
+    print("converted outputs equal:", equal)
     print("accuracy at 6, 9 and 12 tokens:", ", ".join(f"{100 * share:.1f} %" for share in correct))
 
 

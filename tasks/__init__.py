@@ -1,1 +1,1 @@
-"""The paper's experiments: one file each, reading like its section of Appendix B, on models, data and metrics below."""
+"""The paper's experiments: one file each, like the sections of Appendix B, with models, data and metrics below."""

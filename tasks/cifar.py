@@ -1,4 +1,4 @@
-"""Image classification on CIFAR-10 with MobileNetV2 (Appendix B.1; spec 3.3 and 4)."""
+"""Image classification on CIFAR-10 with MobileNetV2 (Appendix B.1)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic import classified_gratings
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
+from qprune.tasks.models.modes import evaluating
+from qprune.tasks.optimizers import set_learning_rate
 from qprune.training.task import DataOptions, Limits, Task
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's red, green and blue
@@ -25,12 +27,21 @@ STD = (0.2023, 0.1994, 0.2010)
 
 
 class Cifar(Task):
-    """The score is the top-1 accuracy in percent; density is in percent per Mb (spec 5.2).
+    """Train MobileNetV2 on CIFAR-10. Score: top-1 accuracy in percent; density: percent per Mb.
 
-    batch_size: samples per training step; eval_batch_size: test pictures per forward pass (no effect on the score).
-    learning_rate: of the first epoch, falling to 0 along half a cosine; momentum, weight_decay: of SGD, for all
-    parameters. Where a budget caps the batch, the learning rate shrinks in proportion: at 32 samples, 0.1 diverges
-    in the few steps that such a budget has. Raises UserError for unusable data.
+    Args:
+        data: Where the pictures come from.
+        limits: How much of the recipe is run. Where it caps the batch, the learning rate shrinks in proportion: at 32
+            samples, 0.1 diverges in the few steps of such a budget.
+        seed: Of weights, order and augmentation.
+        batch_size: Samples per training step.
+        eval_batch_size: Test pictures per forward pass; no effect on the score.
+        learning_rate: Of the first epoch, falling to 0 along half a cosine.
+        momentum: Of SGD.
+        weight_decay: Of SGD, for all parameters.
+
+    Raises:
+        UserError: The data is not usable.
     """
 
     metric = "top1_percent"
@@ -60,7 +71,7 @@ class Cifar(Task):
         self.weight_decay = weight_decay
         self.eval_batch_size = eval_batch_size
         with seeded(seed, "network"):
-            # channels last: 1.5 times as fast on a CPU, and what tensor cores want
+            # channels last: faster on a CPU, and what tensor cores want
             self.network: MobileNetV2 = MobileNetV2().to(memory_format=torch.channels_last)
 
         pictures, self.marks = _pictures(data)
@@ -85,20 +96,20 @@ class Cifar(Task):
         self._hold(example=example, size_example=example.clone())
 
     def _hold(self, **tensors: Tensor) -> None:
-        """Keep tensors on the task's device and out of its state dict."""
+        """Register tensors as buffers outside the state dict."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
 
     def normalised(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, 32, 32) in uint8 -> the network's input in float32."""
+        """Convert pictures (N, 3, 32, 32) in uint8 to the network's input in float32."""
         return pictures.float().div(255).sub(self.mean).div(self.std)
 
     def learning_rate(self, epoch: int) -> float:
-        """Half a cosine from the initial rate at epoch 0 to 0 at the end, constant within an epoch."""
+        """Return the rate of `epoch`: half a cosine from the initial rate to 0, constant within an epoch."""
         return 0.5 * self.initial_rate * (1 + math.cos(math.pi * epoch / self.epochs))
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """SGD with momentum and weight decay on all parameters, those of the batch normalisations included."""
+        """Build SGD with momentum and weight decay on all parameters, those of batch norms included."""
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=self.initial_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -106,11 +117,10 @@ class Cifar(Task):
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate of `epoch`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(epoch)
+        set_learning_rate(self.learning_rate(epoch), self.optimizer)
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """One step of SGD on the cross entropy of pictures (B, 3, 32, 32) in uint8 and labels (B,)."""
+        """Take a step of SGD on the cross entropy of pictures (B, 3, 32, 32) in uint8 and labels (B,)."""
         pictures, labels = batch
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.network(self.normalised(pictures)), labels)
@@ -118,12 +128,9 @@ class Cifar(Task):
         self.optimizer.step()
         return {"loss": loss.detach()}
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Top-1 accuracy in percent and mean cross entropy on the test set."""
-        was_training = self.network.training
-        self.network.eval()
-        try:
+        """Return the top-1 accuracy in percent and the mean cross entropy on the test set."""
+        with evaluating(self.network):
             # sums stay on the device until the end: one synchronisation per evaluation
             right = torch.zeros((), dtype=torch.int64, device=self.test_labels.device)
             loss = torch.zeros((), device=self.test_labels.device)
@@ -133,13 +140,11 @@ class Cifar(Task):
                 logits = self.network(self.normalised(pictures)).float()
                 right += (logits.argmax(dim=1) == labels).sum()
                 loss += F.cross_entropy(logits, labels, reduction="sum")
-        finally:
-            self.network.train(was_training)
         count = len(self.test_labels)
         return {self.metric: 100 * right.item() / count, "test_loss": loss.item() / count}
 
     def density(self, score: float, size_bits: float) -> float:
-        """Percent per Mb, with 1 Mb = 10^6 bits."""
+        """Return percent per Mb, with 1 Mb = 10^6 bits."""
         return score / (size_bits / 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Zebras from horses with CycleGAN: two generators and two judges, on unpaired pictures (Appendix B.4; spec 3.3, 4)."""
+"""Zebras from horses with CycleGAN: two generators and two discriminators, on unpaired pictures (Appendix B.4)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from qprune.tasks.data.synthetic_translation import TEST, TRAIN, plain_or_stripe
 from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.data.unpaired import UnpairedBatches, read_domain
 from qprune.tasks.metrics.fid import distance_of
-from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, generating, square_loss
+from qprune.tasks.models.adversarial import square_loss
 from qprune.tasks.models.initialisation import gaussian_
+from qprune.tasks.models.modes import frozen, generating
 from qprune.tasks.models.patchgan import PatchGAN
 from qprune.tasks.models.resnet_generator import ResnetGenerator
+from qprune.tasks.optimizers import adam, constant_then_linear, set_learning_rate
 from qprune.training.task import DataOptions, Limits, Task
 
 PUBLISHED = {"trainA": 1067, "trainB": 1334, "testA": 120, "testB": 140}  # pictures of the published horse2zebra
@@ -34,16 +36,31 @@ SHOWN = 8  # test pictures in the saved grid
 
 
 class CycleGAN(Task):
-    """The score is the FID of all translated test pictures of A against those of B; density is 1e12 / (FID * bits).
+    """Train CycleGAN. Score: FID of all translated test pictures of A against those of B; density: 1e12 / (FID * bits).
 
-    `network` translates A to B and is the one that is compressed; `back` translates B to A and is trained along.
-    image_size: pixels of a side, a multiple of 4; training pictures are cut from ones 286/256 as large. blocks,
-    width, norm: of both generators (`ResnetGenerator`); the judges have the same width and norm. cycle_weight: of the
-    cycle loss, either way; identity_weight: of the identity loss, as a fraction of that. pool_size: generated
-    pictures that each judge is reminded of. learning_rate, beta1: of Adam, constant for two thirds of the epochs,
-    then falling linearly. fid, inception_weights: see `FrechetDistance`; `auto` is `inception` for the whole recipe
-    on real data and `proxy` for anything less. folder: holds trainA, trainB, testA and testB. None for a size: the
-    paper's, or a small one for synthetic data in shortened epochs. Raises UserError for unusable data or options.
+    `network` translates A to B and is compressed; `back` translates B to A and is only trained. Sizes that are None are
+    the paper's, or small ones for synthetic data in shortened epochs.
+
+    Args:
+        data: Where the pictures come from.
+        limits: How much of the recipe is run.
+        seed: Of weights, order, crops and pools.
+        image_size: Side in pixels, a multiple of 4; training pictures are cut from ones 286/256 as large.
+        blocks: Residual blocks of both generators.
+        width: Channels of the first layer of all networks.
+        norm: `instance` or `batch`, of all networks.
+        batch_size: Pictures of each domain per training step.
+        cycle_weight: Of the cycle loss, in both directions.
+        identity_weight: Of the identity loss, as a fraction of `cycle_weight`.
+        pool_size: Earlier pictures in the pool of each discriminator.
+        learning_rate: Of Adam, constant for two thirds of the epochs, then falling linearly.
+        beta1: Of Adam.
+        fid: `inception`, `proxy`, or `auto`: `inception` for the whole recipe on real data, else `proxy`.
+        inception_weights: File of FID's network, see `FrechetDistance`.
+        folder: Folder of trainA, trainB, testA and testB, below data.root.
+
+    Raises:
+        UserError: The data or an option is not usable.
     """
 
     higher_is_better = False
@@ -84,7 +101,7 @@ class CycleGAN(Task):
         self.epochs, self.blocks, self.norm = limits.epochs, blocks, norm
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
         self.rate, self.beta1 = learning_rate, beta1
-        # the distance is no child, so that its network stays out of checkpoints
+        # not a child module, so that its network stays out of checkpoints
         self.distance = distance_of(fid, inception_weights, data, limits)
         self.metric = self.distance.name
         with seeded(seed, "network"):
@@ -118,29 +135,28 @@ class CycleGAN(Task):
 
     @property
     def paper_network(self) -> nn.Module:
-        """The generator with batch norms: torchinfo counts modules with parameters, and the paper's sizes are its."""
+        """The generator with batch norms: the paper's sizes are torchinfo's, which counts modules with parameters."""
         if self.norm == "batch":
             return self.network
         with torch.random.fork_rng(devices=[]):
             return ResnetGenerator(self.blocks, self.width, "batch").to(self.size_example.device)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Adam for both generators, and one for both judges."""
+        """Build one Adam for both generators, and one for both discriminators."""
         self.generator_optimizer = adam([self.network, self.back], self.rate, self.beta1)
         self.judge_optimizer = adam([self.judge_a, self.judge_b], self.rate, self.beta1)
         return {"generators": self.generator_optimizer, "judges": self.judge_optimizer}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of `epoch` for all."""
-        for optimizer in (self.generator_optimizer, self.judge_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * constant_then_linear(epoch, self.epochs)
+        """Set the learning rate of `epoch`."""
+        rate = self.rate * constant_then_linear(epoch, self.epochs)
+        set_learning_rate(rate, self.generator_optimizer, self.judge_optimizer)
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """A step of the generators, then one of the judges, on pictures of A and of B, (B, 3, S, S) in uint8."""
+        """Train the generators, then the discriminators, on pictures of A and of B, (B, 3, S, S) in uint8."""
         real_a, real_b = signed(batch[0]), signed(batch[1])
         self.generator_optimizer.zero_grad(set_to_none=True)
-        # each generator is called three times: weights are pruned and quantized once, for one backward pass
+        # each generator is called three times: compute its weights once, for one backward pass
         with frozen(self.judge_a, self.judge_b), parametrize.cached():
             made_b, made_a = self.network(real_a), self.back(real_b)
             deceiving = square_loss(self.judge_b(made_b), real=True) + square_loss(self.judge_a(made_a), real=True)
@@ -165,25 +181,25 @@ class CycleGAN(Task):
         return (square_loss(judge(real), real=True) + square_loss(judge(made.detach()), real=False)) / 2
 
     def _translated(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, S, S) of A in uint8, translated to B."""
+        """Translate pictures (N, 3, S, S) of A in uint8 to B."""
         with generating(self.network):
             return torch.cat([in_bytes(self.network(signed(picture))) for picture in pictures.split(1)])
 
     def evaluate(self) -> dict[str, float]:
-        """The distance of all translated test pictures of A to the test pictures of B."""
+        """Return the distance of all translated test pictures of A to the test pictures of B."""
         return {self.metric: self.distance(self.test_b, self._translated(self.test_a))}
 
     def pictures(self) -> dict[str, Tensor]:
-        """A grid with two test pictures of A to a row, each followed by its translation."""
+        """Return a grid with two test pictures of A per row, each followed by its translation."""
         sources = self.test_a[:SHOWN]
         return {"test": make_grid(torch.stack((sources, self._translated(sources)), dim=1).flatten(0, 1), nrow=4)}
 
     def density(self, score: float, size_bits: float) -> float:
-        """10^12 / (score * bits). A score below 0.01 counts as 0.01: random features may find two sets alike."""
+        """Return 10^12 / (score * bits), with scores of at least 0.01: random features may find two sets alike."""
         return 1e12 / (max(score, 0.01) * size_bits)
 
     def memory(self) -> dict[str, Any]:
-        """The pictures that the judges are reminded of."""
+        """Return the pictures of both pools."""
         return {"pool_a": self.pool_a.contents(), "pool_b": self.pool_b.contents()}
 
     def restore_memory(self, memory: dict[str, Any]) -> None:
@@ -197,7 +213,7 @@ def _distance(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _domains(data: DataOptions, folder: Path, size: int) -> tuple[dict[str, Tensor], list[str]]:
-    """The four sets, (N, 3, L, L) for training, L larger than size, (N, 3, size, size) for testing, and marks."""
+    """Read the four sets, (N, 3, L, L) for training, L larger than size, (N, 3, size, size) for testing, and marks."""
     one_of("data.source", data.source, ("real", "synthetic"))
     if data.source == "synthetic":
         train, test = plain_or_striped(TRAIN, enlarged(size), "train"), plain_or_striped(TEST, size, "test")

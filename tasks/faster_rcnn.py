@@ -1,15 +1,15 @@
-"""Object detection on Pascal VOC 2007 with Faster R-CNN and ResNet-101 (Appendix B.3; spec 3.3 and 4).
+"""Object detection on Pascal VOC 2007 with Faster R-CNN and ResNet-101 (Appendix B.3).
 
-Densities in the accounting `paper`, from the paper's scores (spec 5.3; a test holds them):
+Densities in the accounting `paper`, from the paper's scores (tests hold them):
 
     row                        GB      paper         ours
     baseline                   2.2351  0.33          0.333
     P0.5(w), in both orders    0.9696  0.71, 0.71    0.768, 0.765
     P0.5(w,f), in both orders  0.7866  0.86, 0.82    0.928, 0.892
 
-The lower two do not follow from what the paper says is quantized and pruned. The second comes out if pruned weights
-are charged at 16 bits instead of 4 and the input at 32, the third with such weights and all but the frozen features at
-4 bits; ours charge the frozen stem and first stage as floats, and all else as it is done.
+The lower two do not follow from the paper's own description. The second follows if pruned weights count 16 bits instead
+of 4 and the input 32, the third with such weights and all but the frozen features at 4 bits. Ours count the frozen stem
+and first stage as floats, and the rest at its own bits.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from qprune.tasks.data.synthetic_detection import ShapePictures
 from qprune.tasks.data.voc import PUBLISHED, VocPictures
 from qprune.tasks.metrics.voc_map import Found, Truth, voc07_average_precisions
 from qprune.tasks.models.faster_rcnn import FasterRCNN, spread_regions
+from qprune.tasks.models.modes import evaluating
+from qprune.tasks.optimizers import set_learning_rate
 from qprune.training.task import DataOptions, Limits, Task
 
 SIZE_COUNTED_AT = (480, 720)  # height and width in pixels of the input whose features the density charges
@@ -44,9 +46,12 @@ PICTURES = {"train": 160, "test": 32}  # of the synthetic set
 class DetectorOptions:
     """The part of the recipe that depends on the size of pictures and machine; keys of `task` and of `on_synthetic`.
 
-    backbone, short_side, anchor_sizes, rois, proposals: see `FasterRCNN`. stride_in: of the network that is trained;
-    sizes are counted as the paper's, with `1x1`. pretrained: begin with torchvision's ImageNet weights. batch_size:
-    pictures per training step. learning_rate: of SGD in the first epoch.
+    Attributes:
+        backbone: See `FasterRCNN`, as for short_side, anchor_sizes, rois and proposals.
+        pretrained: Begin with torchvision's ImageNet weights.
+        stride_in: Of the trained network; the paper's sizes are counted with `1x1`.
+        batch_size: Pictures per training step.
+        learning_rate: Of SGD in the first epoch.
     """
 
     backbone: str = "resnet101"
@@ -61,12 +66,23 @@ class DetectorOptions:
 
 
 class FasterRcnn(Task):
-    """The score is the VOC 2007 mean average precision in percent; density is in (mAP / 100) per GB (spec 5.2).
+    """Train Faster R-CNN. Score: VOC 2007 mean average precision in percent; density: (mAP / 100) per GB.
 
-    For backbone to learning_rate see `DetectorOptions`; on_synthetic: their values with synthetic data, whatever was
-    given for real data. lr_drop: fraction of the epochs after which the learning rate is a tenth. momentum,
-    weight_decay: of SGD; biases do not decay. train_split, test_split: lists in ImageSets/Main. Raises UserError for
-    unusable data, and for pretrained weights that cannot be had.
+    The arguments from `backbone` to `learning_rate` are those of `DetectorOptions`.
+
+    Args:
+        data: Where the pictures come from.
+        limits: How much of the recipe is run.
+        seed: Of weights and order.
+        lr_drop: Fraction of the epochs after which the learning rate is a tenth.
+        momentum: Of SGD.
+        weight_decay: Of SGD, but for biases.
+        train_split: List in ImageSets/Main.
+        test_split: List in ImageSets/Main.
+        on_synthetic: Options that synthetic data replaces.
+
+    Raises:
+        UserError: The data or the pretrained weights are not usable.
     """
 
     metric = "map_percent"
@@ -133,19 +149,19 @@ class FasterRcnn(Task):
 
     @property
     def paper_network(self) -> nn.Module:
-        """The network with the strides of the paper's, where convolutions put out smaller maps; shapes without values.
+        """The network with the paper's strides, whose maps are smaller, on the meta device.
 
-        Given the regions of `size_example`, it counts what a step of training computes for a picture.
+        With the regions of `size_example` its features are those of a training step on one picture.
         """
         with torch.device("meta"):
             return FasterRCNN(**self.network_options, stride_in="1x1")
 
     def learning_rate(self, epoch: int) -> float:
-        """The initial rate, and a tenth of it from the drop on."""
+        """Return the rate of `epoch`: the initial one, and a tenth of it from the drop on."""
         return self.initial_rate * (0.1 if epoch >= self.drop_epoch else 1.0)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """SGD with momentum on what is not frozen, without weight decay for biases."""
+        """Build SGD with momentum on parameters that are not frozen, without weight decay for biases."""
         groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": []}
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
@@ -162,11 +178,10 @@ class FasterRcnn(Task):
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate of `epoch`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(epoch)
+        set_learning_rate(self.learning_rate(epoch), self.optimizer)
 
     def train_step(self, batch: list[Sample]) -> dict[str, Tensor]:
-        """One step of SGD on the sum of the four losses: objects or not and where, classes and where."""
+        """Take a step of SGD on the sum of four losses: objectness, class, and the boxes of either."""
         device = next(self.network.parameters()).device
         self.optimizer.zero_grad(set_to_none=True)
         targets = [{"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)} for sample in batch]
@@ -175,21 +190,16 @@ class FasterRcnn(Task):
         self.optimizer.step()
         return {name.removeprefix("loss_"): loss.detach() for name, loss in losses.items()}
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean average precision in percent over the classes with an object to find, and that of each."""
-        was_training = self.network.training
+        """Return the mean average precision in percent over the classes with an object to find, and that of each."""
         device = next(self.network.parameters()).device
         found, truth = [], []
-        self.network.eval()
-        try:
+        with evaluating(self.network):
             for row in self.test_rows.tolist():
                 sample = self.test[row]
                 [output] = self.network([_pixels(sample, device)])
                 found.append(Found(*(output[key].float().cpu() for key in ("boxes", "labels", "scores"))))
                 truth.append(Truth(sample.boxes, sample.labels, sample.difficult))
-        finally:
-            self.network.train(was_training)
         precisions = voc07_average_precisions(found, truth)
         if not precisions:
             raise UserError("no test picture shows an object that is not difficult; give task.test_split another list")
@@ -197,12 +207,12 @@ class FasterRcnn(Task):
         return {self.metric: sum(each.values()) / len(each), **each}
 
     def density(self, score: float, size_bits: float) -> float:
-        """(mAP / 100) per GB, with 1 GB = 10^9 bytes, as the paper's figures are, although it writes Gb (spec 5.2)."""
+        """Return (mAP / 100) per GB of 10^9 bytes, as the paper's figures are, although it writes Gb."""
         return (score / 100) / (size_bits / 8e9)
 
 
 def imagenet_weights(backbone: str) -> dict[str, Tensor]:
-    """torchvision's first ImageNet weights of a ResNet, from torch hub's cache or downloaded. Raises UserError."""
+    """Load torchvision's first ImageNet weights of a ResNet, from torch hub's cache or the web, or raise UserError."""
     remedy = "type task.pretrained=false to begin with random weights"
     if not backbone.startswith("resnet"):
         raise UserError(f"there are no pretrained weights for task.backbone={backbone}; {remedy}")
@@ -238,7 +248,7 @@ def _unlike_the_paper(options: DetectorOptions) -> list[str]:
 
 
 def _pictures(data: DataOptions, train_split: str, test_split: str) -> tuple[DetectionSet, DetectionSet, list[str]]:
-    """Training pictures, test pictures and marks."""
+    """Read training pictures, test pictures and marks."""
     one_of("data.source", data.source, ("real", "synthetic"))
     if data.source == "synthetic":
         train, test = (ShapePictures(count, part=name) for name, count in PICTURES.items())
@@ -260,7 +270,7 @@ def _pictures(data: DataOptions, train_split: str, test_split: str) -> tuple[Det
 
 
 def _counted(height: int, width: int, rois: int) -> tuple[Tensor, None, Tensor]:
-    """Arguments of `FasterRCNN` that give its raw outputs for as many regions as a step of training has."""
+    """Return arguments of `FasterRCNN` for its raw outputs on as many regions as in a training step."""
     return torch.zeros(1, 3, height, width), None, spread_regions(rois, height, width)
 
 

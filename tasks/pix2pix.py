@@ -1,4 +1,4 @@
-"""Facades from label maps with Pix2Pix: a U-Net against a PatchGAN, on pairs (Appendix B.4; spec 3.3 and 4)."""
+"""Facades from label maps with Pix2Pix: a U-Net against a PatchGAN, on pairs (Appendix B.4)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
 from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.metrics.fid import distance_of
-from qprune.tasks.models.adversarial import adam, constant_then_linear, frozen, generating, logistic_loss
+from qprune.tasks.models.adversarial import logistic_loss
 from qprune.tasks.models.initialisation import gaussian_
+from qprune.tasks.models.modes import frozen, generating
 from qprune.tasks.models.patchgan import PatchGAN
 from qprune.tasks.models.unet import UNet
+from qprune.tasks.optimizers import adam, constant_then_linear, set_learning_rate
 from qprune.training.task import DataOptions, Limits, Task
 
 PUBLISHED = {"training": 400, "test": 106}  # pairs of the published facades
@@ -33,16 +35,32 @@ SHOWN = 8  # test pictures in the saved grid
 
 
 class Pix2Pix(Task):
-    """The score is the FID of generated test pictures against their targets; density is in 1 / (FID * bit) * 1e12.
+    """Train Pix2Pix. Score: FID of generated test pictures against their targets; density: 1e12 / (FID * bits).
 
-    image_size: pixels of a side, a power of 2 times a small number; training pictures are cut from ones 286/256 as
-    large. depth: halvings of the U-Net; width: channels of the first layer of both networks. extra_norm: the batch
-    normalisation that the authors added to the first layer; the accounting `paper` counts it in any case.
-    l1_weight: of the L1 loss beside the adversarial one. learning_rate, beta1: of Adam for both networks, constant
-    for two thirds of the epochs, then falling linearly. test_like_training: test pictures are made with dropout and
-    with the statistics of the picture itself, as the authors do. fid, inception_weights: see `FrechetDistance`;
-    `auto` is `inception` for the whole recipe on real data and `proxy` for anything less. None for a size: the
-    paper's, or a small one for synthetic data in shortened epochs. Raises UserError for unusable data or options.
+    Sizes that are None are the paper's, or small ones for synthetic data in shortened epochs.
+
+    Args:
+        data: Where the pairs come from.
+        limits: How much of the recipe is run.
+        seed: Of weights, order, crops and dropout.
+        image_size: Side in pixels, a multiple of 2**depth; training pictures are cut from ones 286/256 as large.
+        depth: Halvings of the U-Net.
+        width: Channels of the first layer of both networks.
+        dropout: Of the U-Net's inner stages.
+        extra_norm: The batch norm that the authors added to the first layer; the accounting `paper` always counts it.
+        batch_size: Pairs per training step.
+        l1_weight: Of the L1 loss beside the adversarial one.
+        learning_rate: Of Adam, constant for two thirds of the epochs, then falling linearly.
+        beta1: Of Adam.
+        direction: `AtoB` or `BtoA`.
+        test_like_training: Make test pictures with dropout and the picture's own statistics, as the authors do.
+        fid: `inception`, `proxy`, or `auto`: `inception` for the whole recipe on real data, else `proxy`.
+        inception_weights: File of FID's network, see `FrechetDistance`.
+        train_folder: Folder of training pairs, below data.root.
+        test_folder: Folder of test pairs.
+
+    Raises:
+        UserError: The data or an option is not usable.
     """
 
     higher_is_better = False
@@ -87,7 +105,7 @@ class Pix2Pix(Task):
             )
         self.epochs, self.l1_weight, self.extra_norm = limits.epochs, l1_weight, extra_norm
         self.rate, self.beta1, self.test_like_training = learning_rate, beta1, test_like_training
-        # the distance is no child, so that its network stays out of checkpoints
+        # not a child module, so that its network stays out of checkpoints
         self.distance = distance_of(fid, inception_weights, data, limits)
         self.metric = self.distance.name
         with seeded(seed, "network"):
@@ -115,26 +133,25 @@ class Pix2Pix(Task):
 
     @property
     def paper_network(self) -> nn.Module:
-        """The U-Net with the authors' extra normalisation, which the paper's sizes include (spec 5.1)."""
+        """The U-Net with the authors' extra norm, which the paper's sizes include."""
         if self.extra_norm:
             return self.network
         with torch.random.fork_rng(devices=[]):
             return UNet(self.depth, self.width, extra_norm=True).to(self.size_example.device)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Adam for the generator and for its judge."""
+        """Build Adam for the generator and for the discriminator."""
         self.generator_optimizer = adam([self.network], self.rate, self.beta1)
         self.judge_optimizer = adam([self.judge], self.rate, self.beta1)
         return {"generator": self.generator_optimizer, "judge": self.judge_optimizer}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of `epoch` for both."""
-        for optimizer in (self.generator_optimizer, self.judge_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * constant_then_linear(epoch, self.epochs)
+        """Set the learning rate of `epoch`."""
+        rate = self.rate * constant_then_linear(epoch, self.epochs)
+        set_learning_rate(rate, self.generator_optimizer, self.judge_optimizer)
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """A step of the judge, then one of the generator, on pairs (B, 6, S, S) in uint8: input, then target."""
+        """Train the discriminator, then the generator, on pairs (B, 6, S, S) in uint8: input, then target."""
         source, target = signed(batch[0]).chunk(2, dim=1)
         made = self.network(source)
 
@@ -154,32 +171,32 @@ class Pix2Pix(Task):
         return {"generator": deceiving.detach(), "l1": l1.detach(), "judge": judging.detach()}
 
     def _made(self, sources: Tensor) -> Tensor:
-        """Pictures (N, 3, S, S) in uint8 for inputs of the same kind, one at a time: norms may use each one's own."""
+        """Generate pictures (N, 3, S, S) in uint8, one at a time: norms may use the picture's own statistics."""
         with generating(self.network, like_training=self.test_like_training):
             return torch.cat([in_bytes(self.network(signed(source))) for source in sources.split(1)])
 
     def evaluate(self) -> dict[str, float]:
-        """The distance of generated pictures to the targets, and `l1`, the mean error of a pixel in 0..2."""
+        """Return the distance of generated pictures to the targets, and `l1`, the mean error of a pixel in 0..2."""
         sources, targets = self.test_pairs.chunk(2, dim=1)
         made = self._made(sources)
         l1 = (signed(made) - signed(targets)).abs().mean().item()
         return {self.metric: self.distance(targets, made), "l1": l1}
 
     def pictures(self) -> dict[str, Tensor]:
-        """A grid with a row per test pair: input, generated picture, target."""
+        """Return a grid with a row per test pair: input, generated picture, target."""
         sources, targets = self.test_pairs[:SHOWN].chunk(2, dim=1)
         rows = torch.stack((sources, self._made(sources), targets), dim=1)
         return {"test": make_grid(rows.flatten(0, 1), nrow=3)}
 
     def density(self, score: float, size_bits: float) -> float:
-        """10^12 / (score * bits). A score below 0.01 counts as 0.01: random features may find two sets alike."""
+        """Return 10^12 / (score * bits), with scores of at least 0.01: random features may find two sets alike."""
         return 1e12 / (max(score, 0.01) * size_bits)
 
 
 def _pairs(
     data: DataOptions, train_folder: Path, test_folder: Path, size: int, direction: str
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Training pairs (N, 6, L, L), L larger than size, test pairs (M, 6, size, size), and marks."""
+    """Read training pairs (N, 6, L, L), L larger than size, test pairs (M, 6, size, size), and marks."""
     one_of("data.source", data.source, ("real", "synthetic"))
     if data.source == "synthetic":
         train = label_maps_and_pictures(TRAIN, enlarged(size), "train")

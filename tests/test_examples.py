@@ -27,8 +27,10 @@ def test_every_example_is_tested() -> None:
 
 def test_a_classifier_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("classifier", capsys)
-    assert printed.startswith("left alone: 0 of 13 weights, 1 of 13 features\n  feature fc, 96 elements: the network's")
-    assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nbaked outputs equal: True\n" in printed
+    assert printed.startswith(
+        "not compressed: 0 of 13 weights, 1 of 13 features\n  feature fc, 96 elements: the network"
+    )
+    assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nconverted outputs equal: True\n" in printed
     (score,) = re.findall(r"^epoch 9: ([\d.]+) %$", printed, re.MULTILINE)
     assert float(score) > 80
     ((floats, now),) = re.findall(r"size: ([\d.]+) Mb as floats, ([\d.]+) Mb now", printed)
@@ -37,9 +39,9 @@ def test_a_classifier_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_functional_activations(capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("functional", capsys)
-    assert "left alone: 1 of 14 weights, 2 of 19 features; pruned, but float: 3\n" in printed
-    assert "left alone: 1 of 14 weights, 2 of 19 features\n" in printed
-    assert printed.count("baked outputs equal: True") == 2
+    assert "not compressed: 1 of 14 weights, 2 of 19 features; pruned but float: 3\n" in printed
+    assert "not compressed: 1 of 14 weights, 2 of 19 features\n" in printed
+    assert printed.count("converted outputs equal: True") == 2
     assert all(float(score) > 90 for score in re.findall(r"accuracy: ([\d.]+) %", printed))
     ((functions, modules),) = re.findall(r"size: ([\d.]+) Mb with functions, ([\d.]+) Mb with", printed)
     # 3 tensors of 16x16x16, half of them kept: 32 bits each, or 8
@@ -48,7 +50,7 @@ def test_functional_activations(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("transformer", capsys)
-    assert printed.startswith("left alone: 3 of 11 weights, 9 of 16 features\n")
-    assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nbaked outputs equal: True\n" in printed
+    assert printed.startswith("not compressed: 3 of 11 weights, 9 of 16 features\n")
+    assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nconverted outputs equal: True\n" in printed
     (scores,) = re.findall(r"^accuracy at 6, 9 and 12 tokens: (.*)$", printed, re.MULTILINE)
     assert all(float(score.strip(" %")) > 85 for score in scores.split(","))

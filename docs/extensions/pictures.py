@@ -1,4 +1,4 @@
-"""The pictures of the page on concepts, drawn from the code that they are about, when docs are built."""
+"""Draw the figures of the page on concepts when the documentation is built."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 import qprune
-from qprune.tasks.data.superres import ImagePairs
-from qprune.tasks.data.synthetic import textured_pictures
-from qprune.tasks.models.espcn import ESPCN
+from qprune.tasks.data.synthetic import classified_gratings
 
-DOCS = Path(__file__).parents[1]
+CONFIGS = Path(__file__).parents[2] / "configs"
 BLUE, ORANGE, GREY = "#2a6fb0", "#c8641b", "#8a8a8a"
 STYLE = {
     "font.size": 9,
@@ -29,117 +28,90 @@ STYLE = {
 }
 
 
-def order(file: Path) -> None:
-    """Both orders of ESPCN along its 200 epochs: fraction of zeros, and when decimal bits freeze."""
+def order() -> Any:
+    """Draw both orders of ESPCN along its epochs: the fraction of zeros, and when quantization begins."""
     figure, axes = plt.subplots(2, 1, figsize=(7, 3.6), sharex=True, sharey=True)
     for axis, name in zip(axes, ("prune_first", "quantize_first"), strict=True):
-        times = yaml.safe_load((DOCS.parent / f"configs/schedule/espcn/{name}.yaml").read_text(encoding="utf-8"))
-        timeline = qprune.Schedule(**times).in_steps(steps_per_epoch=169, batch_size=16, window=16)
-        epochs = [step / 169 for step in range(0, 200 * 169, 13)]
-        zeros = [50 * timeline.fraction(timeline.prune_events(round(epoch * 169))) for epoch in epochs]
-        axis.plot(epochs, zeros, color=BLUE, drawstyle="steps-post")
-        axis.fill_between(epochs, zeros, step="post", color=BLUE, alpha=0.15)
-        for start, what, side in ((times["t_qw"], "weights", "right"), (times["t_qf"], "features", "left")):
+        times = yaml.safe_load((CONFIGS / f"schedule/espcn/{name}.yaml").read_text(encoding="utf-8"))
+        timeline = qprune.Schedule(**times).in_steps(steps_per_epoch=10)
+        zeros = [50 * timeline.fraction(timeline.prune_events(step)) for step in range(2000)]
+        epochs = [step / 10 for step in range(2000)]
+        axis.fill_between(epochs, zeros, step="post", color=BLUE, alpha=0.3)
+        for start, what, side, shift in (
+            (times["t_qw"], "weights", "right", -1),
+            (times["t_qf"], "features", "left", 1),
+        ):
             axis.axvline(start, color=ORANGE, linewidth=1)
-            place = start + (0.7 if side == "left" else -0.7)
-            axis.text(
-                place,
-                4,
-                f"{what}\nquantized,\nd frozen",
-                color=ORANGE,
-                fontsize=7.5,
-                ha=side,
-            )
+            axis.text(start + shift, 4, f"{what}\nquantized,\nd frozen", color=ORANGE, fontsize=7.5, ha=side)
         axis.set_title(f"order={name}", loc="left", fontsize=9)
-        axis.set_ylabel("zeros in %")
-        axis.set_xlim(120, 200)
-        axis.set_ylim(0, 56)
+        axis.set(ylabel="zeros in %", xlim=(120, 200), ylim=(0, 56))
     axes[-1].set_xlabel("epoch of 200 (the first 120 are float training in both)")
-    _save(figure, file)
+    return figure
 
 
-def mask(file: Path) -> None:
-    """One channel of ESPCN's pruned feature: a sample, the window's sum of |x|, the mask, and what is left."""
-    torch.manual_seed(0)
-    network = ESPCN(3)
-    low, _ = ImagePairs(textured_pictures(32, part="train"), 3, smallest=17).patches(17, 13)
-    seen: dict[str, Tensor] = {}
+def mask() -> Any:
+    """Draw one channel of a pruned feature: a sample, the window's sum of |x|, the mask, and the product."""
+    pictures = F.avg_pool2d(classified_gratings(train=16, test=1).train_images.float() / 255 - 0.5, 2)
     with torch.no_grad():
-        network.conv1.weight *= 6  # features of an untrained network are faint
-        network.conv2.weight *= 6
-    handle = network.conv2.register_forward_hook(lambda _, __, output: seen.update(x=output.detach()))
-    network(low[:16])
-    handle.remove()
+        features = F.conv2d(pictures, torch.randn(8, 3, 5, 5), padding=2)
     pruner = qprune.Pruner(0.5)
-    pruner.size_for_feature(seen["x"])
-    pruner.observe(seen["x"])
+    pruner.size_for_feature(features)
+    pruner.observe(features)
     total = pruner.total.clone()
-    pruner.update(pruner.total, 1.0)
+    pruner.update(total, 1.0)
     pruner.active = True
-    sample, left = seen["x"][0], pruner(seen["x"])[0]
-    # The channel that shows most: half of it kept, in many patches
-    kept = pruner.mask.flatten(1).mean(1)
-    edges = pruner.mask.diff(dim=1).abs().flatten(1).sum(1) + pruner.mask.diff(dim=2).abs().flatten(1).sum(1)
-    channel = int(((kept - 0.5).abs() < 0.2).float().mul(edges).argmax())
-    panels = [
-        (sample[channel], "one sample's feature", "RdBu_r"),
-        (total[channel], "|x| summed over T = 16", "viridis"),
-        (pruner.mask[channel], "the mask: 1 is kept", "gray"),
-        (left[channel], "feature times mask", "RdBu_r"),
+    channel = int((pruner.mask.flatten(1).mean(1) - 0.5).abs().argmin())  # about half of it is kept
+    limit = float(features[0, channel].abs().max())
+    signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    panels: list[tuple[Any, str, dict[str, Any]]] = [
+        (features[0], "one sample's feature", signed),
+        (total, "|x| summed over T = 16", {"cmap": "viridis"}),
+        (pruner.mask, "the mask: 1 is kept", {"cmap": "gray"}),
+        (pruner(features)[0], "feature times mask", signed),
     ]
     figure, axes = plt.subplots(1, 4, figsize=(7, 2.1))
-    limit = float(sample[channel].abs().max())
-    for axis, (picture, title, colours) in zip(axes, panels, strict=True):
-        signed = {"vmin": -limit, "vmax": limit} if colours == "RdBu_r" else {}
-        axis.imshow(picture.numpy(), cmap=colours, interpolation="nearest", **signed)
+    for axis, (tensor, title, style) in zip(axes, panels, strict=True):
+        axis.imshow(tensor[channel].detach().numpy(), interpolation="nearest", **style)
         axis.set_title(title, fontsize=8)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    _save(figure, file)
+        axis.set(xticks=[], yticks=[])
+    return figure
 
 
-def decimal(file: Path) -> None:
-    """The search of d* on a weight, and what the quantizer does to a number."""
+def decimal() -> Any:
+    """Draw the search of d on a weight, and the quantizer's staircase."""
     figure, (search, stairs) = plt.subplots(1, 2, figsize=(7, 2.5))
-    torch.manual_seed(0)
     weight = nn.Conv2d(64, 32, 3).weight.detach()
     for bits, colour in ((4, ORANGE), (8, BLUE)):
-        errors = [(qprune.quantize(weight, bits, torch.tensor(d)) - weight).square().mean().item() for d in range(14)]
+        rounded = [qprune.fake_quantize(weight, bits, torch.tensor(d)) for d in range(14)]
+        errors = [(each - weight).square().mean().item() for each in rounded]
         best = int(qprune.optimal_decimal(weight, bits))
         search.semilogy(range(14), errors, "o-", color=colour, markersize=3, label=f"{bits} bits: d* = {best}")
         search.plot([best], [errors[best]], "o", color=colour, markersize=8, fillstyle="none")
-    search.set_xlabel("decimal bits d")
-    search.set_ylabel("mean squared error")
-    search.legend(frameon=False, fontsize=8)
+    search.set(xlabel="fraction bits d", ylabel="mean squared error")
     x = torch.linspace(-1.4, 1.4, 1401)
     stairs.plot(x, x, color=GREY, linewidth=0.8)
     for rounding, colour in (("trunc", BLUE), ("nearest", ORANGE)):
-        y = qprune.quantize(x, 3, torch.tensor(2), rounding)
+        y = qprune.fake_quantize(x, 3, torch.tensor(2), rounding)
         stairs.plot(x, y, color=colour, linewidth=1.3, label=f"{rounding}, 3 bits, d = 2")
-    stairs.set_xlabel("x")
-    stairs.set_ylabel("Q(x, d)")
-    stairs.legend(frameon=False, fontsize=8)
+    stairs.set(xlabel="x", ylabel="Q(x, d)")
+    for axis in (search, stairs):
+        axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    _save(figure, file)
-
-
-PICTURES = {"order": order, "mask": mask, "decimal": decimal}
+    return figure
 
 
 def draw(folder: Path) -> None:
-    """Draw all pictures into `folder`, as SVG."""
+    """Draw all figures into `folder`, as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE), torch.random.fork_rng(devices=[]):
-        for name, picture in PICTURES.items():
-            picture(folder / f"{name}.svg")
-
-
-def _save(figure: Any, file: Path) -> None:
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
+    for picture in (order, mask, decimal):
+        with plt.rc_context(STYLE), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            figure = picture()
+            figure.savefig(folder / f"{picture.__name__}.svg", metadata={"Date": None})
+            plt.close(figure)
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Called by Sphinx."""
+    """Register with Sphinx."""
     app.connect("builder-inited", lambda app: draw(Path(app.srcdir, "pictures")))
     return {"parallel_read_safe": True}

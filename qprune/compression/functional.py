@@ -52,8 +52,8 @@ def fake_quantize(
         axis: The dimension of x, of size C, that `decimal` runs along.
 
     Returns:
-        A tensor of x's shape; of its type unless that cannot hold the grid (float16, and bfloat16 above 9 bits:
-        float32).
+        A tensor of x's shape and type, or float32 where that type cannot hold the grid (float16, and bfloat16 above 9
+        bits).
 
     Raises:
         UserError: `bits` is outside 2..16, a word is unknown, or `decimal` does not fit `axis`.

@@ -197,7 +197,7 @@ class Timeline:
 
     @property
     def first_action(self) -> int | None:
-        """First step at which an operator acts or observes: training is float before it. None if there is none."""
+        """First step at which an operator acts or observes, before which training is float, or None."""
         first = self.next_action(-1)
         return None if first == math.inf else int(first)
 

@@ -1,1 +1,1 @@
-"""Data sets that are decoded once, live in memory and hand out whole batches; real ones and synthetic ones."""
+"""Data sets that are decoded once, stay in memory and yield whole batches; real ones and synthetic ones."""

@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 class CropAndFlip:
-    """Pad with `margin` zeros on each side, crop to the old size at a random place, mirror half of the pictures.
+    """Pad with `margin` zeros on each side, crop to the old size at a random place, flip half of the pictures.
 
-    The zeros are those of the raw picture, before normalisation, as in the usual CIFAR-10 pipeline.
+    The zeros are those of the raw picture, before normalization, as usual for CIFAR-10.
     """
 
     def __init__(self, margin: int = 4) -> None:
         self.margin = margin
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """(samples, 3) on the CPU: shift down and right in -margin..margin pixels, and 1 for a mirrored picture."""
+        """Draw (samples, 3) on the CPU: shifts down and right in -margin..margin pixels, and 1 for a flip."""
         shifts = torch.randint(-self.margin, self.margin + 1, (samples, 2), generator=generator)
         mirrored = torch.randint(0, 2, (samples, 1), generator=generator)
         return torch.cat((shifts, mirrored), dim=1)
 
     def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """`pictures` (N, C, H, W) at `rows` (B,), shifted and mirrored as `drawn` (B, 3) says: (B, C, H, W)."""
+        """Return `pictures` (N, C, H, W) at `rows` (B,), shifted and flipped by `drawn` (B, 3): (B, C, H, W)."""
         channels, height, width = pictures.shape[1:]
         down, right, mirrored = (drawn[:, i, None] for i in range(3))
         y = torch.arange(height, device=pictures.device) + down  # (B, H): the source row of each row

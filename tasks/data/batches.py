@@ -1,4 +1,4 @@
-"""Training batches from tensors in memory: by gathers of several batches, no Python per sample."""
+"""Training batches from tensors in memory, gathered several at a time, without Python per sample."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ from torch import Tensor, nn
 
 from qprune.tasks.data.seeds import generator
 
-# Batches that one gather makes: in a step of three milliseconds the calls of a gather for each batch are felt.
+# Batches per gather: in a step of three milliseconds, a gather per batch takes a noticeable part.
 _GATHERED_AT_ONCE = 16
 
 
 class Augmentation(Protocol):
-    """Random changes of pictures, split in two so that what is drawn does not depend on where it is applied."""
+    """Random changes of pictures; draws are separate, so that they do not depend on the device."""
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """The random numbers of `samples` pictures, (samples, ...), on the CPU."""
+        """Draw the random numbers of `samples` pictures, (samples, ...), on the CPU."""
         ...
 
     def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """`pictures[rows]`, (B, C, H, W), changed as `drawn`, (B, ...), says."""
+        """Return `pictures[rows]`, (B, C, H, W), changed by `drawn`, (B, ...)."""
         ...
 
 
 class TensorBatches(nn.Module):
-    """Pairs of inputs and targets in a random order, drawn anew for each epoch from (seed, epoch).
+    """Pairs of inputs and targets in a random order, drawn for each epoch from (seed, epoch).
 
-    inputs (N, ...), targets (N, ...): they move with `.to(device)` and stay out of the state dict. The last batch of
-    an epoch may be smaller. `augmentation` is applied to the inputs only.
+    The tensors move with `.to(device)` and are not in the state dict.
+
+    Args:
+        inputs: (N, ...).
+        targets: (N, ...).
+        batch_size: Samples per batch; the last one of an epoch may be smaller.
+        seed: Of order and augmentation.
+        augmentation: Of the inputs.
     """
 
     inputs: Tensor
@@ -54,11 +60,11 @@ class TensorBatches(nn.Module):
         self.augmentation = augmentation
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the steps per epoch."""
         return -(-self.samples // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (inputs, targets) of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
+        """Yield batches (inputs, targets) of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
         device = self.inputs.device
         order = torch.randperm(self.samples, generator=generator(self.seed, epoch, "order")).to(device)
         drawn = None

@@ -1,4 +1,4 @@
-"""What identifies a data set: a hash of its decoded arrays, whatever files they came in."""
+"""A hash of a data set's decoded arrays, independent of their files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def checksum(arrays: Iterable[NDArray[np.generic]]) -> str:
-    """sha256 (hexadecimal) over type, shape and content of the arrays, in their order."""
+    """Return the sha256 (hexadecimal) over type, shape and content of the arrays, in their order."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

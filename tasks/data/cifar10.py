@@ -1,4 +1,4 @@
-"""CIFAR-10 from its published Python batches, checked, and read without trusting what a pickle would like to run."""
+"""CIFAR-10 from its published Python batches, checked, and unpickled without running code."""
 
 from __future__ import annotations
 
@@ -33,10 +33,17 @@ class ClassifiedPictures(NamedTuple):
 
 
 def load_cifar10(root: str | Path, verify: bool = True) -> tuple[ClassifiedPictures, list[str]]:
-    """Read ROOT/cifar-10-batches-py, downloading it if no file of it is there; also returns the row's marks.
+    """Read ROOT/cifar-10-batches-py, downloading it if none of its files is there.
 
-    verify: refuse files whose md5 is not the published one; without it such a copy is read, and marked.
-    Raises UserError for files that are missing and cannot be downloaded, that differ, or that hold no valid batch.
+    Args:
+        root: Folder above.
+        verify: Refuse files whose md5 is not the published one; without it such a copy is read, and marked.
+
+    Returns:
+        The pictures, and the row's marks.
+
+    Raises:
+        UserError: Files are missing and cannot be downloaded, differ, or hold no valid batch.
     """
     folder = Path(root) / CIFAR10.base_folder
     files = TRAIN_FILES | TEST_FILES
@@ -58,7 +65,7 @@ def load_cifar10(root: str | Path, verify: bool = True) -> tuple[ClassifiedPictu
 
 
 def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (10000, 3, 32, 32) and labels (10000,) of one batch file. Raises UserError if it is not a valid one."""
+    """Read pictures (10000, 3, 32, 32) and labels (10000,) of one batch file, or raise UserError."""
     remedy = "fetch the data again, or type data=synthetic to run without files"
     try:
         with path.open("rb") as file:
@@ -75,7 +82,7 @@ def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 class _PickledType:
-    """Stands for `numpy.dtype` while unpickling; its state, which only tells byte orders and flags, is ignored."""
+    """Stand-in for `numpy.dtype` while unpickling; its state (byte order and flags) is ignored."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name != "u1":
@@ -86,7 +93,7 @@ class _PickledType:
 
 
 class _PickledArray:
-    """Stands for `numpy.ndarray` while unpickling: numpy's own would trust shapes and flags that a file makes up."""
+    """Stand-in for `numpy.ndarray` while unpickling: numpy's own would trust shapes and flags in the file."""
 
     pixels: NDArray[np.uint8]
 
@@ -97,10 +104,10 @@ class _PickledArray:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numbers, text, containers and arrays of bytes; any other name in the file is an error."""
+    """Unpickler of numbers, text, containers and arrays of bytes; any other name in the file is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The harmless counterpart of one of the names that a pickled array uses."""
+        """Return the harmless counterpart of a name that a pickled array uses."""
         allowed: dict[tuple[str, str], Any] = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),  # as numpy 1 writes it
             ("numpy._core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),  # as numpy 2 writes it
@@ -119,7 +126,7 @@ def _joined(batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple
 
 
 def _download(root: Path, folder: Path) -> None:
-    """Fetch the published archive into `folder`, which appears in one piece or not at all."""
+    """Download the published archive into `folder`, atomically."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".cifar-10-download-") as partial:

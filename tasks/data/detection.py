@@ -1,4 +1,4 @@
-"""Pictures with boxes: what a set of them is, and training batches in which every picture also comes mirrored."""
+"""Sets of pictures with boxes, and training batches of these pictures and their mirror images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Sample(NamedTuple):
     difficult: Tensor
 
     def mirrored(self) -> Sample:
-        """Left and right swapped."""
+        """Return the sample with left and right swapped."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         width = self.image.shape[-1]
         return self._replace(image=self.image.flip(-1), boxes=torch.stack((width - x2, y1, width - x1, y2), dim=1))
 
 
 class DetectionSet(Protocol):
-    """Pictures that are decoded when they are asked for; label i is class_names[i - 1]."""
+    """Pictures that are decoded at each access; label i is class_names[i - 1]."""
 
     class_names: Sequence[str]
 
@@ -40,15 +40,15 @@ class DetectionSet(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def checksum(self) -> str:
-        """sha256 of pictures and boxes."""
+        """Return the sha256 of pictures and boxes."""
         ...
 
 
 class DetectionBatches:
-    """Batches, as lists of samples, in an order drawn anew for each epoch from (seed, epoch).
+    """Batches, as lists of samples, in an order drawn for each epoch from (seed, epoch).
 
-    A set of n pictures has 2n views: 0..n-1 are the pictures, n..2n-1 the same pictures mirrored, and an epoch has
-    each of them once (spec 4). views: those that are trained on. The last batch of an epoch may be smaller.
+    A set of n pictures has 2n views: 0..n-1 are the pictures, n..2n-1 the same pictures mirrored; an epoch has each of
+    `views` once. The last batch of an epoch may be smaller.
     """
 
     def __init__(self, pictures: DetectionSet, views: Tensor, *, batch_size: int, seed: int) -> None:
@@ -56,11 +56,11 @@ class DetectionBatches:
         self.batch_size, self.samples, self.seed = batch_size, len(views), seed
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the steps per epoch."""
         return -(-self.samples // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Sample]]:
-        """Batches of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
+        """Yield batches of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
         order = torch.randperm(self.samples, generator=generator(self.seed, epoch, "order"))
         for batch in self.views[order].split(self.batch_size)[start:]:
             yield [self._view(int(view)) for view in batch]

@@ -1,4 +1,4 @@
-"""Pairs of pictures that lie side by side in one image file, as the facades come: A on the left, B on the right."""
+"""Pairs of pictures side by side in one image file, as in the facades: A on the left, B on the right."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ DIRECTIONS = ("AtoB", "BtoA")
 
 
 def read_pairs(folder: Path, key: str, size: int, direction: str) -> Tensor:
-    """All pairs of `folder` by file name: (N, 6, size, size) in uint8, the network's input before its target.
+    """Read all pairs of `folder` by file name: (N, 6, size, size) in uint8, the network's input before its target.
 
-    key: the config key that names the folder, for messages. Grey images become colour ones. Raises UserError for a
-    folder that is missing or empty, an image that cannot be decoded, and a pair of odd width.
+    Args:
+        folder: Its images; grey ones become RGB.
+        key: The config key of the folder, for messages.
+        size: Side in pixels.
+        direction: `AtoB` or `BtoA`.
+
+    Raises:
+        UserError: The folder is missing or empty, an image cannot be decoded, or a pair has an odd width.
     """
     if advice := sibling_advice(folder, key):
         raise UserError(f"there is no folder {folder}{advice}; or fetch the set with: qprune data get facades")
@@ -27,7 +33,7 @@ def read_pairs(folder: Path, key: str, size: int, direction: str) -> Tensor:
 
 
 def paired(images: list[NamedImage], size: int, direction: str) -> Tensor:
-    """Images with A left of B -> (N, 6, size, size) in uint8; `BtoA` puts B first. UserError for an odd width."""
+    """Convert images with A left of B to (N, 6, size, size) in uint8; `BtoA` puts B first."""
     halves: dict[str, list[Image.Image]] = {"A": [], "B": []}
     for name, image in images:
         width, height = image.size

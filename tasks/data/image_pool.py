@@ -1,4 +1,4 @@
-"""A memory of generated pictures, so that a discriminator also sees older ones (Shrivastava et al. 2017)."""
+"""A pool of generated pictures, so that a discriminator also sees older ones (Shrivastava et al. 2017)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ImagePool:
         self.pictures: list[Tensor] = []
 
     def exchange(self, batch: Tensor) -> Tensor:
-        """For each picture of (N, C, H, W): itself, or by a chance of one half an older one whose place it takes.
+        """Replace each picture of (N, C, H, W), with a chance of one half, by an older one whose place it takes.
 
         Until the pool is full, every picture is kept and returned.
         """
@@ -37,9 +37,9 @@ class ImagePool:
         return torch.stack(out)
 
     def contents(self) -> list[Tensor]:
-        """What the pool holds, in its order, on the CPU."""
+        """Return the pool's pictures, in order, on the CPU."""
         return [picture.cpu() for picture in self.pictures]
 
     def refill(self, pictures: list[Tensor], device: torch.device) -> None:
-        """Take back what `contents` gave."""
+        """Restore what `contents` returned."""
         self.pictures = [picture.to(device) for picture in pictures]

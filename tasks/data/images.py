@@ -13,17 +13,21 @@ SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 
 
 class NamedImage(NamedTuple):
-    """A decoded RGB image and what an error message calls it."""
+    """A decoded RGB image and its name in error messages."""
 
     name: str
     image: Image.Image
 
 
 def read_images(folder: Path, key: str) -> list[NamedImage]:
-    """All images of `folder` (not of folders below it) by file name, decoded to RGB.
+    """Read all images of `folder` (not of folders below it) by file name, decoded to RGB.
 
-    key: the config key that names the folder, for messages. Raises UserError for a folder that is missing or holds no
-    image, and for a file that cannot be decoded.
+    Args:
+        folder: Its files.
+        key: The config key of the folder, for messages.
+
+    Raises:
+        UserError: The folder is missing or holds no image, or a file cannot be decoded.
     """
     remedy = (
         f"put the images there, set data.root=FOLDER or {key}=FOLDER to where they are, "
@@ -38,7 +42,7 @@ def read_images(folder: Path, key: str) -> list[NamedImage]:
 
 
 def decoded(path: Path) -> Image.Image:
-    """The image of a file in RGB. Raises UserError for a file that cannot be decoded."""
+    """Decode the image of a file to RGB, or raise UserError."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Parts of a recipe: what a budget's limits leave of a data set and of a batch."""
+"""The part of a data set and of a batch within a budget's limits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from qprune.training.task import Limits
 
 
 def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:
-    """Indices of a fixed part of `total` samples, evenly spread over the set, and a mark if it is not the whole.
+    """Return indices of a fixed part of `total` samples, evenly spread over the set, and a mark if it is not the whole.
 
-    The part is the same in every epoch and run: what a run saw can be told from its config. Spread, because
-    neighbours may be alike (patches of one picture).
+    The part follows from the config, and is the same in every epoch and run. It is spread, because neighbours may be
+    alike (patches of one picture).
     """
     if wanted is None or wanted >= total:
         return torch.arange(total), []
@@ -20,7 +20,7 @@ def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:
 
 
 def training_part(total: int, recipe_batch: int, limits: Limits) -> tuple[Tensor, int, list[str]]:
-    """Indices of the training samples, samples per batch, and marks, for a recipe's batch size and a run's limits.
+    """Return indices of the training samples, samples per batch, and marks.
 
     With `limits.steps_per_epoch` the training set is cut to that many batches, so that an epoch remains one pass over
     the data.

@@ -10,19 +10,19 @@ import torch
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose of a run: the same everywhere, unrelated for different purposes."""
+    """Derive a 63-bit seed for one purpose of a run: the same everywhere, unrelated for different purposes."""
     words = "/".join(str(word) for word in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8]) >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A generator on the CPU, so that every device sees the same numbers."""
+    """Make a generator on the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(derived_seed(seed, *purpose))
 
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Draw from torch's global CPU generator as seeded for `purpose`, and leave its state as it was found."""
+    """Seed torch's global CPU generator for `purpose`, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would reseed the accelerators as well
         torch.default_generator.manual_seed(derived_seed(seed, *purpose))

@@ -1,4 +1,4 @@
-"""Low and high resolution pairs from images: luma, bicubic shrinking, and patches for training (spec 4, ESPCN)."""
+"""Pairs of low and high resolution from images: luma, bicubic downsampling, and patches for training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qprune.tasks.data.images import NamedImage
 
 
 def luma(image: Image.Image) -> Tensor:
-    """Y of ITU-R BT.601 (studio swing) of an RGB image, (H, W), unrounded, divided by 255."""
+    """Return Y of ITU-R BT.601 (studio swing) of an RGB image, (H, W), unrounded, divided by 255."""
     red, green, blue = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
     return torch.from_numpy((16.0 + (64.738 * red + 129.057 * green + 25.064 * blue) / 256.0) / 255.0)
 
 
 def low_and_high(image: Image.Image, scale: int) -> tuple[Tensor, Tensor]:
-    """Luma of the image at 1/scale of its size, (H, W), and at its size, (scale * H, scale * W).
+    """Return luma at 1/scale of the image's size, (H, W), and at its size, (scale * H, scale * W).
 
     Sides that are no multiple of `scale` are first resized to the next smaller one, as the authors do. (Cropping
     instead gives other images and, with bicubic interpolation on Set5, 0.5 dB less.)
@@ -61,9 +61,10 @@ class ImagePairs(nn.Module):
         return (self[index] for index in range(self.count))
 
     def patches(self, patch: int, stride: int) -> tuple[Tensor, Tensor]:
-        """All squares of `patch` pixels at low resolution, `stride` apart, image by image and row by row.
+        """Cut all squares of `patch` pixels at low resolution, `stride` apart, image by image and row by row.
 
-        Returns (N, 1, patch, patch) and the same squares at high resolution, (N, 1, scale * patch, scale * patch).
+        Returns:
+            (N, 1, patch, patch), and the same squares at high resolution, (N, 1, scale * patch, scale * patch).
         """
         lows, highs = [], []
         for low, high in self:

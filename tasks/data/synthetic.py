@@ -1,5 +1,4 @@
-"""Synthetic data sets: made in memory from a seed, offline, and learnable. They stand in for real ones in tests and
-demonstrations; a row that rests on them says so.
+"""Synthetic data sets for tests and demonstrations: made in memory, offline, and learnable.
 
 The seed is the set's own and not the run's: runs of different seeds see the same data, as with a real set.
 """
@@ -22,7 +21,7 @@ CLASSES = ANGLES * len(PERIODS)
 
 
 def classified_gratings(train: int = 5120, test: int = 1000, size: int = 32, seed: int = 0) -> ClassifiedPictures:
-    """Striped pictures, (N, 3, size, size): the class is the stripes' slope, width and approximate hue.
+    """Draw striped pictures, (N, 3, size, size), whose class is the stripes' slope, width and approximate hue.
 
     Phase, brightness and noise are random, and hues of neighbouring classes overlap. Mirroring keeps the class (slopes
     have no sign), so that flips are a legal augmentation.
@@ -47,10 +46,10 @@ def classified_gratings(train: int = 5120, test: int = 1000, size: int = 32, see
 
 
 def textured_pictures(count: int, size: int = 192, seed: int = 0, part: str = "train") -> list[NamedImage]:
-    """RGB pictures, size x size: plain and textured regions with sharp, straight edges.
+    """Draw RGB pictures, size x size: plain and textured regions with sharp, straight edges.
 
-    Textures are waves of at least 5 pixels, so that most of them survive shrinking to a third. What does not, and
-    the edges, is what a network can learn to restore.
+    Textures are waves of at least 5 pixels, so that most of them survive downsampling to a third. A network can learn
+    to restore the rest, and the edges.
     """
     draw = generator(seed, "textures", part)
     pictures = []
@@ -72,7 +71,7 @@ def textured_pictures(count: int, size: int = 192, seed: int = 0, part: str = "t
 
 
 def _along(size: int, angle: Tensor) -> Tensor:
-    """How far each pixel lies in directions `angle` (N,), radians: (N, size, size), in pixels."""
+    """Return each pixel's coordinate along directions `angle` (N,), radians: (N, size, size), in pixels."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return x * torch.cos(angle)[:, None, None] + y * torch.sin(angle)[:, None, None]
 

@@ -19,8 +19,8 @@ COLOURS = ((220.0, 60.0, 50.0), (60.0, 190.0, 80.0), (60.0, 90.0, 220.0))  # typ
 class ShapePictures:
     """`count` pictures of `size` x `size` pixels with one to three shapes each, hardly overlapping.
 
-    A class is a shape of approximately one colour. Every tenth object is drawn faintly and called difficult. The
-    seed is the set's own: runs of different seeds see the same pictures, as with a real set.
+    A class is a shape of approximately one colour. Every tenth object is faint and marked difficult. The seed is the
+    set's own: runs of different seeds see the same pictures, as with a real set.
     """
 
     class_names: Sequence[str] = SHAPES
@@ -36,7 +36,7 @@ class ShapePictures:
         return self.samples[index]
 
     def checksum(self) -> str:
-        """sha256 of pictures and objects."""
+        """Return the sha256 of pictures and objects."""
         return checksum(tensor.numpy() for sample in self.samples for tensor in sample)
 
 
@@ -65,7 +65,7 @@ def _picture(size: int, draw: torch.Generator) -> Sample:
 
 
 def _place(size: int, draw: torch.Generator) -> Tensor:
-    """A box (4,) with sides of a quarter to a half of the picture's, at whole pixels inside it."""
+    """Draw a box (4,) with sides of a quarter to a half of the picture's, at whole pixels inside it."""
     least, most = size // 4, size // 2
     sides = torch.randint(least, most + 1, (2,), generator=draw)
     corner = (torch.rand(2, generator=draw) * (size - sides + 1)).floor()
@@ -73,7 +73,7 @@ def _place(size: int, draw: torch.Generator) -> Tensor:
 
 
 def _inside(kind: int, box: Tensor, size: int) -> Tensor:
-    """1 where the shape covers a pixel's centre, else 0: (size, size)."""
+    """Return 1 where the shape covers a pixel's centre, else 0: (size, size)."""
     centres = torch.arange(size) + 0.5
     # from -1 at the box's left and upper edges to 1 at its right and lower ones
     x = (2 * (centres - box[0]) / (box[2] - box[0]) - 1)[None, :]

@@ -1,7 +1,7 @@
 """Synthetic sets for image-to-image translation, made in memory from a seed of their own: learnable in seconds.
 
 Paired: label maps (coloured rectangles, as the facades have them) and the pictures that they describe. Unpaired:
-two domains that differ in the skin of what they show, plain or striped, and in the tint of the background.
+two domains that differ in the skin of their bodies, plain or striped, and in the tint of the background.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ TRAIN, TEST = 64, 24  # pictures, of each domain
 
 
 def label_maps_and_pictures(count: int, size: int, part: str, seed: int = 0) -> Tensor:
-    """Pairs (count, 6, size, size) in uint8: a label map, then its picture.
+    """Draw pairs (count, 6, size, size) in uint8: a label map, then its picture.
 
-    A picture is its labels' surfaces, lit from the left or from the right, with a rough texture: the colours can be
-    told from the labels, the light and the texture cannot.
+    A picture is its labels' surfaces, lit from the left or from the right, with a rough texture: its colours follow
+    from the labels, light and texture do not.
     """
     draw = generator(seed, "label maps", part)
     labels = torch.zeros(count, size, size, dtype=torch.int64)
@@ -42,7 +42,7 @@ def label_maps_and_pictures(count: int, size: int, part: str, seed: int = 0) -> 
 
 
 def plain_or_striped(count: int, size: int, part: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two domains, each (count, 3, size, size) in uint8, of a round body on a meadow; no picture has a partner.
+    """Draw two domains, each (count, 3, size, size) in uint8, of a round body on a meadow; no picture has a partner.
 
     A: brown bodies on green. B: bodies with black and white stripes, on a yellower green.
     """
@@ -69,7 +69,7 @@ def _bodies(count: int, size: int, part: str, seed: int, striped: bool) -> Tenso
 
 
 def _axes(size: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a picture as fractions of its side, each (size, size)."""
+    """Return rows and columns of a picture as fractions of its side, each (size, size)."""
     along = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(along, along, indexing="ij")
     return y, x

@@ -1,4 +1,4 @@
-"""What sets for image-to-image translation share: sizes, random crops, and pictures as tensors."""
+"""Sizes, random crops and conversions of pictures for image-to-image translation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ENLARGED = 286 / 256  # training pictures are this much larger than the crops ta
 
 
 def is_trial(data: DataOptions, limits: Limits) -> bool:
-    """Whether a run is to try things out, on synthetic data in shortened epochs: small pictures and networks do."""
+    """Return whether a run is on synthetic data in shortened epochs, for which small pictures and networks do."""
     return data.source == "synthetic" and limits.steps_per_epoch is not None
 
 
 def enlarged(size: int) -> int:
-    """Side of the training pictures that crops of `size` pixels are taken from: 286 for 256."""
+    """Return the side of the training pictures from which crops of `size` pixels are taken: 286 for 256."""
     return round(size * ENLARGED)
 
 
 def resized(images: Sequence[NamedImage | Image.Image], size: int) -> Tensor:
-    """RGB images, bicubically resized to squares: (N, 3, size, size) in uint8."""
+    """Resize RGB images bicubically to squares: (N, 3, size, size) in uint8."""
     pictures = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for row, item in enumerate(images):
         image = item.image if isinstance(item, NamedImage) else item
@@ -39,28 +39,28 @@ def resized(images: Sequence[NamedImage | Image.Image], size: int) -> Tensor:
 
 
 def signed(pictures: Tensor) -> Tensor:
-    """Pictures (N, 3, H, W) in uint8 -> -1..1 in float32, as the networks take and give them."""
+    """Convert pictures (N, 3, H, W) in uint8 to -1..1 in float32, the networks' range."""
     return pictures.float().div(127.5).sub(1)
 
 
 def in_bytes(pictures: Tensor) -> Tensor:
-    """Pictures (N, 3, H, W) in -1..1 -> uint8, cut off as the authors' code does before it saves them."""
+    """Convert pictures (N, 3, H, W) in -1..1 to uint8, truncated as in the authors' code."""
     return pictures.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8)
 
 
 class SquareCrop:
-    """Squares of `size` pixels cut out at a random place, half of them mirrored."""
+    """Crop squares of `size` pixels at a random place, and flip half of them."""
 
     def __init__(self, size: int, stored: int) -> None:
         self.size, self.margin = size, stored - size
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """(samples, 3) on the CPU: first row, first column, and 1 for a mirrored picture."""
+        """Draw (samples, 3) on the CPU: first row, first column, and 1 for a flip."""
         corners = torch.randint(0, self.margin + 1, (samples, 2), generator=generator)
         return torch.cat((corners, torch.randint(0, 2, (samples, 1), generator=generator)), dim=1)
 
     def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """`pictures` (N, C, S, S) at `rows` (B,), cut and mirrored as `drawn` (B, 3) says: (B, C, size, size)."""
+        """Return `pictures` (N, C, S, S) at `rows` (B,), cropped and flipped by `drawn` (B, 3): (B, C, size, size)."""
         down, right, mirrored = (drawn[:, i, None] for i in range(3))
         along = torch.arange(self.size, device=pictures.device)
         y = along + down  # (B, size): the source row of each row
@@ -70,7 +70,7 @@ class SquareCrop:
 
 
 def sibling_advice(folder: Path, key: str) -> str:
-    """`; ... holds a, b: type key=...` for the folders beside a missing one, or nothing."""
+    """Return `; ... holds a, b: name one of them with key=...` for the folders beside a missing one, or nothing."""
     if folder.is_dir() or not folder.parent.is_dir():
         return ""
     names = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
@@ -80,5 +80,5 @@ def sibling_advice(folder: Path, key: str) -> str:
 
 
 def other_than(what: str, given: int, papers: int) -> list[str]:
-    """A mark where a run's size is not the paper's."""
+    """Return a mark where a run's size is not the paper's."""
     return [] if given == papers else [f"{what}: {given} instead of {papers}"]

@@ -1,4 +1,4 @@
-"""Training batches from two unpaired domains: each sample is a picture of either, drawn independently."""
+"""Training batches from two unpaired domains: each sample is one picture of each, drawn independently."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from qprune.tasks.data.translation import resized
 
 
 def read_domain(folder: Path, size: int) -> Tensor:
-    """All pictures of one domain's folder by file name, (N, 3, size, size) in uint8; grey ones become colour ones.
+    """Read all pictures of a domain's folder by file name, (N, 3, size, size) in uint8; grey ones become RGB.
 
-    Raises UserError for a folder that is missing or empty, and for a picture that cannot be decoded.
+    Raises:
+        UserError: The folder is missing or empty, or a picture cannot be decoded.
     """
     if not folder.is_dir():
         raise UserError(
@@ -30,11 +31,11 @@ def read_domain(folder: Path, size: int) -> Tensor:
 
 
 class UnpairedBatches(nn.Module):
-    """Pictures of domains A and B, (N_A, C, H, W) and (N_B, C, H, W), drawn anew for each epoch from (seed, epoch).
+    """Pictures of domains A and B, (N_A, C, H, W) and (N_B, C, H, W), drawn for each epoch from (seed, epoch).
 
-    An epoch is as long as the larger domain: every picture of A once (again from the start where A is the smaller
-    one) in random order, and for each a random picture of B. The tensors move with `.to(device)` and stay out of the
-    state dict. `augmentation` is drawn for each domain by itself. The last batch may be smaller.
+    An epoch is as long as the larger domain: every picture of A once (repeated where A is smaller) in random order, and
+    for each a random picture of B. The tensors move with `.to(device)` and are not in the state dict. Each domain has
+    its own draws of `augmentation`. The last batch may be smaller.
     """
 
     a: Tensor
@@ -48,11 +49,11 @@ class UnpairedBatches(nn.Module):
         self.samples = max(len(a), len(b))
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the steps per epoch."""
         return -(-self.samples // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (A, B) of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
+        """Yield batches (A, B) of `epoch` from step `start` on: the tail of the uninterrupted epoch."""
         device = self.a.device
 
         def drawing(purpose: str) -> torch.Generator:

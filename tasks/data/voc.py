@@ -37,11 +37,18 @@ class Annotation(NamedTuple):
 
 
 class VocPictures:
-    """A split of VOC 2007 below `root`: a list of names in ImageSets/Main, published or of one's own.
+    """A split of VOC 2007: a list of names in ImageSets/Main, published or your own.
 
-    Annotations are read at once and pictures when they are asked for. Where no VOC 2007 is below `root`, published
-    splits are downloaded there through torchvision. key: the config key of the split, for messages.
-    Raises UserError for what is missing, and for files that cannot be what they should.
+    Annotations are read at once, pictures at each access. Where no VOC 2007 is below `root`, published splits are
+    downloaded there through torchvision.
+
+    Args:
+        root: Folder of VOCdevkit.
+        split: Name of the list.
+        key: The config key of the split, for messages.
+
+    Raises:
+        UserError: A file is missing or not valid.
     """
 
     class_names: Sequence[str] = CLASSES
@@ -74,7 +81,7 @@ class VocPictures:
         return Sample(pixels, annotation.boxes, annotation.labels, annotation.difficult)
 
     def checksum(self) -> str:
-        """sha256 over the names of the pictures, their files and their objects."""
+        """Return the sha256 over the names of the pictures, their files and their objects."""
         digest = hashlib.sha256()
         for name, annotation in zip(self.names, self.annotations, strict=True):
             digest.update(name.encode())
@@ -85,10 +92,10 @@ class VocPictures:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The objects of an annotation file; one without any object is a picture of background.
+    """Read the objects of an annotation file, which may have none; boxes are clipped to the picture.
 
-    A box that reaches over the picture's edge is cut there. Raises UserError for a file that is missing or no VOC
-    annotation, an unknown class, and a box that has no area or lies outside the picture.
+    Raises:
+        UserError: The file is missing or no VOC annotation, a class is unknown, or a box has no area in the picture.
     """
     try:
         tree = VOCDetection.parse_voc_xml(ElementTree.parse(path).getroot())["annotation"]
@@ -107,7 +114,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def _object(entry: dict[str, Any], size: tuple[int, int]) -> tuple[list[float], int, bool]:
-    """Box, label and whether it is difficult. Corners in the file are pixels counted from 1, both inside the box."""
+    """Return box, label and whether it is difficult. Corners in the file are pixels from 1, both inside the box."""
     name, corners = entry["name"], entry["bndbox"]
     if name not in CLASSES:
         raise UserError(f"the class {name!r} is not one of VOC's ({', '.join(CLASSES)})")
@@ -138,7 +145,7 @@ def _names(folder: Path, split: str, key: str) -> list[str]:
 
 
 def _download(root: Path, split: str, key: str) -> None:
-    """Fetch the published archive of a split; both archives unpack into the same folder."""
+    """Download the published archives, which unpack into the same folder."""
     try:
         if split not in PUBLISHED:
             raise ValueError(f"{key}={split} is not a published split ({', '.join(PUBLISHED)})")

@@ -24,12 +24,15 @@ PER_PASS = 16  # pictures per forward pass of the extractor
 
 
 class FrechetDistance:
-    """Distance of generated pictures to real ones, from 0 (alike) up; `name` says what may be claimed of it.
+    """Distance of generated pictures to real ones, from 0 (alike) up.
 
-    extractor: `inception` is the published FID, called `fid`; its weights are read from the file `weights`, or from
-    torch hub's cache, and must have the published checksum. `proxy` takes features of random convolutions, needs no
-    file, and is called `fid_proxy`: it ranks pictures of one set roughly and compares with no published figure.
-    Raises UserError for weights that are missing or others.
+    Args:
+        extractor: `inception` is the published FID; the metric's name is `fid`. `proxy` uses features of random
+            convolutions and needs no file; its name is `fid_proxy`, and it compares with no published figure.
+        weights: File of the Inception network, with the published checksum; by default in torch hub's cache.
+
+    Raises:
+        UserError: The weights are missing or different.
     """
 
     def __init__(self, extractor: str, weights: str | None = None) -> None:
@@ -39,7 +42,7 @@ class FrechetDistance:
 
     @torch.no_grad()
     def __call__(self, real: Tensor, generated: Tensor) -> float:
-        """Pictures (N, 3, H, W) and (M, 3, H, W) in uint8. Raises UserError for sets of a single picture."""
+        """Compare pictures (N, 3, H, W) and (M, 3, H, W) in uint8; sets of one picture are a UserError."""
         if min(len(real), len(generated)) < 2:
             raise UserError(
                 f"{self.name} compares sets of pictures, and one of them holds {min(len(real), len(generated))}; give "
@@ -60,7 +63,7 @@ class FrechetDistance:
 
 
 def distance_of(fid: str, weights: str | None, data: DataOptions, limits: Limits) -> FrechetDistance:
-    """The distance that `task.fid` names: `auto` is `inception` for the whole recipe on real data, else `proxy`."""
+    """Build the distance of `task.fid`: `auto` is `inception` for the whole recipe on real data, else `proxy`."""
     one_of("task.fid", fid, EXTRACTORS)
     whole = data.source == "real" and limits.steps_per_epoch is None
     return FrechetDistance(("inception" if whole else "proxy") if fid == "auto" else fid, weights)
@@ -69,7 +72,7 @@ def distance_of(fid: str, weights: str | None, data: DataOptions, limits: Limits
 class RandomFeatures(nn.Module):
     """Pictures (N, 3, H, W) in uint8 -> (N, 112): mean responses of three random convolutions at falling resolution.
 
-    The weights depend on nothing but this code, so that figures of different runs compare.
+    The weights are fixed by this code, so that figures of different runs compare.
     """
 
     num_features = 112
@@ -94,7 +97,7 @@ class RandomFeatures(nn.Module):
 
 
 def inception_weights(given: str | None) -> Path:
-    """The file of the Inception network that FID is defined on, checked. Raises UserError with the remedy."""
+    """Find and check the file of FID's Inception network, or raise UserError with the remedy."""
     path = Path(given) if given is not None else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     remedy = (
         f"fetch {WEIGHTS_URL} and name it with task.inception_weights=FILE or put it into {path.parent}, or type "

@@ -13,7 +13,7 @@ RECALLS = 11  # 0, 0.1, ..., 1
 
 
 class Truth(NamedTuple):
-    """What an image shows: boxes (N, 4) as x1, y1, x2, y2 in pixels, labels (N,) and difficult (N,), a bool each.
+    """The objects of an image: boxes (N, 4) as x1, y1, x2, y2 in pixels, labels (N,) and difficult (N,), a bool each.
 
     Edges are continuous: a VOC box of pixels 3 to 5 reaches from 2 to 5. With such edges the plain overlap equals
     that of the published code, which adds 1 to every width and height.
@@ -25,7 +25,7 @@ class Truth(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a detector says of an image: boxes (M, 4) as in `Truth`, labels (M,) and scores (M,)."""
+    """A detector's output for an image: boxes (M, 4) as in `Truth`, labels (M,) and scores (M,)."""
 
     boxes: Tensor
     labels: Tensor
@@ -33,20 +33,29 @@ class Found(NamedTuple):
 
 
 def voc07_average_precisions(found: Sequence[Found], truth: Sequence[Truth], overlap: float = 0.5) -> dict[int, float]:
-    """Label -> average precision in [0, 1], for every label with an object that is not difficult.
+    """Return label -> average precision in [0, 1], for every label with an object that is not difficult.
 
-    found, truth: one entry per image. A detection is right when the object of its label that it overlaps most, with an
-    intersection over union above `overlap`, has not been found by one of a higher score; a second one is wrong.
-    Detections of difficult objects count neither way. Raises ValueError for lists of different lengths.
+    A detection is right if its intersection over union with the object of its label that it overlaps most is above
+    `overlap`, and no detection of a higher score has that object. Detections of difficult objects are not counted.
+
+    Args:
+        found: One entry per image.
+        truth: One entry per image.
+        overlap: Threshold of the intersection over union.
+
+    Raises:
+        ValueError: The lists have different lengths.
     """
     labels = {int(label) for image in truth for label in image.labels[~image.difficult]}
     return {label: _average_precision(label, found, truth, overlap) for label in sorted(labels)}
 
 
 def eleven_points(right: Tensor, objects: int) -> float:
-    """Mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one; 0 where none is reached.
+    """Average over recalls 0, 0.1, ..., 1 the best precision at that recall or a higher one, 0 where none is reached.
 
-    right (M,): whether each detection is right, by falling score. objects: how many there are to find, at least 1.
+    Args:
+        right: (M,), whether each detection is right, by falling score.
+        objects: Number of objects to find, at least 1.
     """
     hits = right.to(torch.int64).cumsum(0)
     precision = hits / torch.arange(1, len(hits) + 1)
@@ -74,10 +83,7 @@ def _average_precision(label: int, found: Sequence[Found], truth: Sequence[Truth
 
 
 def _judge(boxes: Tensor, objects: Tensor, difficult: Tensor, overlap: float) -> Tensor:
-    """1 right, 0 wrong, -1 not counted, for boxes (M, 4) by falling score in an image with objects (N, 4) of a label.
-
-    An image's detections are judged among themselves, as no other image's can take its objects.
-    """
+    """Return 1 right, 0 wrong, -1 not counted, for boxes (M, 4) by falling score and objects (N, 4) of one image."""
     verdict = torch.zeros(len(boxes), dtype=torch.int64)
     if not len(objects) or not len(boxes):
         return verdict

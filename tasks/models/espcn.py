@@ -1,4 +1,4 @@
-"""ESPCN (Shi et al. 2016): super resolution whose layers all work at the low resolution (spec 4)."""
+"""ESPCN (Shi et al. 2016): super resolution whose layers all work at the low resolution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ESPCN(nn.Module):
     """(N, 1, H, W) -> (N, 1, scale * H, scale * W), luma on [0, 1]. 22,729 parameters at scale 3.
 
     Weights start as N(0, sqrt(2 / (out_channels * k * k))), those of the last convolution as N(0, 0.001), so that the
-    untrained network answers with almost nothing; biases start at 0.
+    untrained network's output is almost 0; biases start at 0.
     """
 
     def __init__(self, scale: int = 3) -> None:

@@ -33,7 +33,7 @@ NO_LIMIT = 1 << 16  # pixels: longer than any picture
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
-    """A batch norm that stays in evaluation mode and is not trained (spec 4).
+    """A batch norm that stays in evaluation mode and is not trained.
 
     It owns parameters, unlike torchvision's class of that purpose: the paper's sizes count its weights and outputs.
     """
@@ -49,11 +49,16 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
 
 def stage(inputs: int, channels: int, blocks: int, stride: int, stride_in: str, scale: float = 1.0) -> nn.Sequential:
-    """A stage of bottleneck blocks, (N, inputs, H, W) -> (N, 4 * channels, H / stride, W / stride).
+    """Build a stage of bottleneck blocks, (N, inputs, H, W) -> (N, 4 * channels, H / stride, W / stride).
 
-    stride_in: which convolution of the first block has the stride: `3x3`, as torchvision's weights were trained, or
-    `1x1`, the first one, as the paper's. scale: of what each block adds to its shortcut before training; frozen norms
-    do not keep the sums of many untrained blocks from growing.
+    Args:
+        inputs: Channels before.
+        channels: A quarter of the channels after.
+        blocks: Their number.
+        stride: Of the first block.
+        stride_in: The convolution of the first block that has the stride: `3x3`, as in torchvision's weights, or `1x1`,
+            the first one, as in the paper.
+        scale: Initial scale of each block's residual; frozen norms do not keep sums of many untrained blocks small.
     """
     outputs = channels * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenBatchNorm(outputs))
@@ -98,7 +103,7 @@ class ProposalHead(nn.Module):
     """Objectness and box offsets of every anchor; features (N, C, H, W) -> (N, A, H, W) and (N, 4 * A, H, W), in lists.
 
     As in the paper's implementation, objectness is a choice between two classes (2 * A outputs). Only the difference
-    of their logits matters to a softmax, so it is handed on as the logit that torchvision's losses expect.
+    of their logits matters to a softmax, so it becomes the logit that torchvision's losses expect.
     """
 
     def __init__(self, inputs: int, anchors: int) -> None:
@@ -123,7 +128,7 @@ class ProposalHead(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """The fourth stage and the mean over what is left of a region: (R, C, 7, 7) -> (R, 2 * C, 1, 1)."""
+    """The fourth stage and the mean over a region: (R, C, 7, 7) -> (R, 2 * C, 1, 1)."""
 
     def __init__(self, inputs: int, blocks: int, width: int, stride_in: str, scale: float) -> None:
         super().__init__()
@@ -137,16 +142,21 @@ class RegionHead(nn.Module):
 
 
 class FasterRCNN(GeneralizedRCNN):
-    """The detector, put together from torchvision's parts with the numbers of spec 4.
-
-    classes: with the background as class 0. backbone: one of `BACKBONES`. short_side: pixels to which pictures are
-    resized. anchor_sizes: sides of square anchors in pixels of the resized picture. rois: regions per picture in
-    training, a quarter of them objects at most; proposals: in evaluation. stride_in: see `stage`.
+    """The detector, of torchvision's parts.
 
     Called with pictures, a list of (3, H, W) in [0, 1], and in training with targets (dicts of boxes and labels), it
     returns losses, or, in evaluation mode, dicts of boxes, labels and scores. Called with proposals (R, 4) in pixels
-    of one normalised picture (1, 3, H, W), on any device, it returns the raw outputs for just these regions. Their
-    number does not depend on what the network finds: that is how its sizes are counted.
+    of one normalized picture (1, 3, H, W), on any device, it returns the raw outputs for these regions, whose number is
+    fixed: that is how its sizes are counted.
+
+    Args:
+        classes: With the background as class 0.
+        backbone: A key of `BACKBONES`.
+        short_side: Pixels to which pictures are resized.
+        anchor_sizes: Sides of square anchors in pixels of the resized picture.
+        rois: Regions per picture in training, at most a quarter of them objects.
+        stride_in: See `stage`.
+        proposals: Regions per picture in evaluation.
     """
 
     def __init__(
@@ -176,8 +186,8 @@ class FasterRCNN(GeneralizedRCNN):
             nms_thresh=0.7,
         )
         heads = RoIHeads(
-            # A fixed number of samples per cell: an adaptive one has no deterministic kernel on a GPU, and what stands
-            # in for it would take more memory than a GPU has.
+            # A fixed number of samples per cell: an adaptive one has no deterministic kernel on a GPU, and its
+            # replacement would need more memory than a GPU has.
             MultiScaleRoIAlign(["0"], ROI_SIDE, sampling_ratio=2),
             region_head,
             FastRCNNPredictor(region_head.out_channels, classes),
@@ -206,7 +216,7 @@ class FasterRCNN(GeneralizedRCNN):
         return *objectness, *deltas, *self.roi_heads.box_predictor(self.roi_heads.box_head(regions))
 
     def load_imagenet(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of torchvision's classifier of the same depth, without its last layer."""
+        """Load the weights of torchvision's classifier of the same depth, without its last layer."""
         last = {name.removeprefix("layer4."): value for name, value in weights.items() if name.startswith("layer4.")}
         trunk = {name: value for name, value in weights.items() if not name.startswith(("layer4.", "fc."))}
         self.backbone.load_state_dict(trunk)
@@ -214,6 +224,6 @@ class FasterRCNN(GeneralizedRCNN):
 
 
 def spread_regions(count: int, height: int, width: int) -> Tensor:
-    """`count` regions (count, 4) of a third of the picture's sides, side by side from corner to corner, in pixels."""
+    """Place `count` regions (count, 4) of a third of the picture's sides from corner to corner, in pixels."""
     at = torch.linspace(0, 2 / 3, count)[:, None]
     return torch.cat((at * width, at * height, (at + 1 / 3) * width, (at + 1 / 3) * height), dim=1)

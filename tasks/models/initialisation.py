@@ -6,9 +6,9 @@ from torch import nn
 
 
 def gaussian_(network: nn.Module, deviation: float = 0.02) -> None:
-    """The adversarial networks' initial weights, in place: N(0, deviation) from torch's global generator.
+    """Draw the adversarial networks' initial weights from torch's global generator, in place.
 
-    Convolutions: that, and zero biases. Batch normalisations: N(1, deviation) for the scale, zero for the shift.
+    Convolutions get N(0, deviation) and zero biases, batch norms N(1, deviation) as scale and zero as shift.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

@@ -1,4 +1,4 @@
-"""MobileNetV2 for 32x32 pictures (Sandler et al. 2018), in the CIFAR-10 variant that the paper builds on (spec 4)."""
+"""MobileNetV2 for 32x32 pictures (Sandler et al. 2018), in the CIFAR-10 variant of the paper."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.residual = stride == 1
         self.shortcut: nn.Module = nn.Identity()
         if self.residual and in_channels != out_channels:
-            # This variant adds a projected input where the channels change; the ImageNet network adds nothing there.
+            # This variant adds a projected input where the channels change, unlike the ImageNet network.
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
             )

@@ -1,4 +1,4 @@
-"""The PatchGAN discriminator (Isola et al. 2017), which judges patches of 70x70 pixels."""
+"""The PatchGAN discriminator (Isola et al. 2017), which classifies patches of 70x70 pixels."""
 
 from __future__ import annotations
 

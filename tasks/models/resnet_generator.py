@@ -1,6 +1,6 @@
 """The residual generator of CycleGAN (Zhu et al. 2017): two halvings, residual blocks, two doublings.
 
-Every tensor that spec 3.3 places an operator on is the output of a module: `input`, `first.norm`, `down1.norm`,
+Every tensor that the recipe puts an operator on is the output of a module: `input`, `first.norm`, `down1.norm`,
 `down2.norm`, `blocks.*.norm1`, `blocks.*.norm2`, `blocks.*` (the residual sum), `up1.norm`, `up2.norm`.
 """
 
@@ -80,5 +80,5 @@ class ResnetGenerator(nn.Module):
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
-    """A batch normalisation, or an instance normalisation without parameters or running statistics."""
+    """Build a batch norm, or an instance norm without parameters or running statistics."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)

@@ -1,6 +1,6 @@
 """The U-Net generator of Pix2Pix (Isola et al. 2017): an encoder and a decoder joined at every resolution.
 
-Every tensor that spec 3.3 places an operator on is the output of a module, whatever the depth: `outer_down`, `downs.*`,
+Every tensor that the recipe puts an operator on is the output of a module, at any depth: `outer_down`, `downs.*`,
 `inner_down`, `joins.*`, `ups.*.norm`.
 """
 
@@ -18,7 +18,7 @@ WIDEST = 8  # channels at most, in multiples of the first stage's
 
 
 class Down(nn.Module):
-    """(N, C, H, W) -> (N, out, H/2, W/2): convolution 4x4 of stride 2, then a batch normalisation if asked for."""
+    """(N, C, H, W) -> (N, out, H/2, W/2): convolution 4x4 of stride 2, then an optional batch norm."""
 
     def __init__(self, channels: int, out: int, norm: bool = True) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class UNet(nn.Module):
         x = self.outer_down(x)
         skips = []
         for down in (*self.downs, self.inner_down):
-            # what is joined has passed the activation: in the original it works in place (no later layer can tell)
+            # the joined tensor has passed the activation, which works in place in the original
             x = F.leaky_relu(x, SLOPE)
             skips.append(x)
             x = down(x)

@@ -1,4 +1,4 @@
-"""The pages of the documentation as tests read them: fenced blocks, and the modules that make parts of the pages."""
+"""Read the pages of the documentation: fenced blocks, and the modules of docs/extensions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Block:
 
 
 def blocks(page: str, language: str) -> list[Block]:
-    """The blocks of a page in a language, in order; those of directives other than `code-block` are left out."""
+    """Return the blocks of a page in a language, in order, without directives other than `code-block`."""
     found: list[Block] = []
     head: str | None = None
     lines: list[str] = []
@@ -47,7 +47,7 @@ def blocks(page: str, language: str) -> list[Block]:
 
 
 def extension(name: str) -> Any:
-    """A module of docs/extensions."""
+    """Import a module of docs/extensions."""
     sys.path.insert(0, str(DOCS / "extensions"))
     try:
         spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "extensions" / f"{name}.py")

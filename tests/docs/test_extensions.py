@@ -1,4 +1,4 @@
-"""What makes parts of the pages when they are built."""
+"""Tables and figures that are made when the pages are built."""
 
 from __future__ import annotations
 
@@ -59,38 +59,6 @@ def test_tables_are_tables() -> None:
     assert "| `espcn/prune_first` | 160 | 170 | 140 | 5 | 4 |" in schedules
     assert "| `cifar/baseline` | - | - | - | - | 4 |" in schedules
     assert "| `prune_first` | Pruning, then quantization: P0.5(w,f)->Q8(w,f) |" in config_keys.choices_table("order")
-
-
-def test_docstrings_become_lists_and_code() -> None:
-    docstrings = extension("docstrings")
-    lines = ["What `f(x)`s are. x: a *number*", "in `Mb`. y, z: others (spec 2.3).", "", "Raises `UserError`."]
-    assert docstrings.converted(lines, ["x", "y", "z"]) == [
-        "What ``f(x)``\\ s are.",
-        "",
-        r"* ``x``: a \*number\* in ``Mb``.",
-        "* ``y``, ``z``: others.",
-        "",
-        "Raises ``UserError``.",
-        "",
-    ]
-    fields = ["metric: the score", "    of a run.", "example, size_example: inputs."]
-    assert docstrings.converted(fields) == [
-        "* ``metric``: the score of a run.",
-        "* ``example``, ``size_example``: inputs.",
-        "",
-    ]
-    assert docstrings.without_sources("of B.2 (Appendix B.2; spec 3.3 and 4)") == "of B.2 (Appendix B.2)"
-
-
-def test_dead_links_are_found(tmp_path: Path) -> None:
-    (tmp_path / "a.html").write_text(
-        '<h1 id="top"></h1><a href="b.html#here">1</a><a href="b.html#gone">2</a><a href="c.html">3</a>'
-        '<a href="#top">4</a><a href="https://example.com/x">5</a><img src="missing.svg"><a href="sub/">6</a>'
-    )
-    (tmp_path / "b.html").write_text('<p id="here"></p>')
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "index.html").write_text("")
-    assert extension("links").dead_links(tmp_path) == ["a.html: b.html#gone", "a.html: c.html", "a.html: missing.svg"]
 
 
 def test_pictures_are_drawn_and_the_same_each_time(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the pages show is what happens: code, outputs, commands, error texts, names."""
+"""Hold the pages to the code: snippets, outputs, commands, error texts, names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_code_prints_what_is_said(page: str, capsys: pytest.CaptureFixture[str])
     for snippet in more:  # goes on with the names, on a fresh network
         exec(code.split("epochs =")[0], names)
         exec(snippet, names)
-        assert names["compressor"].placed
+        assert names["compressor"].describe()
 
 
 def test_the_quick_start_prints_what_is_said(
@@ -59,7 +59,7 @@ def test_the_quick_start_prints_what_is_said(
 
 
 def commands() -> list[str]:
-    """Every `qprune ...` of the pages, without what the shell does around it."""
+    """Return every `qprune ...` of the pages, without the shell's part."""
     found = []
     for page in PAGES:
         for language in ("", "sh"):
@@ -88,7 +88,7 @@ def test_commands_are_such_as_qprune_takes(command: str) -> None:
 
 
 def texts_of_errors() -> list[str]:
-    """All strings of the code, with `…` for what is filled in."""
+    """Return all strings of the code, with `…` for values."""
     texts = []
     for path in [*(ROOT / "qprune").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -107,6 +107,24 @@ def test_errors_are_quoted_as_they_stand_in_the_code(quoted: str) -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     documented = re.findall(r"auto\w+:: qprune\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(documented) == sorted(qprune.__all__)
+
+
+def test_packing_features_changes_no_gradient() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+    images, labels = torch.randn(4, 2, 9, 9), torch.randn(4, 2, 5, 5)
+    compressor = qprune.compress(network, images, qprune.Schedule(t_qw=1, t_qf=2), 1, 4, prune=None)
+    criterion = torch.nn.functional.mse_loss
+    for step in range(4):
+        compressor.at(step)
+        loss = criterion(network(images), labels)
+    wanted = torch.autograd.grad(loss, [*network.parameters()])
+    names: dict[str, Any] = {"torch": torch, "compressor": compressor, "network": network, "images": images}
+    names |= {"labels": labels, "criterion": criterion}
+    exec(blocks("performance", "python")[0].text, names)
+    packed = names["pack"](network[1](network[0](images)).detach())
+    assert packed[0].dtype == torch.int8
+    found = torch.autograd.grad(names["loss"], [*network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
 def test_the_examples_are_shown() -> None:

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, machine, commit, data checksums. Kept beside the row, never in it."""
+"""The environment of a run, kept beside its row: versions, machine, commit, data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pandas
 
 
 def describe_environment(seed: int, device: torch.device, dataset: dict[str, str]) -> dict[str, Any]:
-    """Return versions, commit if qprune runs from a checkout, device, seed and data checksums."""
+    """Return versions, commit, device, seed and data checksums."""
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "qprune": qprune.__version__,
@@ -35,7 +35,7 @@ def describe_environment(seed: int, device: torch.device, dataset: dict[str, str
 
 
 def _git() -> dict[str, Any] | None:
-    """Return the commit of the checkout that this package runs from, and whether tracked files differ from it."""
+    """Return the commit of this checkout and whether tracked files differ from it."""
     try:
         commit = _git_output("rev-parse", "HEAD")
         changed = _git_output("status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""One run, from a composed config to its result row: found, resumed or started, in a folder of its own."""
+"""One run, from its config to its row: found, resumed or started, in its folder."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _finished(folder: RunFolder, config: RunConfig) -> Row:
 
 
 def plan(config: Recipe | identity.Config) -> str:
-    """Return the plan of a run as a table, with schedule and notation, without data or training."""
+    """Return the plan of a run as a table, with schedule and notation."""
     recipe = Recipe.from_config(config).on_synthetic_data()
     task = build_task(recipe)
     text = io.StringIO()
@@ -152,7 +152,7 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
 
 
 def _set_up_process(config: RunConfig) -> torch.device:
-    """Set threads, memory, native operators and seeds of this process; return its device."""
+    """Set threads, memory, native operators and seeds; return the device."""
     device = choose_device(config.trainer.device, rank_and_world()[0])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -233,7 +233,7 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
 
 
 def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
-    """Return one row per tensor with operators, in structural order, then one per feature without."""
+    """Return a row per tensor with operators, then one per feature without."""
     rows = []
     for site in (s for s in sites.sites if s.kind == "weight" or s in sites.active):
         weight = getattr(*weight_place(task.network, site.path)) if site.kind == "weight" else None

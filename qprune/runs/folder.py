@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, its lock, its checksums, and the search for it by signature.
+"""The folder of a run: file names, lock, checksums, and the search by signature.
 
 Checksums are in the format of the tool `sha256sum`, which can check them too: sha256sum -c SHA256SUMS
 """
@@ -48,7 +48,7 @@ class RunFolder:
 
     @classmethod
     def find(cls, run: str, results_dir: Path) -> RunFolder:
-        """Return the folder of a finished run, from its path or the first digits of its signature. Raises UserError."""
+        """Find a finished run by its path or the first digits of its signature."""
         folder = cls(Path(run))
         if not folder.path.is_dir():
             return cls.by_signature(run, results_dir)
@@ -60,7 +60,7 @@ class RunFolder:
 
     @classmethod
     def by_signature(cls, signature: str, results_dir: Path) -> RunFolder:
-        """Return the folder of the one finished run whose signature begins so. Raises UserError."""
+        """Find the one finished run whose signature begins so. Raises UserError."""
         if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_SIGNATURE},64}}", signature):
             raise UserError(
                 f"{signature!r} is neither a folder nor the beginning of a signature ({SHORTEST_SIGNATURE} digits or "
@@ -89,7 +89,7 @@ class RunFolder:
         return any((self.path / CHECKPOINTS).glob("*.pt"))
 
     def state(self) -> tuple[str, Row | None]:
-        """Return `done`, `broken`, `running`, `interrupted` or `to do`, and the row of a finished run."""
+        """Return done, broken, running, interrupted or to do, and a finished run's row."""
         if self.finished:
             try:
                 return "done", self.row()
@@ -105,7 +105,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self, wait: bool) -> Iterator[None]:
-        """Hold the run against other processes. Raises UserError if one has it and `wait` is False.
+        """Hold the run; UserError if another process has it and `wait` is False.
 
         What a killed process left half-written is removed.
         """
@@ -138,7 +138,7 @@ class RunFolder:
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
     def row(self) -> Row:
-        """Return the row. Raises UserError, naming file and field, for all but a whole one as its run left it."""
+        """Return the row as its run left it. Raises UserError naming file and field."""
         path, content = self.path / ROW_FILE, self._content(ROW_FILE)
         if content is None:
             raise UserError(f"{path} is missing; finish the run with the command that began it")
@@ -149,7 +149,7 @@ class RunFolder:
             raise UserError(f"{path}: {error}; delete the file, or run its command again with force=true") from error
 
     def store(self, row: Row) -> None:
-        """Write the checksums of all that belongs to the row, and the row last: where one is, its run is whole."""
+        """Write checksums, and the row last: where one is, its run is whole."""
         self.write_sums(_SUMMED, **{ROW_FILE: json_bytes(asdict(row))})
         write_json(self.path / ROW_FILE, asdict(row))
 
@@ -162,7 +162,7 @@ class RunFolder:
         return config if isinstance(config, dict) else None
 
     def config_text(self) -> str | None:
-        """Return the text of the config's file, or None where that is missing or unreadable."""
+        """Return the text of the config, or None where it is missing or unreadable."""
         try:
             return (self.path / CONFIG_FILE).read_text(encoding="utf-8")
         except (OSError, ValueError):
@@ -178,14 +178,14 @@ class RunFolder:
             return None
 
     def note_stopped(self, reason: str, optimistic: float) -> None:
-        """Note that the run was stopped early; `optimistic` is the score that it might have reached.
+        """Note that the run was stopped early and might have reached `optimistic`.
 
         It is no result: the checkpoints stay, and the run's own command goes on from them.
         """
         write_json(self.path / STOPPED_FILE, {"reason": reason, "optimistic_score": optimistic})
 
     def stopped(self) -> tuple[str, float] | None:
-        """Return reason and optimistic score of a run that was stopped early. Raises UserError for a broken note."""
+        """Return reason and optimistic score of a stopped run; UserError if unreadable."""
         path = self.path / STOPPED_FILE
         try:
             note = json.loads(path.read_bytes())
@@ -197,7 +197,7 @@ class RunFolder:
         return (reason, score) if math.isfinite(score) else None
 
     def write_sums(self, names: Sequence[str], **to_come: bytes) -> None:
-        """Write the checksums of the files `names`, and of files that are written next, given by content."""
+        """Write the checksums of files, and of those that are written next by content."""
         contents = {name: (self.path / name).read_bytes() for name in names} | to_come
         lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
         write_atomically(self.path / SUMS_FILE, "".join(lines).encode())
@@ -224,7 +224,7 @@ class RunFolder:
             )
 
     def _sums(self) -> dict[str, str] | None:
-        """Return the checksums by file; none for a damaged file of checksums, None where there is none."""
+        """Return the checksums by file: none if damaged, None where there are none."""
         if (content := self._content(SUMS_FILE)) is None:
             return None
         lines = content.decode("ascii", "replace").splitlines()
@@ -244,7 +244,7 @@ class RunFolder:
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
-    """Return all rows below `folder`, sorted by path, and what is wrong with the files that hold no good one."""
+    """Return all rows below `folder`, sorted by path, and the problems of bad files."""
     runs, problems = read_runs(folder)
     return [row for _, row in runs], problems
 

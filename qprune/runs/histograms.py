@@ -1,4 +1,4 @@
-"""Fig. 2: how the values of each quantized feature of a trained network lie against the range of its grid."""
+"""Fig. 2: the values of each quantized feature against the range of its grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BINS, _BINS_IN_RANGE = 512, 128
 
 @dataclass
 class Counts:
-    """Counts of a feature's values in bins of one width, which doubles whenever a value lies beyond the outermost.
+    """Counts of a feature's values in bins whose width doubles for far values.
 
     The grid of `bits` and `decimal` has the range [-2^(bits-1), 2^(bits-1) - 1] * 2^-decimal, about 128 bins; `below`
     and `above` count the values outside.
@@ -66,7 +66,7 @@ class Counts:
         self.counts += torch.bincount(place, minlength=_BINS).cpu()
 
     def as_plain(self) -> dict[str, Any]:
-        """Return plain values, without empty bins at the ends; `start` is the lower edge of the first bin."""
+        """Return plain values without empty ends; `start` is the first bin's lower edge."""
         low, high = self.range
         filled = self.counts.nonzero().flatten()
         first, last = int(filled[0]), int(filled[-1])
@@ -77,7 +77,7 @@ class Counts:
 
 
 def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> list[dict[str, Any]]:
-    """Return how the values at every feature quantizer lie while `evaluate` runs: one entry per site, see `Counts`.
+    """Count the values at every feature quantizer while `evaluate` runs, see `Counts`.
 
     Pruned elements, which are zero and are not stored, are not counted. `evaluate` is broken off once every site has
     seen `ELEMENTS` values.
@@ -102,7 +102,7 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
 
 
 class _Enough(BaseException):
-    """Ends an evaluation whose result is not needed; no `except Exception` on the way stops it."""
+    """Ends an evaluation whose result is not needed; no `except Exception` stops it."""
 
 
 def _kept(x: Tensor, pruner: Pruner | None) -> Tensor:

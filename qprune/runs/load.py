@@ -1,4 +1,4 @@
-"""A finished run reloaded: its task, its trained network and the inputs that the network gets."""
+"""A finished run reloaded: its task, trained network and the network's inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from qprune.training.trainer import evaluation_context
 
 @dataclass
 class FinishedRun:
-    """What `qprune run` left in `folder`, `task.network` trained, operators in their final state."""
+    """A finished run: its trained network, operators in their final state."""
 
     folder: Path
     row: Row
@@ -44,7 +44,7 @@ class FinishedRun:
 
     @classmethod
     def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
-        """Reload `run`, a folder or the first digits of a signature, on the CPU. Raises UserError.
+        """Reload a run, found by folder or signature, on the CPU. Raises UserError.
 
         `changes` are machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
         """
@@ -76,7 +76,7 @@ class FinishedRun:
 
     @property
     def example(self) -> Tensor:
-        """The one tensor that the network takes. Raises UserError where it takes something else."""
+        """The one tensor that the network takes; UserError where it takes something else."""
         example = self.task.example
         if isinstance(example, Tensor):
             return example
@@ -106,7 +106,7 @@ class FinishedRun:
         return inputs[0]
 
     def evaluate_as(self, network: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the task's evaluation with another network, or any function, in the place of its own."""
+        """Return the task's evaluation with any function in the place of its network."""
         own = self.task.network
         self.task.network = _FunctionAsNetwork(network)
         try:
@@ -117,7 +117,7 @@ class FinishedRun:
             self.task.network = own
 
     def histograms(self) -> list[dict[str, Any]]:
-        """Return the histograms of the features, as the run itself makes them at its end, see `feature_histograms`."""
+        """Return the features' histograms, as the run itself makes them at its end."""
         device = choose_device(self.config.trainer.device)
         self.task.to(device)
         with (
@@ -128,7 +128,7 @@ class FinishedRun:
 
 
 class _FunctionAsNetwork(nn.Module):
-    """A function where a task has its network; the modes that a task sets do not reach it."""
+    """A function in the place of a network; modes that a task sets do not reach it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def count_features(folder: Path) -> None:
 
 
 def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
-    """Fix the fraction bits of every quantizer of `network` at those of a finished run: Q_u(x, d*) of Table 1.
+    """Fix all fraction bits at those of a finished run: Q_u(x, d*) of Table 1.
 
     Raises UserError for a quantizer that the run lacks, or has with another number of fraction bits.
     """
@@ -184,5 +184,5 @@ def _trained_tensors(run: RunFolder) -> dict[str, Tensor]:
 
 
 def _site(buffer: str) -> str:
-    """Return the name of a `decimal` without its index in a chain of operators, where a pruner may precede it."""
+    """Return a `decimal`'s name without its index: a pruner may precede it."""
     return re.sub(r"(\.parametrizations\.weight)\.\d+", r"\1", buffer)

@@ -60,7 +60,7 @@ _ROW = TypeAdapter(Row)
 
 
 def make_row(**fields: Any) -> Row:
-    """Return a row of a run's own figures. Raises RunFailure, naming the field, for one that no run may end with."""
+    """Return a row of a run's own figures. Raises RunFailure naming a bad field."""
     try:
         return Row(**fields)
     except ValidationError as error:
@@ -68,7 +68,7 @@ def make_row(**fields: Any) -> Row:
 
 
 def parse_row(content: bytes) -> Row:
-    """Return the row that a file holds. Raises ValueError, naming the field, for all but a whole and valid one."""
+    """Return the row that a file holds. Raises ValueError naming a bad field."""
     try:
         return _ROW.validate_json(content)
     except ValidationError as error:
@@ -76,7 +76,7 @@ def parse_row(content: bytes) -> Row:
 
 
 def _explained(error: ValidationError) -> str:
-    """Return the first problem in one line; another schema has other fields, so its version goes first."""
+    """Return the first problem in one line, that of the schema's version above all."""
     problems = error.errors(include_url=False)
     problem = next((each for each in problems if each["loc"] == ("schema_version",)), problems[0])
     field, given = ".".join(map(str, problem["loc"])), problem["input"]
@@ -93,7 +93,7 @@ def _explained(error: ValidationError) -> str:
 
 
 def format_row(row: Row) -> Text:
-    """Return a row for people, on a few lines: recipe and score, sizes in Mb (10^6 bits), densities and marks."""
+    """Return a row for people, on a few lines; sizes are in Mb (10^6 bits)."""
     lines = [
         f"{row.task}  {row.notation}  seed {row.seed}  {row.metric} {row.score:.4g}",
         f"  {'accounting':<10}  {'weights Mb':>10}  {'features Mb':>11}  {'input Mb':>8}  {'density':>8}",

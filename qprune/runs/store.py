@@ -1,4 +1,4 @@
-"""The stored runs that tables, comparisons and figures read: rows checked against the files beside them."""
+"""The stored runs that tables and figures read, checked against their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qprune.runs.row import Row
 
 @dataclass
 class Store:
-    """The good rows below `folder`, by signature, with their folders; problems: what was left out, and why."""
+    """The good rows below `folder` by signature; `problems` says what was left out."""
 
     folder: Path
     folders: dict[str, RunFolder]
@@ -31,7 +31,7 @@ class Store:
 
     @classmethod
     def read(cls, folder: Path) -> Store:
-        """Read all rows, and those that only the folder `published` beside it has. UserError if there is neither."""
+        """Read all rows, also of `published` beside the folder; UserError without both."""
         published = folder.parent / PUBLISHED
         if not folder.is_dir() and not published.is_dir():
             raise UserError(
@@ -46,7 +46,7 @@ class Store:
         return store
 
     def check(self, signatures: Iterable[str]) -> None:
-        """Compare these rows with their run's other files; one that does not fit them is left out and named."""
+        """Compare these rows with their run's files; leave out and name those that differ."""
         for name in [name for name in signatures if name in self.rows and name not in self.checked]:
             self.checked.add(name)
             try:
@@ -58,7 +58,7 @@ class Store:
 
     @property
     def columns(self) -> pd.DataFrame:
-        """The rows as a table, a column per field, by signature; their types were checked when they were read."""
+        """The rows as a table, a column per field, by signature."""
         if self._columns is None:
             rows = self.rows.values()
             columns = {each.name: list(map(attrgetter(each.name), rows)) for each in fields(Row)}
@@ -87,7 +87,7 @@ class Store:
 
 
 def _compare(run: RunFolder, row: Row) -> None:
-    """Raise UserError when a row is not that of its run; a missing file cannot contradict it."""
+    """Raise UserError when a row is not that of its run; missing files pass."""
     advice = "it was edited or copied; run its command again with force=true"
     if run.check(CONFIG_FILE, METRICS_FILE):
         return  # the run wrote the checksums of row, config and curve together

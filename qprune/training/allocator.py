@@ -1,4 +1,4 @@
-"""Memory that training frees on a CPU: kept for the next step (`trainer.keep_memory`).
+"""Memory that training frees on a CPU, kept for the next step (`keep_memory`).
 
 By default glibc returns large buffers to the system and pays page faults for fresh ones in every step: a third of the
 time of a step of MobileNetV2.
@@ -13,7 +13,7 @@ _M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX = 1, -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Stop glibc from returning freed memory while this process lives; return False where there is no glibc."""
+    """Stop glibc from returning freed memory; return False where there is no glibc."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, saved atomically, verified, and loaded without running code."""
+"""Checkpoints: saved atomically, verified, and loaded without running code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT) -> Path:
-    """Write `state` (tensors and plain values) as the checkpoint of `step`; its name holds the content's digest.
+    """Write the checkpoint of `step`; its name holds the content's digest.
 
     The `kept` newest checkpoints stay (None: all). Raises RunFailure when the disk is full, with the older ones intact.
     """
@@ -35,7 +35,7 @@ def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT
 
 
 def load_newest(folder: Path, latest: int | None = None) -> dict[str, Any] | None:
-    """Return the newest checkpoint of up to step `latest` that matches its digest, on the CPU; None without one.
+    """Return the newest good checkpoint of up to step `latest`, on the CPU, or None.
 
     A damaged one is skipped with a warning. `weights_only=True`: a checkpoint from a stranger cannot run code.
     """
@@ -56,7 +56,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def copied_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of `state` that training does not change, in the memory of the CPU."""
+    """Return a copy of `state` on the CPU, which training does not change."""
     copied: dict[str, Any] = tree_map(
         lambda leaf: leaf.to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, state
     )

@@ -1,4 +1,4 @@
-"""Training steps through torch.compile (`trainer.compile=true`): which steps are compiled, and how.
+"""Training steps through torch.compile (`trainer.compile=true`).
 
 Operators are part of the graph: their modes are guards, their masks and fraction bits are buffers that change in place.
 A graph therefore holds from one schedule event to the next, and the first event of each kind makes a new one. Steps
@@ -34,7 +34,7 @@ _CPU_OPTIONS = {
 
 
 class CompiledSteps:
-    """A network whose calls are compiled, and the context in which each of its steps runs.
+    """A network whose calls are compiled, and the context of each of its steps.
 
     seconds: time of the steps in which something was compiled; it is not counted as training.
     """
@@ -57,7 +57,7 @@ class CompiledSteps:
         return nullcontext()
 
     def training_seconds(self, seconds: float) -> float:
-        """Return which part of the last step's `seconds` was training: none where it compiled."""
+        """Return how much of the last step's `seconds` was training: none if it compiled."""
         if not self._compiling:
             return seconds
         self.seconds, self._compiling = self.seconds + seconds, False
@@ -91,7 +91,7 @@ def is_compiled(timeline: Timeline, step: int) -> bool:
 
 
 def active_modes(timeline: Timeline, step: int) -> tuple[bool, bool, bool]:
-    """Return whether masks, quantized weights and quantized features are active at `step`: one graph for each."""
+    """Return whether masks, quantized weights and features are active at `step`."""
     return (
         timeline.prune_events(step) > 0,
         timeline.weight_step is not None and step >= timeline.weight_step,
@@ -108,7 +108,7 @@ def fuse(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 
 def arrange(task: Task, channels_last: bool | None, compiled: bool, device: torch.device) -> None:
-    """Lay out the weights (O, I, h, w) of all networks of `task` with channels last, or first (False).
+    """Lay out the weights (O, I, h, w) of a task with channels last, or first (False).
 
     None: as the task has them, but channels last for steps that are compiled for a CPU, where inductor chooses that
     for convolutions anyway: masks then have the strides of their features. Call it before operators are attached.

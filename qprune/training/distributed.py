@@ -1,4 +1,4 @@
-"""Devices and ranks: choose a device, launch processes, share batches out, average gradients."""
+"""Devices and ranks: launch processes, share batches out, average gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; UserError when it is not there."""
+    """Return the device for auto, cpu, cuda or cuda:N; UserError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     one_of("trainer.device", name.partition(":")[0], ("cpu", "cuda"))
@@ -39,14 +39,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the autocast context of a precision; operators compute in float32 inside it all the same."""
+    """Return the autocast context of a precision; operators still compute in float32."""
     one_of("trainer.precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
-    """Run `work(*args)` in `ranks` processes of one group and return rank 0's result; in this process when 1.
+    """Run `work(*args)` in `ranks` processes (1: in this) and return rank 0's result.
 
     torch's elastic agent starts them, so that a rank that dies ends the others instead of hanging them.
     """
@@ -93,14 +93,14 @@ def _error_of_ranks(reports: Path) -> Exception:
 
 
 def _quiet_agent() -> None:
-    """Silence the agent, which would log the tracebacks that `_error_of_ranks` turns into one paragraph."""
+    """Silence the agent's tracebacks, which `_error_of_ranks` makes one paragraph."""
     if os.environ.get(DEBUG_VARIABLE) != "1":
         for name in ("torch.distributed.elastic", "torch.multiprocessing"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _in_group(reports: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Run `work` as one rank of a process group; a failing rank leaves a report, as the agent returns only one."""
+    """Run `work` as one rank of a group; one that fails leaves a report."""
     _quiet_agent()
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -140,7 +140,7 @@ def share_of(batch: Any) -> tuple[Any, float]:
 
 
 def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Have every optimizer step on the gradient of the whole batch: the ranks' gradients, weighted by their shares.
+    """Have optimizers step on the whole batch's gradient, the ranks' weighted mean.
 
     A hook on the optimizers rather than a wrapper around networks: names and deep copies stay as they are, and any
     number of networks, calls and backward passes between two steps works.
@@ -160,7 +160,7 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 
 def losses_of_whole_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the losses (0-d) over all samples of a batch from those over this rank's share; equal on all ranks."""
+    """Return the losses (0-d) of the whole batch from those of this rank's share."""
     if rank_and_world()[1] == 1:
         return losses
     total = summed(torch.stack(list(losses.values())).mul_(batch_share()))
@@ -177,7 +177,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def take_from_first_rank(network: nn.Module) -> None:
-    """Broadcast rank 0's weights and statistics, tensor by tensor in an order that is the same on all ranks.
+    """Broadcast rank 0's weights and statistics, tensor by tensor in a fixed order.
 
     Operators are left out: rank 0 alone collects, so that its sums differ from those of the others meanwhile; masks
     and fraction bits are equal on all ranks anyway.

@@ -1,4 +1,4 @@
-"""Early stopping: how far a run may still rise, judged by finished runs, and the watch that uses it.
+"""Early stopping: how far a run may still rise, judged by finished runs.
 
 A run is judged only after its last event, when nothing of the compression is still to come, and when no more epochs are
 left than it has trained since. Its optimistic end is its best score since then and the larger one of two rises: its own
@@ -23,7 +23,7 @@ LEAST_RUNS = 2
 
 @dataclass(frozen=True)
 class Watch:
-    """Decides at the end of each epoch whether a run goes on; plain values only, so that it pickles.
+    """Decides after each epoch whether a run goes on; plain values, so it pickles.
 
     Attributes:
         metric: The score's key in an epoch's row.
@@ -56,7 +56,7 @@ class Watch:
         )
 
     def optimistic(self, epochs: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return the quality that the run may still reach, but for the margin; None where that is unknown."""
+        """Return the quality that the run may still reach, or None if unknown."""
         curve = after(epochs, self.metric, self.last_event)
         now = max(curve, default=0)
         before = [epoch for epoch in curve if epoch <= now - (self.epochs - now)]
@@ -67,7 +67,7 @@ class Watch:
 
 
 def after(epochs: Sequence[Mapping[str, Any]], metric: str, last_event: int) -> dict[int, float]:
-    """Return score by epoch of the evaluations after the last event, which precedes the forward pass of its step."""
+    """Return score by epoch of the evaluations after the last event."""
     return {
         int(row["epoch"]): float(row[metric])
         for row in epochs
@@ -76,7 +76,7 @@ def after(epochs: Sequence[Mapping[str, Any]], metric: str, last_event: int) -> 
 
 
 def rises(curves: Sequence[Mapping[int, float]], sign: int) -> dict[int, float]:
-    """Return, by epoch, the largest rise in quality (at least 0) that a curve shows from there or later to its end.
+    """Return, by epoch, the largest rise (at least 0) from there or later to the end.
 
     `curves` are scores by epoch of finished runs of one schedule, see `after`; fewer than LEAST_RUNS give nothing.
     """
@@ -100,7 +100,7 @@ def last_event(config: RunConfig, steps_per_epoch: int) -> int:
 
 
 def rows_of(curve: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Return a stored curve as the rows that a watch is given; epochs without an evaluation hold NaN."""
+    """Return a stored curve as a watch's rows; epochs not evaluated hold NaN."""
     if curve is None or not {"epoch", "step"} <= set(curve.columns):
         return []
     return [{str(key): value for key, value in row.items()} for row in curve.to_dict("records")]

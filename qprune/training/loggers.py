@@ -1,4 +1,4 @@
-"""Training curves for viewers: metrics.csv, sent after training to the logger that the config names.
+"""Training curves for viewers: metrics.csv, sent to a logger after training.
 
 metrics.csv is always written, epoch by epoch, and is what tables and figures read. A viewer gets the whole curve of a
 finished run at once, so that an interrupted and resumed run appears once and without gaps.
@@ -28,7 +28,7 @@ def check_logger(name: str) -> None:
 
 
 def log_curve(name: str, folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
-    """Send the epochs of a run to the logger `name`, under the name of the run's folder."""
+    """Send the epochs of a run to a logger, under the name of the run's folder."""
     senders = {"tensorboard": _to_tensorboard, "wandb": _to_wandb, "mlflow": _to_mlflow}
     if name in senders:
         senders[name](folder, config, curve)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: noticed where a run is looked at anyway, then traced to their layer and step.
+"""Numbers that are not finite, traced to their layer and step once noticed.
 
 Nothing here is part of a training step. A loss that is not finite shows when losses are averaged, which is at least
 before every checkpoint; the steps since the last good state are then trained again, with a look at every layer.
@@ -26,7 +26,7 @@ def numbers_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of tensors that hold NaN or infinity; the device is waited for once in all."""
+    """Return the names of tensors that hold NaN or infinity, with one wait in all."""
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     if not named:
         return []
@@ -36,7 +36,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 @contextmanager
 def watched(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[dict[str, Tensor]]:
-    """Collect, by module and in the order in which they end, whether outputs are finite: a bool tensor each.
+    """Collect, by module as they end, whether outputs are finite: a bool tensor each.
 
     Of the operators of a feature it is the input: a quantizer would hide an infinity.
     """
@@ -60,14 +60,14 @@ def watched(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[dict[str, Tens
 
 @contextmanager
 def watched_evaluation(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Watch what an evaluation must not be made of: features with operators, and the network's output."""
+    """Watch features with operators, and the network's output."""
     features = [(name, module) for name, module in network.named_modules() if isinstance(module, FeatureOperators)]
     with watched([*features, ("", network)]) as good:
         yield good
 
 
 def trace(task: nn.Module, finite_names: Collection[str], replay: Iterable[tuple[str, dict[str, Tensor]]]) -> str:
-    """Return, as the rest of a sentence, where the first number that is not finite appears; empty when it does not.
+    """Say where the first number that is not finite appears; empty if nowhere.
 
     `replay` trains the steps again and yields the name of each and its losses; the tensors `finite_names` of the task
     are to stay finite.
@@ -85,7 +85,7 @@ def trace(task: nn.Module, finite_names: Collection[str], replay: Iterable[tuple
 
 
 def readable(name: str) -> str:
-    """Return the name that a module or tensor had before operators were attached; empty for the network itself."""
+    """Return a name as it was without operators; empty for the network itself."""
     name = name.replace(INPUT_CHILD, INPUT).removesuffix(f".{OUTPUT_CHILD}")
     name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", name)
     return re.sub(r"\.parametrizations\.(\w+)\.\d+$", r".\1 (as pruned and quantized)", name)

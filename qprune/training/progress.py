@@ -1,4 +1,4 @@
-"""Progress of training for people: a live line on a terminal, plain lines elsewhere."""
+"""Progress of training: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

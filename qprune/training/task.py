@@ -1,4 +1,4 @@
-"""The contract between the runner and a task: what is trained, on what, and how a score becomes a density."""
+"""The contract between the runner and a task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Batches", "DataOptions", "Limits", "Task"]
 
 
 class Batches(Protocol):
-    """Training data. One epoch is a pure function of (seed, epoch), so that a run resumes in the middle of one."""
+    """Training data; an epoch is a pure function of (seed, epoch), to resume in it."""
 
     batch_size: int
     samples: int
@@ -30,7 +30,7 @@ class Batches(Protocol):
 
 
 class Task(nn.Module, ABC):
-    """One experiment: its networks (as children), data, optimizers, training step, metric and density.
+    """One experiment: networks (as children), data, training step and evaluation.
 
     The constructor takes `data`, `limits` and `seed`, and arguments of its own, as keywords.
 
@@ -57,14 +57,14 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return the optimizers by name; called once, after operators are attached and the task is on its device."""
+        """Return the optimizers by name; called once, with operators and device in place."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set learning rates for `epoch` (from 0): a function of the epoch alone, so that nothing needs saving."""
+        """Set learning rates for `epoch` (from 0), from which alone they must follow."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """Take one step: forward, backward and optimizer steps. Returns the losses, detached scalars."""
+        """Take one step, forward, backward and optimizers; return detached scalar losses."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
@@ -72,25 +72,25 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def density(self, score: float, size_bits: float) -> float:
-        """Return the performance density of a score at a size in bits, in the task's unit (spec 5.2)."""
+        """Return the performance density of a score at a size, in the task's unit."""
 
     @property
     def paper_network(self) -> nn.Module:
-        """What the accounting `paper` counts, at `size_example`: the network, or the variant that the paper counted.
+        """What the accounting `paper` counts: the network, or the paper's variant of it.
 
         Its modules are named as those of `network`.
         """
         return self.network
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return pictures for people, (3, H, W) in uint8 by name, saved beside the run after the last evaluation.
+        """Return pictures for people, (3, H, W) in uint8 by name, saved with the run.
 
         Called as `evaluate` is: operators observe nothing, and random state is restored.
         """
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """Return the state beside networks and optimizers (an image pool, say), as tensors and plain values."""
+        """Return further state, such as an image pool, as tensors and plain values."""
         return {}
 
     def restore_memory(self, memory: dict[str, Any]) -> None:

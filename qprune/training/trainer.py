@@ -1,4 +1,4 @@
-"""The one training loop, for every task: steps, events, evaluation, checkpoints, and stopping without loss."""
+"""The one training loop: steps, events, evaluation, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Loop:
 
 
 class Trainer:
-    """Trains a task under a compressor, both on their device, and resumes from what its folder holds.
+    """Trains a task under a compressor, and resumes from its newest checkpoint.
 
     `warm_start` is the float prefix shared with other runs, to begin from or to leave; None for a run by itself.
     """
@@ -109,7 +109,7 @@ class Trainer:
         self._finite_names: set[str] = set()
 
     def fit(self) -> dict[str, float]:
-        """Train to the last epoch and return its evaluation. Raises Interrupted, StoppedEarly (saved) or RunFailure."""
+        """Train to the end and evaluate. Raises Interrupted, StoppedEarly or RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
         if self._restore():
             self._write_metrics()
@@ -165,7 +165,7 @@ class Trainer:
 
     @contextmanager
     def evaluation_context(self) -> Iterator[None]:
-        """Run eagerly, with random state from the seed alone and operators that observe nothing."""
+        """Run eagerly, with the seed's random state; operators observe nothing."""
         loop, stance = self.loop, eager() if self.compiled else nullcontext()
         with stance, evaluation_context(self.compressor, self.device, loop.seed, loop.precision):
             yield
@@ -175,7 +175,7 @@ class Trainer:
         return f"phase {self.compressor.timeline.phase(max(0, self.step - 1))}"
 
     def _restore(self) -> bool:
-        """Load the newest good checkpoint or else the warm start, if there is one. Raises UserError for an odd one."""
+        """Load the newest checkpoint or the warm start. Raises UserError if it differs."""
         folder = self.loop.checkpoints
         try:
             saved = checkpoint.load_newest(folder)
@@ -195,7 +195,7 @@ class Trainer:
         return saved is not None
 
     def _steps(self, epoch: int, offset: int) -> Iterator[dict[str, Tensor]]:
-        """Train the steps of an epoch from `offset` on; yield the losses of each after it was counted."""
+        """Train the steps of an epoch from `offset` on; yield the losses of each."""
         self.task.begin_epoch(epoch)
         self.task.train()
         for batch in self.task.train_batches.epoch(epoch, start=offset):
@@ -250,7 +250,7 @@ class Trainer:
             write_atomically(self.loop.metrics, pd.DataFrame(self.metrics).to_csv(index=False).encode())
 
     def _evaluate(self) -> dict[str, float]:
-        """Return the task's metrics, computed with rank 0's norms; training is not changed by it."""
+        """Return the task's metrics with rank 0's norms; training is not changed."""
         take_from_first_rank(self.task)
         self._require_finite()
         with self.evaluation_context(), nonfinite.watched_evaluation(self.task.network) as good:
@@ -278,20 +278,20 @@ class Trainer:
         )
 
     def _mean_loss(self) -> float:
-        """Return the mean of all losses since the epoch began. Raises RunFailure when it is not finite."""
+        """Return the mean loss of the epoch so far. Raises RunFailure if not finite."""
         for name, total in self._loss_sums.items():
             if not math.isfinite(float(total)):
                 raise self._failure(f"the loss {name!r} is {float(total)}")
         return sum(float(total) for total in self._loss_sums.values()) / max(1, self._loss_count)
 
     def _require_finite(self) -> None:
-        """Raise RunFailure for weights or statistics that became NaN or infinite, though the losses may not show it."""
+        """Raise RunFailure for weights or statistics that became NaN or infinite."""
         numbers = nonfinite.numbers_of(self.task).items()
         if bad := nonfinite.not_finite((name, tensor) for name, tensor in numbers if name in self._finite_names):
             raise self._failure(f"{bad[0]} is not finite")
 
     def _failure(self, what: str) -> RunFailure:
-        """Return the error for a number that is not finite, with the layer, step and phase where it began.
+        """Return the error for a number that is not finite, with layer, step and phase.
 
         The steps since the last good state are trained again to find them: training must not go on after this.
         """
@@ -313,7 +313,7 @@ class Trainer:
         )
 
     def _replay(self, last: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Train up to step `last` without evaluations and checkpoints; yield each step for people, and its losses."""
+        """Train up to step `last` without saving; yield each step's name and losses."""
         while self.step < last:
             for losses in self._steps(*divmod(self.step, self.steps_per_epoch)):
                 yield f"step {self.step} ({self._phase})", losses
@@ -352,7 +352,7 @@ class Trainer:
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once; unless in another thread."""
+        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._stop_signal == signal.SIGINT == number:
@@ -368,7 +368,7 @@ class Trainer:
 
 @contextmanager
 def evaluation_context(compressor: Compressor, device: torch.device, seed: int, precision: str) -> Iterator[None]:
-    """Compute in `precision`, with random state from the seed alone and operators that observe nothing."""
+    """Compute in `precision` with the seed's random state; operators observe nothing."""
     devices = [device] if device.type == "cuda" else []
     with compressor.evaluating(), torch.random.fork_rng(devices=devices), autocast(device, precision):
         torch.manual_seed(seed)

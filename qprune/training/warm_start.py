@@ -1,4 +1,4 @@
-"""Warm start (`trainer.warm_start`): runs of one sweep share a float prefix, trained once and loaded bit for bit.
+"""Warm start (`trainer.warm_start`): runs of a sweep share a float prefix.
 
 Recipes of one task and seed differ only in their operators, and these do nothing before the first event or its window
 (in the paper's recipes, 40 to 80 % of training). The shared prefix is the state at the last end of an epoch before
@@ -33,7 +33,7 @@ _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 class WarmStart:
-    """The shared float prefixes that a run of `task` may begin from or leave, in `folder`.
+    """The shared float prefixes that a run may begin from or leave, in `folder`.
 
     The folder is that of runs that agree in all that float training depends on. `reading` is False for a run that is
     to be trained in full (`force=true`).
@@ -44,7 +44,7 @@ class WarmStart:
 
     @classmethod
     def of(cls, config: RunConfig, task: Task, device: torch.device) -> WarmStart:
-        """Return that of a run's config; this machine's arithmetic is part of what must agree."""
+        """Return that of a run; this machine's arithmetic is part of what must agree."""
         kept = identity.without(identity.identity(config), _OPERATOR_KEYS)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
@@ -56,7 +56,7 @@ class WarmStart:
         return cls(folder, task, reading=not config.force)
 
     def save(self, state: Mapping[str, Any], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        """Keep a trainer's `state_dict` without the operators, unless one of its step is there."""
+        """Keep a trainer's `state_dict` without operators, unless its step is there."""
         named = {name: self._by_name(optimizer, state["optimizers"][name]) for name, optimizer in optimizers.items()}
         if None in named.values() or state["step"] in checkpoint.steps(self.folder):
             return
@@ -71,7 +71,7 @@ class WarmStart:
             raise explained(error, self.folder) from error
 
     def load(self, latest: int, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Return the longest prefix of up to `latest` steps as a trainer's `state_dict` of this task, or None."""
+        """Return the longest prefix of up to `latest` steps as a `state_dict`, or None."""
         saved = checkpoint.load_newest(self.folder, latest=latest) if self.reading else None
         if saved is None:
             return None
@@ -88,18 +88,18 @@ class WarmStart:
         return {**saved, "task": tensors, "optimizers": ordered}
 
     def _plain_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Map the names of the task's state, without those of operators, to names in the float task."""
+        """Map names of the task's state, without operators, to those in the float task."""
         operators = {path for path, module in self.task.named_modules() if isinstance(module, Operator)}
         return {name: _plain(name) for name in names if name.rpartition(".")[0] not in operators}
 
     def _parameter_names(self, optimizer: torch.optim.Optimizer) -> list[list[str]] | None:
-        """Return, per group, the float task's names of the parameters; None when one is not the task's."""
+        """Return the parameters' float names per group; None if one is not the task's."""
         known = {id(parameter): _plain(name) for name, parameter in self.task.named_parameters()}
         groups = [[known.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
         return None if any("" in group for group in groups) else groups
 
     def _by_name(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return an optimizer's state with names for indices: operators change the order of a module's parameters."""
+        """Return an optimizer's state by names: operators change the parameters' order."""
         groups = self._parameter_names(optimizer)
         if groups is None:
             return None
@@ -110,7 +110,7 @@ class WarmStart:
         }
 
     def _in_order(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the state that `_by_name` was given; None when the parameters are not the same."""
+        """Return the state that `_by_name` was given; None if parameters differ."""
         groups = self._parameter_names(optimizer)
         if groups is None or [sorted(group) for group in groups] != [sorted(g["params"]) for g in named["groups"]]:
             return None

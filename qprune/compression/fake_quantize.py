@@ -72,8 +72,12 @@ class FakeQuantize(torch.autograd.Function):
         if grid.gradient == "in_range":
             rounded = _round(scaled, grid.rounding)
             ctx.save_for_backward((rounded >= low) & (rounded <= high))
-        out: Tensor = _round(scaled.clamp(low, high), grid.rounding) * step
-        return out.to(working_dtype(x.dtype, grid.bits))
+        out: Tensor = (_round(scaled.clamp(low, high), grid.rounding) * step).to(working_dtype(x.dtype, grid.bits))
+        if not torch.compiler.is_compiling() and out.stride() != x.stride():
+            # torch.clamp gives dimensions of size 1 other strides, by which a convolution chooses another layout and
+            # other last bits than behind the native operator.
+            out = torch.empty_like(x, dtype=out.dtype).copy_(out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -128,6 +128,14 @@ def test_weights_with_fraction_bits_per_channel_have_the_same_bits(
 
 
 @pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("shape", [(64, 1, 5, 5), (8, 3, 1, 1), (1, 1, 1, 1)], ids=str)
+def test_strides_are_those_of_the_input_on_both_paths(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    for out, _ in on_both_paths(x, x, torch.tensor(4, dtype=torch.int32), Grid(8), None):
+        assert out.stride() == x.stride()
+
+
+@pytest.mark.usefixtures("loaded")
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=40),
     st.integers(2, 16),

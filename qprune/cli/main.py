@@ -31,7 +31,7 @@ class Verb:
 
 VERBS = {
     "run": Verb("train one recipe; print and store its result row", "qprune.cli.run:run"),
-    "sweep": Verb("train one recipe per combination of values", "qprune.cli.sweep:sweep"),
+    "sweep": Verb("train one recipe per combination of values", "qprune.cli.run:sweep"),
     "plan": Verb("print which tensor gets which operator, and when", "qprune.cli.plan:show"),
     "frontier": Verb("find the smallest model for a score", "qprune.cli.frontier:show"),
     "list": Verb("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),

@@ -1,4 +1,4 @@
-"""`qprune run` and `qprune sweep`: one run, composed once, or many through Hydra."""
+"""`qprune run`, `sweep` and `plan`: one run, composed once, or many through Hydra."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
-from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, key_of, resolved
+from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
 from qprune.config.signature import as_dict, short_hash
 from qprune.config.types import legal, schema_at
 from qprune.errors import UserError
 from qprune.runs.folder import LOCK_FILE
-from qprune.runs.jobs import Job, expand, jobs_of
+from qprune.runs.jobs import Job, duration, expand, jobs_of, seconds_left, time_left_text
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # Flags of Hydra that are handed over: name, short name, and how argparse reads them
@@ -48,6 +48,29 @@ def run(arguments: Sequence[str]) -> int:
 def sweep(arguments: Sequence[str]) -> int:
     """Carry out one run per combination of the values that are given."""
     return _start("sweep", arguments, multirun=True)
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Print which tensor gets which operator, and when; or the runs of a sweep."""
+    parser = argparse.ArgumentParser(
+        "qprune plan",
+        description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "
+        "which of them are done, and about how long the others take.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
+    parser.add_argument("--config-dir", help="a further folder of configs")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = expand(options.overrides, options.config_dir)
+    with Composer() as composer:
+        is_sweep = any(override.is_sweep_override() for override in composer.parse(overrides))
+    if is_sweep:
+        print(_sweep_text(overrides, options.config_dir))
+        return 0
+    config = compose_run(overrides, options.config_dir)
+    from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
+
+    print(runner.plan(config))
+    return 0
 
 
 def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
@@ -205,6 +228,21 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         return failures.FAILURE
     shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
+    """List the runs of a sweep, how far each is, and the time that is left."""
+    jobs = jobs_of(overrides, config_dir)
+    left = seconds_left(jobs)
+    done = sum(job.state == "done" for job in jobs)
+    lines = [f"{len(jobs)} runs: {done} done, {len(jobs) - done} left"]
+    for job in jobs:
+        seconds = left.get(job.folder)
+        state = job.state + ("" if seconds is None else f", about {duration(seconds)}")
+        lines.append(f"  {' '.join(job.overrides)}  [{state}]")
+    if done < len(jobs):
+        lines.append(time_left_text(jobs))
+    return "\n".join(lines)
 
 
 def _outcomes(folder: Path) -> list[dict[str, Any]]:

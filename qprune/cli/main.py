@@ -31,8 +31,8 @@ class Verb:
 
 VERBS = {
     "run": Verb("train one recipe; print and store its result row", "qprune.cli.run:run"),
-    "sweep": Verb("train one recipe per combination of values", "qprune.cli.sweep:sweep"),
-    "plan": Verb("print which tensor gets which operator, and when", "qprune.cli.plan:show"),
+    "sweep": Verb("train one recipe per combination of values", "qprune.cli.run:sweep"),
+    "plan": Verb("print which tensor gets which operator, and when", "qprune.cli.run:plan"),
     "frontier": Verb("find the smallest model for a score", "qprune.cli.frontier:show"),
     "list": Verb("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),
     "tables": Verb("print the paper's tables from the finished runs", "qprune.cli.tables:show"),

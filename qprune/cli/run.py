@@ -1,29 +1,35 @@
-"""`qprune run`: one run, composed once; Hydra carries out what only it can."""
+"""`qprune run`, `sweep` and `plan`: one run, composed once, or many through Hydra."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
+import json
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qprune.atomic_write import write_json
+from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
-from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, resolved
+from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
-from qprune.config.signature import as_dict
+from qprune.config.signature import as_dict, short_hash
 from qprune.config.types import legal, schema_at
 from qprune.errors import UserError
-from qprune.runs.jobs import expand
+from qprune.runs.folder import LOCK_FILE
+from qprune.runs.jobs import Job, duration, expand, jobs_of, seconds_left, time_left_text
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # Flags of Hydra that are handed over: name, short name, and how argparse reads them
@@ -36,10 +42,38 @@ _HANDED_OVER: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out one run, or with -m a sweep; print a config with --cfg."""
-    return start("run", arguments)
+    return _start("run", arguments)
 
 
-def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
+def sweep(arguments: Sequence[str]) -> int:
+    """Carry out one run per combination of the values that are given."""
+    return _start("sweep", arguments, multirun=True)
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Print which tensor gets which operator, and when; or the runs of a sweep."""
+    parser = argparse.ArgumentParser(
+        "qprune plan",
+        description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "
+        "which of them are done, and about how long the others take.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
+    parser.add_argument("--config-dir", help="a further folder of configs")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = expand(options.overrides, options.config_dir)
+    with Composer() as composer:
+        is_sweep = any(override.is_sweep_override() for override in composer.parse(overrides))
+    if is_sweep:
+        print(_sweep_text(overrides, options.config_dir))
+        return 0
+    config = compose_run(overrides, options.config_dir)
+    from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
+
+    print(runner.plan(config))
+    return 0
+
+
+def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     """Do what the arguments of `run` or `sweep` say, and return the exit code."""
     sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
     options = _parser(verb).parse_intermixed_args(list(arguments))
@@ -55,7 +89,7 @@ def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
         print(_help(verb, options), end="")
         return 0
     if handed_over:
-        hand_over(verb, options, overrides)
+        _hand_over(verb, options, overrides)
         return 0
     with Composer(options.config_dir, options.config_name) as composer:
         parsed = composer.parse(overrides)
@@ -68,9 +102,7 @@ def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     if options.cfg:
         return _print_config(full, options)
     if is_sweep:
-        from qprune.cli.sweep import run_all
-
-        return run_all(overrides, options, lambda extra: hand_over(verb, options, [*overrides, *extra]))
+        return _run_all(overrides, options, lambda extra: _hand_over(verb, options, [*overrides, *extra]))
     checked = RunConfig.check(config)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
 
@@ -78,7 +110,7 @@ def start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     return 0
 
 
-def hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Let Hydra start the jobs of a sweep, or print what its flags ask for."""
     words = ["--multirun"] if options.multirun else []
     for name in ("--config-dir", "--config-name", *(name for name, _, _ in _HANDED_OVER)):
@@ -94,7 +126,7 @@ def hydra_completions(words: Sequence[str]) -> list[str]:
     os.environ["COMP_LINE"] = " ".join(["qprune", *words])  # where Hydra's plugin for bash looks
     options = _parser("run").parse_args(["--shell-completion"])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        hand_over("run", options, ["query=bash"])
+        _hand_over("run", options, ["query=bash"])
     return printed.getvalue().split()
 
 
@@ -159,3 +191,112 @@ def _job(cfg: DictConfig) -> None:
     write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
     if code == failures.STOPPED:  # jobs behind a failed one still run; not so behind one that was told to stop
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
+
+
+def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Callable[[Sequence[str]], None]) -> int:
+    """Run all jobs of a sweep, however many fail, and return the exit code.
+
+    Jobs may run in other processes or on other machines that share only the results folder, so each leaves a note of
+    its outcome there; the notes are removed when all is well. launch: starts the jobs, with further overrides.
+    """
+    if any(key_of(text) == "hydra.sweep.dir" for text in overrides):
+        raise UserError("hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it")
+    jobs = jobs_of(overrides, options.config_dir)
+    results_dir = Path(jobs[0].config.results_dir)
+    _remove_left_notes(results_dir / "multirun")
+    folder = results_dir / "multirun" / uuid.uuid4().hex[:8]
+    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK_FILE):  # as long as it is held, no other sweep removes these notes
+            launch([f"hydra.sweep.dir='{place}'"])
+    except Exception as error:
+        launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
+        if isinstance(error, UserError) or not launcher or _outcomes(folder):
+            raise
+        raise UserError(
+            f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
+        ) from error
+    finally:
+        outcomes = _outcomes(folder)
+        failed = [outcome for outcome in outcomes if outcome["exit_code"]]
+        print(_summary_text(jobs_of(overrides, options.config_dir)))
+        print(f"{len(outcomes)} runs: {len(outcomes) - len(failed)} finished, {len(failed)} failed")
+        for outcome in failed:
+            print(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", file=sys.stderr)
+    if failed:
+        return failures.FAILURE
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
+    """List the runs of a sweep, how far each is, and the time that is left."""
+    jobs = jobs_of(overrides, config_dir)
+    left = seconds_left(jobs)
+    done = sum(job.state == "done" for job in jobs)
+    lines = [f"{len(jobs)} runs: {done} done, {len(jobs) - done} left"]
+    for job in jobs:
+        seconds = left.get(job.folder)
+        state = job.state + ("" if seconds is None else f", about {duration(seconds)}")
+        lines.append(f"  {' '.join(job.overrides)}  [{state}]")
+    if done < len(jobs):
+        lines.append(time_left_text(jobs))
+    return "\n".join(lines)
+
+
+def _outcomes(folder: Path) -> list[dict[str, Any]]:
+    """Read how the jobs ended: overrides, exit_code, and a message of failed ones."""
+    notes = sorted(folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
+
+
+def _remove_left_notes(folder: Path) -> None:
+    """Remove the notes of sweeps whose process is gone."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        try:
+            with FileLock(left / LOCK_FILE, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        except (Timeout, OSError):
+            continue
+
+
+def _summary_text(jobs: Sequence[Job]) -> str:
+    """Summarize the finished runs of a sweep over seeds; the table is stored too."""
+    table = _summary(jobs)
+    name = short_hash(str(job.folder.name) for job in jobs)
+    path = Path(jobs[0].config.results_dir) / "sweeps" / f"sweep-{name}.csv"
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    shown = table.drop(columns=["marks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
+    return f"{shown}\nsummary: {path}"
+
+
+def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
+    """Return mean, deviation and n per combination of values but the seed's."""
+    lines: dict[str, list[Job]] = {}
+    same = set.intersection(*(set(job.overrides) for job in jobs))
+    for job in jobs:
+        own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
+        lines.setdefault(" ".join(own) or "all", []).append(job)
+    found: list[dict[str, Any]] = []
+    for overrides, group in lines.items():
+        rows = [job.row for job in group if job.row is not None]
+        names = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
+        values = pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=names, dtype="float64")
+        means = values.mean()
+        found.append(
+            {
+                "overrides": overrides,
+                "recipe": rows[0].notation if rows else "",
+                "metric": rows[0].metric if rows else "",
+                "mean": means["score"],
+                "sd": values["score"].std(ddof=1),
+                "n": len(rows),
+                "missing": len(group) - len(rows),
+                "weight_mb": means["weight_bits_actual"] / 1e6,
+                "feature_mb": means["feature_bits_actual"] / 1e6,
+                "density": means["density_actual"],
+                "marks": "; ".join(dict.fromkeys(mark for row in rows for mark in row.marks)),
+            }
+        )
+    return pd.DataFrame(found)

@@ -97,4 +97,4 @@ def test_a_row_that_is_broken_is_named_and_the_others_listed(tmp_path: Path) -> 
     listed = command("qprune", "list", "runs", "results_dir=out", folder=tmp_path)
     assert listed.returncode == 1
     assert listed.stdout == "no finished runs below out\n"
-    assert listed.stderr.startswith("left out: out/espcn/x/result.json is not readable JSON")
+    assert listed.stderr.startswith("left out: out/espcn/x/result.json: not readable JSON")

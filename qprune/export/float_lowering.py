@@ -61,7 +61,10 @@ class FloatLowering:
         """Lower the whole trace."""
         for node in self.trace.nodes:
             if node.name not in self.made:
-                self.lower(node, [self.made[name] for name in node.inputs])
+                inputs = [self.made[name] for name in node.inputs]
+                if node.shape[:1] != inputs[0].shape[:1]:
+                    raise UserError(f"{node.op} in {node.where} changes the batch, which cannot be exported")
+                self.lower(node, inputs)
         self.result.output = self.cast(self.as_float(self.made[self.trace.output]), "float32").name
         return self.result
 
@@ -169,8 +172,6 @@ class FloatLowering:
 
     def other(self, node: Node, inputs: list[Value]) -> Value:
         """Compute an operation without weights, on its grid where it keeps one."""
-        if node.shape[:1] != inputs[0].shape[:1]:
-            raise UserError(f"{node.op} in {node.where} changes the batch, which cannot be exported")
         if node.op == "instance_norm":
             if self.exact:
                 raise NotExactError(f"the instance norm {node.path!r} is computed differently everywhere")

@@ -110,7 +110,7 @@ class ExportableRun:
 
     def metadata(self, fold: str, program: Program | None = None) -> dict[str, str]:
         """Return what a file says about its run, and about the steps of an ONNX file."""
-        row, config = self.run.row, getattr(self.run.config, "plain", lambda: self.run.config)()
+        row, config = self.run.row, self.run.config.plain()
         entries = {
             "version": __version__,
             "signature": row.signature,

@@ -18,9 +18,9 @@ from qprune.compression.prepare import convert, find_operators
 from qprune.errors import UserError, one_of
 from qprune.export.float_lowering import exact_program
 from qprune.export.integer_lowering import calibrate, integer_program
-from qprune.export.integer_steps import WEIGHT_TYPES
 from qprune.export.program import Program
 from qprune.export.sparse import SUFFIX, sparse_bytes
+from qprune.export.steps import WEIGHT_TYPES
 from qprune.export.trace import Trace, trace
 from qprune.runs.load import FinishedRun
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from qprune.compression.pruner import tile_mask
 from qprune.errors import UserError
-from qprune.export import float_steps as steps
-from qprune.export.float_steps import EXACT_BITS, FeatureMask, pair
-from qprune.export.integer_steps import rescale
+from qprune.export import steps
 from qprune.export.onnx_graph import TYPES
 from qprune.export.program import FixedPoint, Program, Step, Value
+from qprune.export.steps import EXACT_BITS, FeatureMask, pair, rescale
 from qprune.export.trace import LAYERS, POOLS, REARRANGING, Node, Trace
 
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from qprune.compression.functional import integer_range, optimal_decimal
-from qprune.export import float_steps, integer_steps
+from qprune.export import steps
 from qprune.export.float_lowering import FloatLowering, affine_of, exact_if_possible, exact_program
-from qprune.export.float_steps import EXACT_BITS
-from qprune.export.integer_steps import ScaledWeight, needs_unsigned
 from qprune.export.program import FixedPoint, Program, Step, Value
+from qprune.export.steps import EXACT_BITS, ScaledWeight, needs_unsigned
 from qprune.export.trace import POOLS, REARRANGING, Node, Trace, Weight
 
 LARGEST_BIAS = 2**30
@@ -99,7 +98,7 @@ class IntegerLowering(FloatLowering):
             self.made[node.name] = self.masked(node, x)
         elif stored and node.op in REARRANGING:
             output = replace(x, name=node.name, shape=node.shape)
-            self.made[node.name] = self.result.add(float_steps.traced_operation(node, "uint8"), [x], output)
+            self.made[node.name] = self.result.add(steps.traced_operation(node, "uint8"), [x], output)
         elif not (stored and (self.layer_in_integers(node, x) or self.addition(node, inputs))):
             super().lower(node, inputs)
 
@@ -129,10 +128,10 @@ class IntegerLowering(FloatLowering):
         if node.arguments["rounding"] != "nearest" or x.dtype == "float64":
             x = self.rounded(node, x)
         output = _feature(node.name, node.shape, self.grid_of(node))
-        return self.result.add(integer_steps.quantize_feature(output), [x], output)
+        return self.result.add(steps.quantize_feature(output), [x], output)
 
     def masked(self, node: Node, x: Value) -> Value:
-        return self.result.add(integer_steps.mask_feature(self.mask_of(node), x), [x], replace(x, name=node.name))
+        return self.result.add(steps.mask_feature(self.mask_of(node), x), [x], replace(x, name=node.name))
 
     def addition(self, node: Node, inputs: list[Value]) -> bool:
         """Add two uint8 features if an 8-bit grid that rounds to nearest follows; return whether it was done."""
@@ -143,7 +142,7 @@ class IntegerLowering(FloatLowering):
         if grid.arguments["rounding"] != "nearest" or grid.arguments["bits"] > 8:
             return False
         output = _feature(f"{node.name}.sum", node.shape, self.grid_of(grid))
-        self.finish(behind, self.result.add(integer_steps.quantize_feature(output, *inputs), inputs, output))
+        self.finish(behind, self.result.add(steps.quantize_feature(output, *inputs), inputs, output))
         return True
 
     def finish(self, behind: dict[str, Node], value: Value) -> None:
@@ -165,7 +164,7 @@ class IntegerLowering(FloatLowering):
         self.result.note(node.path, "integer", why)
         output = _feature(f"{node.name}.stored", behind["last"].shape, grid)
         masked = "mask" in behind and not (output.zero_point and self.mask_of(behind["mask"]).dynamic)
-        self.finish(behind, self.result.add(integer_steps.integer_layer(node, weight, x, output, masked), [x], output))
+        self.finish(behind, self.result.add(steps.integer_layer(node, weight, x, output, masked), [x], output))
         return True
 
     def grid_behind(self, behind: dict[str, Node]) -> FixedPoint | None:
@@ -230,6 +229,6 @@ class IntegerLowering(FloatLowering):
         units = None if bias is None else bias.to(torch.int32)
         scaled = ScaledWeight(integers.float(), scale, units, 8, self.weight_type(integers, x))
         output = Value(node.name, "float32", node.shape, FixedPoint(x.on_grid.decimal + finest, -bound, bound))
-        self.made[node.name] = self.result.add(integer_steps.integer_sums(scaled, x), [x], output)
+        self.made[node.name] = self.result.add(steps.integer_sums(scaled, x), [x], output)
         self.result.note(node.path, "integer sums", "no grid of 8 bits follows it")
         return True

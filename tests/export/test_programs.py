@@ -22,10 +22,9 @@ from qprune.compression.prepare import convert
 from qprune.errors import UserError
 from qprune.export import onnx_graph
 from qprune.export.float_lowering import exact_program
-from qprune.export.float_steps import FeatureMask
 from qprune.export.integer_lowering import calibrate, integer_program
-from qprune.export.integer_steps import mask_feature, needs_unsigned, rescale
 from qprune.export.program import FixedPoint, Program, Value
+from qprune.export.steps import FeatureMask, mask_feature, needs_unsigned, rescale
 from qprune.export.trace import trace
 from qprune.export.verification import Session
 from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed, quantized

@@ -1,4 +1,4 @@
-"""`qprune verify`: compare an exported network in onnxruntime with PyTorch, and print the verdict."""
+"""`qprune verify`: compare an exported network with PyTorch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def verify(arguments: Sequence[str]) -> int:
 
 
 def _verdict(found: Verification) -> Iterator[str]:
-    """Yield what a user wants to know first: equal or not, how good, how fast, how large."""
+    """Yield the verdict: equal or not, how good, how fast, how large."""
     difference = found.to_reference
     if not found.promise:
         answer = f"not promised, {_described(difference)}; within the bound of 1 LSB: {'yes' if found.kept else 'NO'}"

@@ -1,4 +1,4 @@
-"""Write a finished run as ONNX or in the sparse form, and compare the file with PyTorch."""
+"""Write a finished run as ONNX or in sparse form, and verify the file."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Write the network of a finished run to files: ONNX in two folds, and the sparse form."""
+"""Write the network of a finished run: ONNX in two folds, and the sparse form."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class NotExactError(Exception):
 
 
 def exact_program(trace: Trace, dynamic_size: bool) -> Program:
-    """Return the trained network as it is, in exact arithmetic, or in float32 if that is impossible."""
+    """Return the trained network in exact arithmetic, or in float32 where it must."""
     return exact_if_possible(lambda exact: FloatLowering(trace, dynamic_size, exact))
 
 
@@ -118,7 +118,7 @@ class FloatLowering:
         return FeatureMask(mask, border, dynamic)
 
     def layer(self, node: Node, x: Value) -> Value:
-        """Compute a layer in float32; exactly: its sums, which lie on a grid, and then its bias in float64."""
+        """Compute a layer in float32, or exact sums in float32 and its bias in float64."""
         bias, reason = node.tensors.get("bias"), self.why_float(node, x)
         x32 = self.cast(x, "float32")
         if not self.exact:
@@ -151,7 +151,7 @@ class FloatLowering:
         return self.result.add(step, [self.cast(x, self.off_grid)], output)
 
     def pool(self, node: Node, x: Value) -> Value:
-        """Average: on a grid if it divides by a power of two; otherwise a whole map in float64, or float32."""
+        """Average on a grid if the divisor is a power of two, else in float64 or float32."""
         a, size = node.arguments, list(x.shape[2:])
         adaptive = node.op == "adaptive_avg_pool2d"
         if adaptive and list(a["output_size"]) not in ([1, 1], [1]):
@@ -209,7 +209,7 @@ def sums_grid(node: Node, x: Value) -> FixedPoint:
 
 
 def result_grid(node: Node, inputs: Sequence[Value]) -> FixedPoint | None:
-    """Return the grid of an operation's result, if it keeps the inputs' grids and no sum needs more than 24 bits."""
+    """Return the grid of an operation's result in 24 bits, if it has one."""
     grids = [value.grid for value in inputs if value.grid is not None]
     if len(grids) < len(inputs):
         return None

@@ -1,4 +1,4 @@
-"""Lower a trace to integer kernels: 8-bit layers with their batch norms folded into scales and biases.
+"""Lower a trace to integer kernels: 8-bit layers with batch norms folded in.
 
 Weights stay the integers that were trained; the factor of a norm goes into the scale of the layer's output channel, its
 shift into an int32 bias in units of the sums. Three things may change, and the notes list them: a bias moves by at most
@@ -27,7 +27,7 @@ CALIBRATED_BITS, CALIBRATED_DECIMALS = 8, range(-8, 20)
 
 
 def integer_program(trace: Trace, dynamic_size: bool, calibration: Mapping[str, int], weights: str = "auto") -> Program:
-    """Return the network in integer kernels where they exist, in exact arithmetic or float32 elsewhere.
+    """Return the network in integer kernels where they exist, else in floats.
 
     Args:
         trace: The trained network.
@@ -40,7 +40,7 @@ def integer_program(trace: Trace, dynamic_size: bool, calibration: Mapping[str, 
 
 
 def calibrate(trace: Trace, x: Tensor) -> dict[str, int]:
-    """Choose fraction bits of least squared error on the batch x, for batch norms that no grid follows.
+    """Choose fraction bits on the batch x for batch norms that no grid follows.
 
     Returns:
         Name of the norm's node -> fraction bits.
@@ -56,7 +56,7 @@ def calibrate(trace: Trace, x: Tensor) -> dict[str, int]:
 
 
 def requantized_per_channel(weight: Weight) -> tuple[Tensor, Tensor, float]:
-    """Return integers (out, ...) with one power-of-two scale per output channel, and its fraction bits (out,).
+    """Return integers (out, ...) and fraction bits (out,) per output channel.
 
     The third value is the largest change of a weight, as a fraction of the largest in its channel: 0 unless fraction
     bits differ by input channel.
@@ -76,7 +76,7 @@ def _feature(name: str, shape: tuple[int, ...], grid: FixedPoint) -> Value:
 
 
 class IntegerLowering(FloatLowering):
-    """Layers and 8-bit features in integers; everything else on floats, as the parent does it."""
+    """Layers and 8-bit features in integers; everything else on floats."""
 
     def __init__(
         self, trace: Trace, dynamic_size: bool, exact: bool, calibration: Mapping[str, int], weights: str
@@ -114,12 +114,12 @@ class IntegerLowering(FloatLowering):
         return f"no grid follows its sums at once, {consequence}"
 
     def only_relus_read(self, node: Node) -> bool:
-        """Whether all readers of the node are ReLUs, so that its negative values need not be kept."""
+        """Whether only ReLUs read the node, so that negative values can go."""
         readers = self.trace.readers(node.name)
         return bool(readers) and all(reader.op == "relu" for reader in readers)
 
     def grid_of(self, node: Node) -> FixedPoint:
-        """Return the grid of a quantizer, without its negative part where only ReLUs read it."""
+        """Return the grid of a quantizer, from 0 on where only ReLUs read it."""
         grid = FixedPoint.signed(node.arguments["bits"], node.arguments["decimal"])
         return replace(grid, low=0) if self.only_relus_read(node) else grid
 
@@ -134,7 +134,7 @@ class IntegerLowering(FloatLowering):
         return self.result.add(steps.mask_feature(self.mask_of(node), x), [x], replace(x, name=node.name))
 
     def addition(self, node: Node, inputs: list[Value]) -> bool:
-        """Add two uint8 features if an 8-bit grid that rounds to nearest follows; return whether it was done."""
+        """Add two uint8 features if an 8-bit grid follows; return whether it was done."""
         behind = self.trace.followers(node)
         grid = behind.get("grid")
         if node.op != "add" or grid is None or "batch_norm" in behind:
@@ -146,13 +146,13 @@ class IntegerLowering(FloatLowering):
         return True
 
     def finish(self, behind: dict[str, Node], value: Value) -> None:
-        """Apply the mask behind an integer kernel; the result stands for all nodes that were fused into it."""
+        """Apply the mask behind an integer kernel; all fused nodes get its value."""
         if "mask" in behind:
             value = self.masked(behind["mask"], value)
         self.made |= {node.name: value for node in behind.values()}
 
     def layer_in_integers(self, node: Node, x: Value) -> bool:
-        """Compute a layer, and what follows as far as possible, in integers; return whether that was possible."""
+        """Compute a layer and what follows in integers; return whether it was done."""
         if node.op not in ("conv2d", "linear") or node.weight is None or node.weight.bits > 8:
             return False
         behind = self.trace.followers(node)
@@ -168,7 +168,7 @@ class IntegerLowering(FloatLowering):
         return True
 
     def grid_behind(self, behind: dict[str, Node]) -> FixedPoint | None:
-        """Return the grid that a layer's output is rounded to; None where integers cannot round so."""
+        """Return the grid of a layer's output; None where integers cannot round so."""
         last = behind["last"]
         if "grid" in behind:
             bits, rounding = (behind["grid"].arguments[key] for key in ("bits", "rounding"))
@@ -184,7 +184,7 @@ class IntegerLowering(FloatLowering):
         return replace(grid, low=0) if self.only_relus_read(last) else grid
 
     def folded(self, node: Node, behind: dict[str, Node], x: Value, grid: FixedPoint) -> tuple[ScaledWeight, float]:
-        """Fold the norm into scale and bias; return the weight and the error of `requantized_per_channel`."""
+        """Fold the norm into scale and bias; return the weight and its rounding error."""
         assert node.weight is not None
         integers, decimals, error = requantized_per_channel(node.weight)
         ones = torch.ones(len(integers), dtype=torch.float64)
@@ -212,7 +212,7 @@ class IntegerLowering(FloatLowering):
         return self.weights if needs_unsigned(integers, x.on_grid.high + x.zero_point) else "signed"
 
     def sums_in_integers(self, node: Node, weight: Weight, x: Value) -> bool:
-        """Compute the exact sums of a linear layer that no grid follows; its bias is rounded to their grid."""
+        """Compute the exact sums of a linear layer, its bias rounded to their grid."""
         integers, decimals, error = requantized_per_channel(weight)
         if error:
             return False  # the exact sums of floats keep the weights as they are

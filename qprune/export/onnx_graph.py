@@ -1,4 +1,4 @@
-"""Build an ONNX graph: one call per node or constant, integer constants packed as tightly as ONNX allows."""
+"""Build an ONNX graph with integer constants packed as tightly as ONNX allows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GraphBuilder:
         return name
 
     def constant(self, value: Any, dtype: str | None = None) -> str:
-        """Return the name of an initializer of numpy type `dtype` (default: the type of `value`)."""
+        """Return the name of an initializer of numpy type `dtype` (default: its own)."""
         array: NDArray[Any] = np.asarray(value)
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype)).reshape(array.shape)
         key = (str(array.dtype), array.shape, array.tobytes())
@@ -55,7 +55,7 @@ class GraphBuilder:
         return self.constant(np.atleast_1d(values), "int64")
 
     def integers(self, value: Tensor, bits: int, dtype: int) -> str:
-        """Return integers of `bits` bits as ONNX type `dtype` (FLOAT or INT8); stored in 4, 8 or 16 bits each."""
+        """Return integers as ONNX type `dtype` (FLOAT, INT8), stored in 4, 8 or 16 bits."""
         if bits <= 4:
             stored = self._name("w")
             flat = value.flatten().tolist()
@@ -84,7 +84,7 @@ class GraphBuilder:
         return self.node("Reshape", self.node("Gather", values, self.node("Mul", bits, place)), self.ints(value.shape))
 
     def mask(self, mask: Tensor) -> str:
-        """Return a mask of 0 and 1 as uint8, stored as one bit per entry and unpacked when the file is loaded."""
+        """Return a mask of 0 and 1 as uint8, stored as one bit per entry."""
         return self.node("Reshape", self._unpacked_bits(np.asarray(mask).ravel() != 0), self.ints(mask.shape))
 
     def _unpacked_bits(self, flags: NDArray[Any]) -> str:
@@ -101,7 +101,7 @@ class GraphBuilder:
         return self.node("Cast", self.node("Add", wide, self.constant(UINT8_OFFSET, "int32")), to=TensorProto.UINT8)
 
     def exact_int8_sums(self) -> str:
-        """Return a bool: whether the CPU adds products of uint8 and int8 without saturating in between.
+        """Return a bool: whether the CPU adds uint8 x int8 without saturating.
 
         The runtime evaluates it when it loads the file, on two constant matrices with the largest products there are.
         """
@@ -130,7 +130,7 @@ class GraphBuilder:
     def model(
         self, input_shape: list[int | str], output_shape: list[int | str], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
-        """Return the checked model from the float32 value `input` to the float32 value `output`."""
+        """Return the checked model from `input` to `output`, both float32."""
         ends = (("input", input_shape), ("output", output_shape))
         values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends]
         graph = helper.make_graph(self.nodes, "qprune", values[:1], values[1:], self.initializers)

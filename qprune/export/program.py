@@ -1,4 +1,4 @@
-"""A network as a list of steps, each of which runs in PyTorch and writes itself to an ONNX graph."""
+"""A network as a list of steps that run in PyTorch and write ONNX nodes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation. run: tensors -> tensor. write: (graph, input names) -> output name, adding ONNX nodes."""
+    """One operation.
+
+    run: tensors -> tensor. write: (graph, input names) -> output name, adding ONNX nodes.
+    """
 
     run: Callable[..., Tensor]
     write: Callable[..., str]
@@ -110,7 +113,7 @@ class Program:
         return tensors
 
     def peak_activation_bytes(self) -> int:
-        """Return the largest sum of values alive at once, for one sample of the example's size.
+        """Return the largest sum of values alive at once, for one sample.
 
         Weights and the kernels' workspace are not counted, and fusion by the runtime is not considered.
         """
@@ -124,7 +127,7 @@ class Program:
         return peak
 
     def onnx_bytes(self, dynamic_size: bool, metadata: Mapping[str, str]) -> bytes:
-        """Return the ONNX model: of any batch size, and of any height and width if `dynamic_size`."""
+        """Return the ONNX model, of any batch size, and any size if `dynamic_size`."""
         graph, names = GraphBuilder(), {self.source.name: "input"}
         for step, inputs, output in self.steps:
             names[output] = step.write(graph, *(names[name] for name in inputs))

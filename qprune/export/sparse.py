@@ -1,4 +1,4 @@
-"""The sparse form: a network's state in a safetensors file whose size is about that of the counted bits.
+"""The sparse form: a safetensors file of about the size of the counted bits.
 
 A weight on a grid is a bitmask of its nonzero elements and their values at N bits each, a feature mask is one bit per
 entry, and everything else is stored as it is. Tensors of a kind are concatenated into parts (`masks`, `values`,
@@ -108,7 +108,7 @@ def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def sparse_metadata(path: Path | str) -> dict[str, str]:
-    """Return what a sparse file says of its run: signature, recipe, score, options, counted bits.
+    """Return what a sparse file says of its run: signature, recipe, score, options.
 
     Raises:
         UserError: Another kind of file, or one that cannot be read.
@@ -118,7 +118,7 @@ def sparse_metadata(path: Path | str) -> dict[str, str]:
 
 
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
-    """Return the state dict of the converted network from a sparse file, dense and equal in every bit.
+    """Return the state dict of the converted network, equal in every bit.
 
     Counters of training (`total`, `kept`) are not stored: load the state with `strict=False`.
 

@@ -49,7 +49,7 @@ def round_to_grid(output: Value, bits: int, rounding: str) -> Step:
 
 
 def affine(factor: Tensor | None, shift: Tensor, rank: int) -> Step:
-    """Multiply float64 by `factor` and add `shift`, both by channel, rounding after each. rank: dimensions of x."""
+    """Multiply float64 of `rank` dimensions by `factor`, add `shift`, by channel."""
     shape = (-1, *[1] * (rank - 2))
 
     def run(x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def affine(factor: Tensor | None, shift: Tensor, rank: int) -> Step:
 
 @dataclass(frozen=True)
 class FeatureMask:
-    """A mask (C, h, w) of Eq. 3. dynamic: it is tiled over each input's own height and width."""
+    """A mask (C, h, w) of Eq. 3. dynamic: tiled over each input's own size."""
 
     mask: Tensor
     border: str
@@ -75,7 +75,7 @@ class FeatureMask:
         return tile_mask(self.mask, tuple(x.shape[2:]), self.border).to(x.dtype)
 
     def write(self, graph: GraphBuilder, x: str) -> str:
-        """Return the mask for the value x, as uint8: `tile_mask` in ONNX where it is dynamic."""
+        """Return the mask for the value x, as uint8; `tile_mask` in ONNX if dynamic."""
         mask, tile = graph.mask(self.mask), list(self.mask.shape[1:])
         if not self.dynamic or set(tile) == {1}:
             return mask
@@ -110,7 +110,7 @@ def apply_mask(mask: FeatureMask, dtype: str) -> Step:
 
 
 def float_layer(node: Node, bias: Tensor | None) -> Step:
-    """Compute a layer on float32; the file has its weight as integers and a scale where it lies on a grid."""
+    """Compute a layer on float32; the file stores a weight on a grid as integers."""
     weight = node.weight
     real = node.tensors["weight"] if weight is None else weight.integers.float() * power_of_two(-weight.decimal)
 
@@ -148,7 +148,7 @@ def write_layer(graph: GraphBuilder, node: Node, *inputs: str) -> str:
 
 
 def traced_operation(node: Node, dtype: str) -> Step:
-    """Compute an operation without weights: PyTorch's own as it was traced, and its ONNX counterpart."""
+    """Compute an operation without weights as it was traced."""
     return Step(node.run, lambda graph, *inputs: _WRITERS[node.op](graph, node, dtype, *inputs))
 
 
@@ -262,7 +262,7 @@ def saturate(graph: GraphBuilder, name: str, value: Value) -> str:
 
 
 def quantize_feature(output: Value, *inputs: Value) -> Step:
-    """Round a float32 value, or the sum of uint8 inputs, to uint8: nearest, ties to even."""
+    """Round float32, or the sum of uint8 inputs, to uint8: nearest, ties to even."""
     grid = output.on_grid
 
     def run(x: Tensor, *others: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def quantize_feature(output: Value, *inputs: Value) -> Step:
 
 
 def mask_feature(mask: FeatureMask, x: Value) -> Step:
-    """Multiply uint8 by a mask (Eq. 3) by clipping: masked elements to [0, 0], the others to the ends of the grid."""
+    """Multiply uint8 by a mask (Eq. 3) by clipping masked elements to [0, 0]."""
 
     def write(graph: GraphBuilder, name: str) -> str:
         written, grid, zero = mask.write(graph, name), x.on_grid, x.zero_point
@@ -296,7 +296,7 @@ def mask_feature(mask: FeatureMask, x: Value) -> Step:
 
 @dataclass(frozen=True)
 class ScaledWeight:
-    """The weight of an integer layer, with the factor of its batch norm folded into the scale.
+    """The weight of an integer layer, its batch norm folded into scale and bias.
 
     integers: float32 of 8-bit integers, (out, ...). scale: float32 (out,), may be negative. bias: int32 (out,), in
     units of the input's scale times `scale`. type: one of WEIGHT_TYPES; see
@@ -311,9 +311,9 @@ class ScaledWeight:
 
 
 def integer_layer(node: Node, weight: ScaledWeight, x: Value, output: Value, masked: bool) -> Step:
-    """Compute a layer from uint8 to uint8: clip(round((sums + bias) * factor)), one float32 factor per channel.
+    """Compute a layer from uint8 to uint8: clip(round((sums + bias) * factor)).
 
-    masked: a mask that clips to the grid follows.
+    factor: float32, one per channel. masked: a mask that clips to the grid follows.
     """
     source, grid, units = x.on_grid, output.on_grid, weight.bias
     assert units is not None
@@ -348,7 +348,7 @@ def integer_layer(node: Node, weight: ScaledWeight, x: Value, output: Value, mas
 
 
 def integer_sums(weight: ScaledWeight, x: Value) -> Step:
-    """Compute a linear layer from uint8 to its exact sums in float32, bias included, where no grid follows."""
+    """Compute a linear layer from uint8 to its exact sums and bias in float32."""
     source = x.on_grid
 
     def write(graph: GraphBuilder, name: str) -> str:
@@ -374,7 +374,7 @@ def integer_sums(weight: ScaledWeight, x: Value) -> Step:
 def write_weight(
     graph: GraphBuilder, weight: ScaledWeight, write: Callable[[str, int, str], str], dtype: int, shape: Any
 ) -> str:
-    """Write what reads the bytes of a weight: `write(bytes, zero point, numpy type)`, of ONNX type `dtype`."""
+    """Write what reads the bytes of a weight: write(bytes, zero point, numpy type)."""
     if weight.type == "safe":
         stored = graph.bytes(weight.integers + UINT8_OFFSET, "uint8", UINT8_OFFSET)
         return write(stored, UINT8_OFFSET, "uint8")
@@ -386,7 +386,7 @@ def write_weight(
 
 
 def needs_unsigned(weight: Tensor, largest_input: int) -> bool:
-    """Whether the weight (out, ...) must be uint8 for its sums to be right on every CPU.
+    """Whether a weight (out, ...) must be uint8 for right sums on every CPU.
 
     Without VNNI a CPU adds two products of a uint8 (at most `largest_input`) and an int8 in 16 bits, which saturate,
     and onnxruntime returns wrong sums without an error. Any two weights of a row may be added first.

@@ -1,4 +1,7 @@
-"""Trace a compressed network into a flat list of operations, with integer weights, masks and grids as operations."""
+"""Trace a compressed network into a flat list of operations.
+
+Weights are integers with scales; masks and grids are operations.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Weight:
 
     @property
     def on_finest(self) -> Tensor:
-        """Integers (int64) on the grid 2^-finest; wider than `bits` where fraction bits differ."""
+        """Integers (int64) on the grid 2^-finest, perhaps wider than `bits`."""
         return self.integers.long() << (self.finest - self.decimal).long()
 
 
@@ -97,7 +100,7 @@ class Node:
 
 @dataclass
 class Trace:
-    """Nodes in the order of computation. The first is the input, `output` names the last."""
+    """Nodes in order of computation: the first is the input, `output` the last."""
 
     nodes: list[Node]
     output: str
@@ -107,7 +110,10 @@ class Trace:
         return [node for node in self.nodes if name in node.inputs]
 
     def followers(self, layer: Node) -> dict[str, Node]:
-        """Return `batch_norm`, `mask` and `grid` behind a layer, each the only reader of the one before, and `last`."""
+        """Return `batch_norm`, `mask`, `grid` and `last` behind a layer.
+
+        Each is the only reader of the one before.
+        """
         found = {"last": layer}
         for op in ("batch_norm", "mask", "grid"):
             readers = self.readers(found["last"].name)
@@ -132,7 +138,7 @@ _mask.register_fake(lambda x, mask, border, site: torch.empty_like(x))
 
 
 def trace(network: nn.Module, example: Tensor) -> Trace:
-    """Return the operations that `network` applies to `example` in evaluation mode; `network` is not changed.
+    """Return the operations that `network` applies to `example` in evaluation mode.
 
     Raises:
         UserError: An operation or a control flow cannot be exported.
@@ -153,7 +159,7 @@ def trace(network: nn.Module, example: Tensor) -> Trace:
 
 
 def _trace_as_one_operation(operator: Operator, site: str) -> None:
-    """Switch a feature operator off, and let a custom operator stand in the graph for it."""
+    """Trace a feature operator as one custom operator."""
     decimal = int(operator.decimal) if isinstance(operator, Quantizer) else 0
 
     def call(_module: nn.Module, _args: Any, x: Tensor) -> Tensor:
@@ -196,7 +202,7 @@ class _Reader:
         raise AssertionError("a graph without an output")
 
     def operation(self, call: fx.Node) -> list[Node]:
-        """Return the node of an operation; none for one that does nothing in evaluation mode."""
+        """Return the node of an operation; none for an identity in evaluation mode."""
         written = str(getattr(call.target, "overloadpacket", call.target)).rpartition(".")[2]
         name = written.removesuffix("_")
         if name in IDENTITIES:

@@ -1,4 +1,4 @@
-"""Compare an exported file in onnxruntime with PyTorch on the task's test data: equality, score, latency, size."""
+"""Compare an exported file with PyTorch: equality, score, latency, size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ BOUND_LSB = 1.0
 
 
 class Session:
-    """A model in onnxruntime on one CPU thread. kernels: its nodes by type, after the runtime's optimizations."""
+    """A model in onnxruntime on one CPU thread.
+
+    kernels: its nodes by type, after the runtime's optimizations.
+    """
 
     def __init__(self, content: bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -96,7 +99,7 @@ class Verification:
 
 
 def verify_run(run: FinishedRun, fold: str = "integer", timed: bool = True) -> Verification:
-    """Run the exported ONNX file of a run and its PyTorch reference over the whole test set of the run's task.
+    """Compare the exported ONNX file of a run with PyTorch on the task's test data.
 
     Args:
         run: The finished run.
@@ -153,7 +156,7 @@ def verify_run(run: FinishedRun, fold: str = "integer", timed: bool = True) -> V
 
 
 def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[float, list[Tensor], Tensor]:
-    """Evaluate the task with `network`; return the score, the inputs, and all elements of the outputs."""
+    """Evaluate the task with `network`; return score, inputs and flat outputs."""
     inputs, outputs = [], []
 
     @torch.no_grad()
@@ -192,7 +195,7 @@ def _difference(ours: Tensor, theirs: Tensor, lsb: float) -> Difference:
 
 
 def _feature_differences(network: ExportableRun, program: Program, x: Tensor) -> list[dict[str, Any]]:
-    """Compare every trained grid with the trained network, on one batch: share that differs, and largest difference."""
+    """Compare the features at every grid with the trained network, on one batch."""
     exact = exact_program(network.trace, network.dynamic_size)
     sites = [(n.path, exact.nodes[n.name], program.nodes[n.name]) for n in network.trace.nodes if n.op == "grid"]
     expected = exact.run(x, [value.name for _, value, _ in sites])
@@ -208,7 +211,7 @@ def _feature_differences(network: ExportableRun, program: Program, x: Tensor) ->
 
 
 def _latencies(sessions: Mapping[str, Session], x: Tensor, seconds: float = 4.0) -> dict[str, dict[str, float]]:
-    """Return median milliseconds of each session, called in turns, for one sample and for the batch x."""
+    """Return median milliseconds of each session, for one sample and for x."""
     found = {}
     for count in sorted({1, len(x)}):
         taken: dict[str, list[float]] = {name: [] for name in sessions}

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from qprune.errors import RunFailure, UserError
 
 __version__ = "0.1.0"
+# Goes up when a run of the same config and seed on the same machine gives other bits; rows of before there was a
+# number have 1.
+ARITHMETIC = 2
 
 _MODULES = {
     "compression.auto_plan": ("auto_plan",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qprune.compression.functional import magnitude_mask, optimal_decimal, quantize
+from qprune.compression.functional import fake_quantize, magnitude_mask, optimal_decimal
 from qprune.runs.execute import execute
 from tests.runs.test_execute import config
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 def test_equations_give_the_same_bits(rounding: str) -> None:
     x = torch.randn(3, 5, 1000, generator=torch.Generator().manual_seed(0)) * 30
     decimals = torch.tensor([1, 4, 9, 0, -2])
-    here, there = (quantize(x.to(d), 8, decimals.to(d), rounding, axis=1) for d in ("cpu", "cuda"))
+    here, there = (fake_quantize(x.to(d), 8, decimals.to(d), rounding, axis=1) for d in ("cpu", "cuda"))
     assert torch.equal(here, there.cpu())
     assert int(optimal_decimal(x, rounding=rounding)) == int(optimal_decimal(x.cuda(), rounding=rounding))
     score = x.abs().round()  # many ties

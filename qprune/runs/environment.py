@@ -21,6 +21,7 @@ def describe_environment(seed: int, device: torch.device, dataset: dict[str, str
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "qprune": qprune.__version__,
+        "arithmetic": qprune.ARITHMETIC,
         "git": _git(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},

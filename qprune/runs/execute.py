@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save as safetensors_bytes
 
+import qprune
 from qprune.atomic_write import png_bytes, write_atomically, write_json
 from qprune.compression.activation_trace import uncovered_features
 from qprune.compression.distributed import rank_and_world
@@ -206,6 +207,7 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
         marks.append(f"{recipe.limits.epochs} of {config.epochs} epochs (budget={config.budget.name})")
     row: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "arithmetic": qprune.ARITHMETIC,
         "signature": trainer.loop.run,
         "task": config.task.name,
         "order": config.order.name,

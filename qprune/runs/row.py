@@ -25,8 +25,9 @@ class Row:
     """One finished run, checked by pydantic.
 
     `metric` names the score of the last epoch, with its unit; `metrics` are further figures of that evaluation.
-    `marks` are reasons why the row may not pass for the paper's. Sizes in bits and performance densities are in the
-    accountings `paper` and `actual` (spec 5.2).
+    `marks` are reasons why the row may not pass for the paper's. `arithmetic` is the version of the arithmetic that the
+    run was trained with: rows of different versions differ in bits. Sizes in bits and performance densities are in
+    the accountings `paper` and `actual` (spec 5.2).
     """
 
     schema_version: Literal[1]
@@ -54,6 +55,7 @@ class Row:
     input_bits_actual: Bits
     density_actual: float
     metrics: dict[str, float]
+    arithmetic: Count = 1
 
 
 _ROW = TypeAdapter(Row)

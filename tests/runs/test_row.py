@@ -72,6 +72,11 @@ def config(**changes: Any) -> DictConfig:
     return cfg
 
 
+def test_rows_without_a_version_of_the_arithmetic_have_the_first() -> None:
+    assert parse_row(json_bytes(FIELDS)).arithmetic == 1
+    assert parse_row(json_bytes(FIELDS | {"arithmetic": 2})).arithmetic == 2
+
+
 def stored(folder: Path, **changes: Any) -> Path:
     path = folder / ROW_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from qprune.compression.auto_plan import auto_plan
     from qprune.compression.compressor import Compressor, attach, compress
     from qprune.compression.config import PruneConfig, QuantizeConfig
+    from qprune.compression.convert import convert
     from qprune.compression.coverage import Coverage, coverage
     from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
     from qprune.compression.functional import fake_quantize, magnitude_mask, optimal_decimal, prune, saturate
     from qprune.compression.plan import Plan, Site
-    from qprune.compression.prepare import convert, prepare
+    from qprune.compression.prepare import prepare
     from qprune.compression.pruner import Pruner
     from qprune.compression.quantizer import Quantizer
     from qprune.compression.schedule import Schedule, Timeline
@@ -31,11 +32,12 @@ _MODULES = {
     "compression.auto_plan": ("auto_plan",),
     "compression.compressor": ("Compressor", "attach", "compress"),
     "compression.config": ("PruneConfig", "QuantizeConfig"),
+    "compression.convert": ("convert",),
     "compression.coverage": ("Coverage", "coverage"),
     "compression.footprint": ("Footprint", "PaperSize", "actual_footprint", "paper_footprint"),
     "compression.functional": ("fake_quantize", "magnitude_mask", "optimal_decimal", "prune", "saturate"),
     "compression.plan": ("Plan", "Site"),
-    "compression.prepare": ("convert", "prepare"),
+    "compression.prepare": ("prepare",),
     "compression.pruner": ("Pruner",),
     "compression.quantizer": ("Quantizer",),
     "compression.schedule": ("Schedule", "Timeline"),

@@ -57,7 +57,7 @@ def mask() -> Any:
     pruner = qprune.Pruner(0.5)
     pruner.size_for_feature(features)
     pruner.observe(features)
-    total = pruner.total.clone()
+    total = pruner.window.clone()
     pruner.update(total, 1.0)
     pruner.active = True
     channel = int((pruner.mask.flatten(1).mean(1) - 0.5).abs().argmin())  # about half of it is kept

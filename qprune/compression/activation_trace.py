@@ -202,7 +202,7 @@ class Trace(TorchDispatchMode):
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             self.path.pop()
             self.muted -= isinstance(module, (FeatureOperators, Operator))
-            active = [operator for operator in operators if operator.active]
+            active = [operator for operator in operators if operator.acts]
             if active and not self.muted and id(args[0]) in self.values:
                 self._operate(active, args[0], output)
             elif not self.muted and isinstance(output, Tensor) and id(output) in self.values:

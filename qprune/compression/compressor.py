@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qprune.compression.auto_plan import auto_plan
 from qprune.compression.config import PruneConfig, QuantizeConfig
+from qprune.compression.convert import convert
 from qprune.compression.distributed import rank_and_world, summed
 from qprune.compression.functional import all_finite
 from qprune.compression.operator import Operator
 from qprune.compression.plan import Plan
-from qprune.compression.prepare import Placed, convert, find_operators, prepare, run_example
+from qprune.compression.prepare import Placed, find_operators, prepare, run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
 from qprune.compression.schedule import Schedule, Timeline, Window
@@ -58,10 +60,11 @@ class Compressor:
     def at(self, step: int) -> None:
         """Put every operator into its state for optimizer step `step` (from 0), events of that step included.
 
-        Steps follow one another; after loading a state, any step may be the first.
+        Steps follow one another; after loading a state (`load_state_dict`), any step may be the first. An event that
+        the loaded state has behind it does not fire again.
 
         Raises:
-            UserError: An event was skipped.
+            UserError: An event was skipped, `step` is lower than before, or no training batch was observed.
             RunFailure: An event found values that are not finite.
         """
         if step == self._step:
@@ -69,6 +72,11 @@ class Compressor:
         if self._step is not None and self._step < step < self._quiet_until:
             self._step = step  # every operator stays as it is
             return
+        if self._step is not None and step < self._step:
+            raise UserError(
+                f"at({step}) after at({self._step}): pass the optimizer step since training began, not that within an "
+                "epoch; to go back, load the states of that step into the network and the compressor first"
+            )
         self._check_history(step)
         timeline = self.timeline
         prune_events = timeline.prune_events(step)
@@ -82,8 +90,12 @@ class Compressor:
                 self._quantize(step, kind)
             for placed in self.quantizers(kind):
                 placed.operator.active = start is not None and step >= start
-        self._observe(self.pruners("feature"), timeline.prune_window(step))
-        self._observe(self.quantizers("feature"), timeline.quantize_window(step))
+        for placed, window in (
+            (self.pruners("feature"), timeline.prune_window(step)),
+            (self.quantizers("feature"), timeline.quantize_window(step)),
+        ):
+            self._require_whole(placed, window, step)
+            self._observe(placed, window)
         self._step, self._quiet_until = step, timeline.next_action(step)
 
     def _observe(self, placed: Sequence[Placed], window: Window | None) -> None:
@@ -101,27 +113,50 @@ class Compressor:
             if window.first:
                 operator.start_window()
 
+    def _require_whole(self, placed: Sequence[Placed], window: Window | None, step: int) -> None:
+        """Raise UserError where training resumes inside a window without what was observed before."""
+        resumed = self._step is None and window is not None and not window.first and rank_and_world()[0] == 0
+        if resumed and placed and all(p.operator.window is None for p in placed):
+            raise UserError(
+                f"step {step} lies inside a window of observations, and nothing of the steps before is known: load the "
+                "compressor's state too (save compressor.state_dict() beside the network's)"
+            )
+
     def _prune(self, step: int, fraction: float) -> None:
         for placed in self.pruners("weight") + self.pruners("feature"):
             pruner = placed.operator
             assert isinstance(pruner, Pruner)
-            if placed.kind == "feature" and not pruner.total.numel():
-                continue  # the last event fires again after loading a state of its own step: the mask is chosen
-            score = summed(pruner.total) if placed.kind == "feature" else placed.weight_in().abs()
+            if int(pruner.updates) >= self.timeline.prune_events(step):
+                continue  # a state from after this event was loaded
+            if placed.kind == "weight":
+                score = placed.weight_in().abs()
+            else:
+                self._require_observed(pruner.window is not None, placed, step)
+                assert pruner.window is not None
+                score = summed(pruner.window)
             self._require_finite(score, placed, step)
             pruner.update(score, fraction)
-            if step == self.timeline.prune_steps[-1]:
-                pruner.end_windows()
+            pruner.start_window()
 
     def _quantize(self, step: int, kind: str) -> None:
         for placed in self.quantizers(kind):
             quantizer = placed.operator
             assert isinstance(quantizer, Quantizer)
+            if int(quantizer.updates):
+                continue  # a state from after this event was loaded
             seen = placed.weight_in() if kind == "weight" else quantizer.observed()
             self._require_finite(seen, placed, step)
-            if quantizer.searches and seen.numel() == 0:
-                raise UserError(f"the feature of {placed.path!r} was never observed before step {step}: does it fire?")
+            self._require_observed(not quantizer.searches or seen.numel() > 0, placed, step)
             quantizer.update(seen) if kind == "weight" else quantizer.update_by_window(seen)
+
+    def _require_observed(self, observed: bool, placed: Placed, step: int) -> None:
+        if not observed:
+            mode = "in training mode" if self.network.training else "in evaluation mode"
+            raise UserError(
+                f"the feature of {placed.path!r} was not observed before the event of step {step}; the network is "
+                f"{mode} now: operators observe while it trains (network.train(), then .eval() on the modules to "
+                "freeze), and a run that resumes inside a window needs the compressor's state too"
+            )
 
     def _require_finite(self, values: Tensor, placed: Placed, step: int) -> None:
         if not all_finite(values):
@@ -176,20 +211,40 @@ class Compressor:
             operator = placed.operator
             if placed.chain is not None or rank_and_world()[1] == 1:
                 continue
-            if isinstance(operator, Pruner):
-                operator.total.copy_(summed(operator.total))
+            if isinstance(operator, Pruner) and operator.window is not None:
+                operator.window = summed(operator.window)
             elif isinstance(operator, Quantizer):
-                operator.kept = operator.observed()
+                observed = operator.observed()
+                operator.window = observed if observed.numel() else None
         if not first:
             self.forget_windows()
 
     def forget_windows(self) -> None:
-        """Discard what this process observed."""
+        """Discard what this process observed, as a rank does whose observations rank 0 carries."""
         for placed in self.placed:
-            if isinstance(placed.operator, Pruner):
-                placed.operator.total.zero_()  # not start_window: after the last event there is no window
+            if isinstance(placed.operator, Pruner) and placed.operator.window is not None:
+                placed.operator.window = torch.zeros_like(placed.operator.window)
             else:
                 placed.operator.start_window()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training needs beside the network's state: the step, and what windows hold so far."""
+        windows = {f"{p.kind} {p.path} {type(p.operator).__name__}": p.operator.window for p in self.placed}
+        return {"step": self._step, "windows": {name: w for name, w in windows.items() if w is not None}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state_dict` returned; load the network's state as well.
+
+        Raises:
+            UserError: It is the state of other operators.
+        """
+        operators = {f"{p.kind} {p.path} {type(p.operator).__name__}": p.operator for p in self.placed}
+        if unknown := sorted(state["windows"].keys() - operators.keys()):
+            raise UserError(f"the state is of a network with another plan: it has a window of the {unknown[0]}")
+        for name, operator in operators.items():
+            window = state["windows"].get(name)
+            operator.window = None if window is None else window.to(operator.updates.device)
+        self._step, self._quiet_until = None, 0
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -202,7 +257,7 @@ class Compressor:
         return found
 
     def convert(self) -> nn.Module:
-        """Return a copy with the present state built in, see `prepare.convert`."""
+        """Return a copy with the present state built in, see `convert`."""
         return convert(self.network)
 
     bake = convert  # its name up to version 0.1
@@ -212,7 +267,7 @@ class Compressor:
         rows = []
         for placed in self.placed:
             operator = placed.operator
-            row: dict[str, Any] = {"site": placed.path, "kind": placed.kind, "active": operator.active}
+            row: dict[str, Any] = {"site": placed.path, "kind": placed.kind, "active": operator.acts}
             if isinstance(operator, Pruner):
                 state = {"operator": "prune", "elements": operator.mask.numel(), "sparsity": 1.0 - operator.density}
             else:

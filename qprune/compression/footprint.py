@@ -141,9 +141,9 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
     operators: dict[str, list[Operator]] = {}
     masks = []
     for placed in find_operators(network):
-        if placed.kind == "weight" and placed.operator.active:
+        if placed.kind == "weight" and placed.operator.acts:
             operators.setdefault(placed.path, []).append(placed.operator)
-        if isinstance(placed.operator, Pruner) and placed.operator.active:
+        if isinstance(placed.operator, Pruner) and placed.operator.acts:
             masks.append(Entry(placed.path, "mask", placed.operator.mask.numel(), bits=1))
     entries = []
     for name, parameter in network.named_parameters():

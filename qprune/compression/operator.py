@@ -16,21 +16,29 @@ LayerT = TypeVar("LayerT", bound=nn.Module)
 class Operator(nn.Module):
     """A module that owns numbers (buffers) but never time: a `Compressor` sets its modes.
 
+    What it is in evaluation follows from its buffers alone, which keep their sizes once the network is prepared: a
+    network that is loaded, copied, averaged or moved does what the original did.
+
     Attributes:
-        active: Whether it changes its input; otherwise it is the identity.
+        active: Whether it changes its input; otherwise it is the identity. None in a copy that no compressor drives:
+            then `updates` decides, without a host sync.
         observing: Whether it collects the statistics for its next event, while the network is in training mode.
         first_sample: Position of this process's batch in the global batch; set with `observing`.
         sample_limit: Number of leading samples of this process's batch that belong to the window (spec 2.3), or None
             for all; set with `observing`.
-        updates: Number of events that have fired; a buffer, so that a checkpoint without them is noticed.
+        updates: Buffer, number of events that have fired; the operator acts from the first one on.
+        window: What was observed since `start_window`, or None. No buffer: its size changes, and data parallel
+            training would overwrite it with rank 0's. `Compressor.state_dict` saves it.
     """
 
     updates: Tensor
+    window: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.active = False
+        self.active: bool | None = False
         self.observing = False
+        self.window = None
         self.first_sample = 0
         self.sample_limit: int | None = None
         # The compressed network, in a tuple so that it is not a submodule. Its mode decides about observation: an
@@ -38,6 +46,16 @@ class Operator(nn.Module):
         self.owner: tuple[nn.Module, ...] = ()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int32))
         self.register_load_state_dict_pre_hook(_adopt_sizes)
+        self.register_load_state_dict_post_hook(_adopt_mode)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # of a copy, by copy.deepcopy or pickle
+        self.active = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes its input, also where no compressor drives it; may wait for the device."""
+        return bool(self.updates > 0) if self.active is None else self.active
 
     @property
     def collecting(self) -> bool:
@@ -89,25 +107,27 @@ class Operator(nn.Module):
         return layer
 
     def start_window(self) -> None:
-        """Discard what was observed; called at the first step of a window."""
-
-    def end_windows(self) -> None:
-        """Free the memory of windows: no event follows."""
-        self.start_window()
+        """Discard what was observed; called at the first step of a window and after its event."""
+        self.window = None
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Size the buffers by the weight that this operator will work on."""
 
-    def check_state(self, prefix: str, state: dict[str, Tensor]) -> None:
-        """Raise UserError for a saved state, by names that begin with `prefix`, that this operator cannot load."""
+
+_OLD_BUFFERS = ("total", "kept")  # windows in states that were saved up to version 0.1
 
 
-def _adopt_sizes(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-) -> None:  # masks and windows take their size from data: a fresh operator adopts the size of what is loaded
-    assert isinstance(module, Operator)
-    module.check_state(prefix, state_dict)
+def _adopt_sizes(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    """Give a fresh operator, whose buffers are sized by data, the sizes of what is loaded."""
+    for name in _OLD_BUFFERS:
+        state_dict.pop(prefix + name, None)
     for name, buffer in module.named_buffers(recurse=False):
         saved = state_dict.get(prefix + name)
         if saved is not None and saved.shape != buffer.shape:
             setattr(module, name, torch.empty(saved.shape, dtype=buffer.dtype, device=buffer.device))
+
+
+def _adopt_mode(module: nn.Module, incompatible_keys: Any) -> None:
+    """Have an operator act after loading a state if it acted when that was saved."""
+    assert isinstance(module, Operator)
+    module.active = bool(module.updates > 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
@@ -35,6 +35,7 @@ class FeatureOperators(nn.Module):
         super().__init__()
         self.site = site
         self.pruner, self.quantizer = pruner, quantizer
+        self.handle: RemovableHandle  # of the hook that calls them
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (B, ...) after the operators that are active."""
@@ -122,11 +123,12 @@ def _prepare_feature(network: nn.Module, site: Site, pruner: Pruner | None, quan
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
         raise UserError(f"the site {site.path!r} is the same tensor as another site of the plan; name only one of them")
-    module.add_module(child, FeatureOperators(pruner, quantizer, site.path))
+    operators = FeatureOperators(pruner, quantizer, site.path)
+    module.add_module(child, operators)
     if at_input:
-        module.register_forward_pre_hook(_operate_on_input)
+        operators.handle = module.register_forward_pre_hook(_operate_on_input)
     else:
-        module.register_forward_hook(_operate_on_output)
+        operators.handle = module.register_forward_hook(_operate_on_output)
 
 
 def _module_of(network: nn.Module, site: Site) -> tuple[nn.Module, bool]:
@@ -191,41 +193,6 @@ def _feature_path(network: nn.Module, path: str) -> str:
     if INPUT_CHILD in parts:
         return str(network.get_submodule(".".join(parts[: parts.index(INPUT_CHILD) + 1])).site)
     return ".".join(parts[: parts.index(OUTPUT_CHILD)]) if OUTPUT_CHILD in parts else path
-
-
-def convert(network: nn.Module) -> nn.Module:
-    """Return a copy of a prepared network with its present state built in: plain weights, constant operators.
-
-    Its outputs equal those of the prepared network in evaluation mode, bit for bit.
-    """
-    converted = copy.deepcopy(network)
-    for placed in find_operators(converted):
-        placed.operator.owner, placed.operator.observing = (), False
-        placed.operator.end_windows()
-    for module in list(converted.modules()):
-        if parametrize.is_parametrized(module):
-            chains = module.parametrizations.values()  # type: ignore[operator]
-            if any(isinstance(each, Operator) for chain in chains for each in chain):
-                _make_plain(module)
-    return converted
-
-
-def _make_plain(layer: nn.Module) -> None:
-    """Replace the parametrized weights of a copied layer by their present values.
-
-    `remove_parametrizations` deletes the property from the layer's class, which a deep copy shares with its original
-    (https://github.com/pytorch/pytorch/pull/80811), so that the original would lose its weight too.
-    """
-    weights = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
-    del layer.parametrizations
-    layer.__class__ = type(layer).__bases__[0]
-    others = dict(layer.named_parameters(recurse=False))
-    for name in others:
-        delattr(layer, name)
-    for name, weight in weights.items():  # first, as convolutions, linear layers and attention have them
-        layer.register_parameter(name, nn.Parameter(weight))
-    for name, parameter in others.items():
-        layer.register_parameter(name, parameter)
 
 
 def run_example(network: nn.Module, example: Any) -> Any:

@@ -26,12 +26,13 @@ class Pruner(Operator):
             `tile` continues the tiling, `keep` leaves the rim unpruned as the authors do.
 
     Attributes:
-        mask: Buffer, float32 of 0 and 1 (a float mask multiplies faster than a bool one); empty until it is sized.
-        total: Buffer, float64, the window's sum of |x| per mask entry (features only); empty after the last event.
+        mask: Buffer, float32 of 0 and 1 (a float mask multiplies faster than a bool one); empty until it is sized,
+            and of ones until the first event.
+        window: The sum of |x| per mask entry, float64 (features only).
+        of_samples: Whether dimension 0 of the input holds samples, which share the mask; False for a weight.
     """
 
     mask: Tensor
-    total: Tensor
 
     def __init__(
         self, sparsity: float = 0.5, granularity: str = "element", rule: str = "exact", border: str = "tile"
@@ -41,19 +42,19 @@ class Pruner(Operator):
         one_of("rule", rule, MASK_RULES)
         one_of("border", border, BORDERS)
         self.sparsity, self.granularity, self.rule, self.border = check_sparsity(sparsity), granularity, rule, border
+        self.of_samples = True
         self.register_buffer("mask", torch.empty(0))
-        self.register_buffer("total", torch.empty(0, dtype=torch.float64))
 
     def size_for_feature(self, x: Tensor) -> None:
-        """Size mask and window by one batch of features (B, C, ...)."""
+        """Size the mask by one batch of features (B, C, ...)."""
         if self.mask.numel() == 0:
             # In the memory layout of one sample: in another one, the mask would be slow to multiply with.
             entries = x[0] if self.granularity == "element" else x[0].new_empty(self._per_channel(x))
             self.mask = torch.ones_like(entries, dtype=torch.float32)
-            self.total = torch.zeros_like(entries, dtype=torch.float64)
 
     def size_for_weight(self, weight: Tensor) -> None:
-        """Size the mask by a weight; a weight needs no window, so `total` stays empty."""
+        """Size the mask by a weight, which needs no window."""
+        self.of_samples = False
         if self.mask.numel() == 0:
             self.mask = torch.ones_like(weight, dtype=torch.float32)
 
@@ -62,31 +63,21 @@ class Pruner(Operator):
             return (*[1] * (x.dim() - 2), x.shape[-1])
         return (x.shape[1], *[1] * (x.dim() - 2))
 
-    def start_window(self) -> None:
-        """Discard what was observed; called at the first step of a window, so that an event may fire again."""
-        if self.total.numel():
-            self.total.zero_()
-        else:
-            self.total = torch.zeros_like(self.mask, dtype=torch.float64)
-
-    def end_windows(self) -> None:
-        """Free the window, eight bytes per mask entry: no event follows."""
-        self.total = self.total.new_empty(0)
-
     def observe(self, x: Tensor) -> None:
-        """Add |x| of this call's samples (B, C, ...) to `total`, the running form of the window of Eq. 8."""
+        """Add |x| of this call's samples (B, C, ...) to `window`, the running form of that of Eq. 8."""
         x = self.in_window(x)
         magnitude = x.abs()
         if self.granularity != "element" and magnitude.dim() > 2:
             rest = range(2, magnitude.dim()) if self.granularity == "channel" else range(1, magnitude.dim() - 1)
             magnitude = magnitude.mean(dim=tuple(rest), keepdim=True, dtype=torch.float64)
-        if magnitude.shape[1:] != self.total.shape:
+        if magnitude.shape[1:] != self.mask.shape:
             raise UserError(
                 f"a feature map of shape {tuple(x.shape[1:])} reached a pruner that was sized for "
-                f"{tuple(self.total.shape)}: training features must keep one size; use prune.granularity=channel, or "
+                f"{tuple(self.mask.shape)}: training features must keep one size; use prune.granularity=channel, or "
                 "prune.granularity=last where channels come last"
             )
-        self.total += magnitude.sum(0, dtype=torch.float64)
+        total = magnitude.sum(0, dtype=torch.float64)
+        self.window = total if self.window is None else self.window + total
 
     def update(self, score: Tensor, fraction: float) -> None:
         """A pruning event: choose the mask at `fraction` of the final sparsity by `score` (|w| or the window's sum)."""
@@ -103,13 +94,14 @@ class Pruner(Operator):
         """Observe x while a window is open; return the mask that fits x, or None while inactive."""
         if self.collecting:
             self.observe(x)
-        return self.fitted(x) if self.active else None
+        return None if self.active is False else self.fitted(x)
 
     def fitted(self, x: Tensor) -> Tensor:
         """Return the mask, tiled to x's size where x is a feature of another size than those of training."""
-        mask = self.mask
-        if self.granularity != "element" or x.shape == mask.shape or x.shape[1:] == mask.shape:
-            return mask
+        # Averages of weights over training average the mask as well: of its values, the nearer one counts.
+        mask = self.mask if self.active is not None else (self.mask > 0.5).to(self.mask.dtype)
+        if self.granularity != "element" or not self.of_samples or x.shape[1:] == mask.shape or not mask.numel():
+            return mask if mask.numel() else mask.new_ones(())
         if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing can be tiled
             raise UserError(
                 f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(mask.shape)}; "

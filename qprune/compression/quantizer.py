@@ -19,7 +19,7 @@ from qprune.compression.functional import (
     squared_errors,
 )
 from qprune.compression.operator import Operator
-from qprune.errors import UserError, one_of
+from qprune.errors import one_of
 
 DECIMALS = tuple(range(20))  # candidates for d, the authors' (spec 1.3)
 # Elements of a feature window on which d is chosen. A larger window is sampled evenly (the authors keep all of it,
@@ -41,13 +41,12 @@ class Quantizer(Operator):
 
     Attributes:
         decimal: Buffer, int32, 0-d or (C,): d.
-        kept: Buffer, the window so far (features only): the sum of squared errors of each candidate, float64; with
-            `saturate`, whose quantiles are known only at the end, its values, float32.
+        window: The sum of squared errors of each candidate, float64 (features only); with `saturate`, whose quantiles
+            are known only at the end, the values themselves, float32.
         searches: Whether an event chooses d.
     """
 
     decimal: Tensor
-    kept: Tensor
 
     def __init__(
         self,
@@ -69,7 +68,6 @@ class Quantizer(Operator):
         self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
         self.register_buffer("decimal", torch.tensor(decimal if isinstance(decimal, int) else 0, dtype=torch.int32))
         self.keeps_values = self.saturate != (0.0, 1.0)
-        self.register_buffer("kept", torch.empty(0, dtype=torch.float32 if self.keeps_values else torch.float64))
 
     @property
     def bits(self) -> int:
@@ -92,10 +90,6 @@ class Quantizer(Operator):
         if self.axis is not None and self.decimal.dim() == 0:
             self.decimal = self.decimal.repeat(weight.shape[self.axis])
 
-    def start_window(self) -> None:
-        """Discard what was observed."""
-        self.kept = self.kept.new_empty(0)
-
     def observe(self, x: Tensor) -> None:
         """Add this call's samples (B, ...) to the window, or an even sample of `budget` of their elements."""
         samples = self.in_window(x)
@@ -105,15 +99,15 @@ class Quantizer(Operator):
         for part in samples.split(max(1, _CHUNK // max(1, keep))):
             values = (_every_nth(part, keep, first) if keep < size else part).float().flatten()
             if self.keeps_values:
-                self.kept = torch.cat([self.kept, values])
+                self.window = values if self.window is None else torch.cat([self.window, values])
             else:
                 errors = squared_errors(values, self.bits, self.decimals, self.rounding)
-                self.kept = self.kept + errors if self.kept.numel() else errors
+                self.window = errors if self.window is None else self.window + errors
             first += part.shape[0]
 
     def observed(self) -> Tensor:
-        """Return `kept` over the samples of all ranks; empty if there were none."""
-        together = gathered(self.kept)
+        """Return the window over the samples of all ranks; empty if there were none."""
+        together = gathered(self.decimal.new_empty(0, dtype=torch.float64) if self.window is None else self.window)
         if self.keeps_values or together.numel() == 0:
             return together
         return together.view(-1, len(self.decimals)).sum(0)
@@ -146,20 +140,10 @@ class Quantizer(Operator):
         """
         if self.collecting:
             self.observe(x)
-        if not self.active:
+        if self.active is False:
             return x
         out: Tensor = FakeQuantize.apply(x, self.decimal, mask, self.grid)
-        return out
-
-    def check_state(self, prefix: str, state: dict[str, Tensor]) -> None:
-        """Raise UserError for a state from inside a window of another version or of other candidates."""
-        kept = state.get(f"{prefix}kept")
-        if kept is not None and not self.keeps_values and kept.numel() not in (0, len(self.decimals)):
-            raise UserError(
-                f"the state was saved inside a window of decimal bits and does not fit: {prefix}kept has "
-                f"{kept.numel()} numbers, and there are {len(self.decimals)} candidates; take a state from before the "
-                "window, or delete the run's checkpoints to train it afresh"
-            )
+        return out if self.active else torch.where(self.updates > 0, out, x if mask is None else x * mask)
 
     def extra_repr(self) -> str:
         shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"

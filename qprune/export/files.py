@@ -13,8 +13,9 @@ from torch import Tensor
 
 from qprune import __version__
 from qprune.atomic_write import write_atomically
+from qprune.compression.convert import with_plain_weights
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import convert, find_operators
+from qprune.compression.prepare import find_operators
 from qprune.errors import UserError, one_of
 from qprune.export.float_lowering import exact_program
 from qprune.export.integer_lowering import calibrate, integer_program
@@ -71,7 +72,7 @@ class ExportableRun:
         if not any(find_operators(run.task.network)):
             raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
         self.run, self.network = run, run.task.network.eval()
-        self.converted = convert(run.task.network).eval()
+        self.converted = with_plain_weights(run.task.network).eval()
 
     @cached_property
     def trace(self) -> Trace:
@@ -105,7 +106,7 @@ class ExportableRun:
         plain = copy.deepcopy(self.network)
         for module in plain.modules():
             if isinstance(module, Operator):
-                module.active = False
+                module.updates.zero_()  # none of its events has fired
         return exact_program(trace(plain, self.run.example), self.dynamic_size)
 
     def metadata(self, fold: str, program: Program | None = None) -> dict[str, str]:

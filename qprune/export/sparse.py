@@ -51,7 +51,7 @@ def sparse_bytes(network: nn.Module, converted: nn.Module, metadata: Mapping[str
     index: list[dict[str, Any]] = []
     parts: dict[str, list[NDArray[Any]]] = {}
     for name, tensor in converted.state_dict().items():
-        if tensor.numel() == 0 or name.endswith((".total", ".kept")):
+        if tensor.numel() == 0:
             continue
         flat = tensor.contiguous().numpy().ravel()
         entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from qprune.compression.convert import with_plain_weights
 from qprune.compression.fake_quantize import power_of_two
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import convert, find_operators
+from qprune.compression.prepare import find_operators
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
@@ -143,7 +144,7 @@ def trace(network: nn.Module, example: Tensor) -> Trace:
     Raises:
         UserError: An operation or a control flow cannot be exported.
     """
-    copied = convert(network).eval()
+    copied = with_plain_weights(network).eval()
     for placed in find_operators(copied):
         if placed.operator.active:
             _trace_as_one_operation(placed.operator, placed.path)

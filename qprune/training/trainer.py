@@ -141,6 +141,7 @@ class Trainer:
             "loss_count": self._loss_count,
             "sums": self._loss_sums,
             "task": self.task.state_dict(),
+            "compressor": self.compressor.state_dict(),
             "memory": self.task.memory(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "random": torch.get_rng_state(),
@@ -150,6 +151,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make `state`, which `state_dict` returned, the present one."""
         self.task.load_state_dict(state["task"])
+        self.compressor.load_state_dict(state["compressor"])
         self.task.restore_memory(state["memory"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

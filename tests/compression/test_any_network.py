@@ -209,8 +209,8 @@ def test_masks_of_the_last_dimension_fit_every_length() -> None:
     pruner.size_for_feature(torch.zeros(2, 6, 4))
     assert pruner.mask.shape == (1, 4)
     pruner.observe(torch.tensor([[[1.0, -4.0, 2.0, 3.0], [3.0, 4.0, 2.0, 5.0]]]))
-    assert pruner.total.tolist() == [[2.0, 4.0, 2.0, 4.0]]
-    pruner.update(pruner.total, 1.0)
+    assert pruner.window.tolist() == [[2.0, 4.0, 2.0, 4.0]]
+    pruner.update(pruner.window, 1.0)
     pruner.active = True
     assert pruner(torch.ones(1, 3, 4))[0, 2].tolist() == [0.0, 1.0, 0.0, 1.0]
     element = Pruner(0.5)

@@ -140,6 +140,7 @@ def test_resumed_equals_uninterrupted(stop: int) -> None:
     second = network(seed=1)
     resumed = compress(second, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
     second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(compressor.state_dict())
     train(second, resumed, range(stop, STEPS))
     for (name, a), b in zip(expected.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -171,25 +172,75 @@ def test_compiled_without_graph_breaks_gives_the_same(training: bool) -> None:
             placed.operator.observing = True
             placed.operator.start_window()  # type: ignore[operator]
         compiled(x)
-        assert all(float(p.operator.total.sum()) > 0 for p in compressor.pruners("feature"))  # type: ignore[union-attr]
+        assert all(p.operator.window.sum() > 0 for p in compressor.pruners("feature"))
 
 
-def test_windows_take_no_memory_after_the_last_event() -> None:
+def test_a_window_takes_memory_until_its_event_alone() -> None:
     net = network()
     compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4)
     last = compressor.timeline.prune_steps[-1]
     pruners = [placed.operator for placed in compressor.pruners("feature")]
+    sizes = {name: buffer.shape for name, buffer in net.named_buffers()}
     train(net, compressor, range(last))
-    assert all(p.total.shape == p.mask.shape for p in pruners)
+    assert all(p.window.shape == p.mask.shape for p in pruners)
     train(net, compressor, range(last, last + 1))
-    assert [p.total.numel() for p in pruners] == [0] * len(pruners)
-    compressor.forget_windows()
-    assert [p.total.numel() for p in pruners] == [0] * len(pruners)
-    for pruner in pruners:  # whoever begins another window gets one
-        pruner.start_window()
-        assert not pruner.total.any()
-        assert pruner.total.shape == pruner.mask.shape
-        assert pruner.total.stride() == pruner.mask.stride()
+    assert all(p.window is None for p in pruners)
+    assert {name: buffer.shape for name, buffer in net.named_buffers()} == sizes
+
+
+def test_what_a_network_does_belongs_to_its_state() -> None:
+    net, compressor = trained()
+    net.eval()
+    fresh = network(seed=1)
+    again = compress(fresh, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
+    fresh.load_state_dict(net.state_dict())
+    fresh.eval()
+    assert torch.equal(fresh(batch(9)), net(batch(9)))
+    assert again.sparsity == compressor.sparsity
+    assert torch.equal(again.convert()(batch(9)), net(batch(9)))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_average_begun_at_step_0_is_compressed(by_hand: bool) -> None:
+    net = network()
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
+    average = copy.deepcopy(net).eval() if by_hand else torch.optim.swa_utils.AveragedModel(net).eval()
+    for step in range(STEPS):
+        train(net, compressor, range(step, step + 1))
+        if by_hand:  # as timm's ModelEmaV3: floats are averaged, masks too, and integers copied
+            with torch.no_grad():
+                for ours, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+                    ours.copy_(ours.lerp(theirs, 0.5) if ours.is_floating_point() else theirs)
+        else:
+            average.update_parameters(net)
+    inner = average if by_hand else average.module
+    feature: list[Tensor] = []
+    inner[4].register_forward_hook(lambda _m, _a, out: feature.append(out))
+    with torch.no_grad():
+        average(batch(9))
+    on_grid = feature[0] * 2.0 ** inner[4].output_operators.quantizer.decimal
+    assert torch.equal(on_grid, on_grid.round())
+    assert float((inner[3][0].weight == 0).float().mean()) >= 0.5
+
+
+def test_steps_that_go_back_and_windows_without_their_beginning_are_refused() -> None:
+    net, compressor = trained()
+    with pytest.raises(UserError, match=r"at\(2\) after at\(7\): pass the optimizer step since training began"):
+        compressor.at(2)
+    fresh = network()
+    resumed = compress(fresh, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=16), QuantizeConfig())
+    fresh.load_state_dict(net.state_dict())
+    with pytest.raises(UserError, match="step 5 lies inside a window of observations.*compressor's state too"):
+        resumed.at(5)
+
+
+def test_training_in_evaluation_mode_is_refused_at_the_first_event() -> None:
+    net = network().eval()
+    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4)
+    compressor.at(0)
+    net(batch(0))
+    with pytest.raises(UserError, match="not observed before the event of step 1; the network is in evaluation mode"):
+        compressor.at(1)
 
 
 def test_the_last_event_may_fire_again_when_the_state_of_its_step_is_loaded() -> None:
@@ -198,10 +249,11 @@ def test_the_last_event_may_fire_again_when_the_state_of_its_step_is_loaded() ->
     last = compressor.timeline.prune_steps[-1]
     train(net, compressor, range(last))
     compressor.at(last)
-    saved = copy.deepcopy(net.state_dict())
+    saved, windows = copy.deepcopy(net.state_dict()), compressor.state_dict()
     again = network()
     resumed = compress(again, batch(0), PRUNE_FIRST, 1, 4)
     again.load_state_dict(saved)
+    resumed.load_state_dict(windows)
     for each, used in ((net, compressor), (again, resumed)):
         train(each, used, range(last, STEPS))
     assert compressor.sparsity == resumed.sparsity

@@ -17,8 +17,8 @@ from onnx import TensorProto
 
 from qprune.compression.compressor import Compressor
 from qprune.compression.config import PruneConfig
+from qprune.compression.convert import with_plain_weights
 from qprune.compression.functional import integer_range
-from qprune.compression.prepare import convert
 from qprune.errors import UserError
 from qprune.export import onnx_graph
 from qprune.export.float_lowering import exact_program
@@ -66,7 +66,7 @@ def session(program: Program, dynamic: bool = False) -> Session:
 
 @torch.no_grad()
 def in_float64(compressor: Compressor, x: Tensor) -> Tensor:
-    return convert(compressor.network).eval().double()(x.double()).float()
+    return with_plain_weights(compressor.network).eval().double()(x.double()).float()
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -251,7 +251,9 @@ def test_without_exact_arithmetic_nothing_is_promised_and_why_is_said() -> None:
     assert "the instance norm" in program.notes[-1]["why"]
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(session(program)(x), convert(compressor.network).eval()(x), rtol=0, atol=0.05)
+        torch.testing.assert_close(
+            session(program)(x), with_plain_weights(compressor.network).eval()(x), rtol=0, atol=0.05
+        )
 
 
 class Function(nn.Module):

@@ -90,12 +90,12 @@ class Compressor:
                 self._quantize(step, kind)
             for placed in self.quantizers(kind):
                 placed.operator.active = start is not None and step >= start
-        for placed, window in (
+        for operators, window in (
             (self.pruners("feature"), timeline.prune_window(step)),
             (self.quantizers("feature"), timeline.quantize_window(step)),
         ):
-            self._require_whole(placed, window, step)
-            self._observe(placed, window)
+            self._require_whole(operators, window, step)
+            self._observe(operators, window)
         self._step, self._quiet_until = step, timeline.next_action(step)
 
     def _observe(self, placed: Sequence[Placed], window: Window | None) -> None:

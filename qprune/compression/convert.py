@@ -8,6 +8,7 @@ network is saved, loaded, exported, traced and compiled without it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class _Function(nn.Module):
             low, high = quantizer.grid.bounds
             scale = 2.0 ** int(quantizer.decimal)
             clamped = (wide * scale).clamp(low, high)
-            rounding = {"floor": torch.floor, "nearest": torch.round, "trunc": _trunc}[quantizer.rounding]
+            rounding: Callable[[Tensor], Tensor] = _ROUNDINGS[quantizer.rounding]
             wide = rounding(clamped) * (1 / scale)
         return wide.type_as(x)
 
@@ -109,13 +110,16 @@ class _Function(nn.Module):
 class _InputFunction(_Function):
     """The same for the first positional argument of a module."""
 
-    def forward(self, module: Any, args: Any) -> Any:
+    def forward(self, module: Any, args: Any) -> Any:  # type: ignore[override]
         """Forward pre-hook: return the arguments, the first of them after the operators."""
         return (self.operate(args[0]),) + args[1:]  # noqa: RUF005  (torch.fx cannot trace an unpacked argument)
 
 
 def _trunc(x: Tensor) -> Tensor:
     return x - x.frac()
+
+
+_ROUNDINGS: dict[str, Any] = {"floor": torch.floor, "nearest": torch.round, "trunc": _trunc}
 
 
 def _replace(module: nn.Module, name: str, operators: FeatureOperators) -> None:

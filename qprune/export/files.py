@@ -122,8 +122,8 @@ class ExportableRun:
             "score": f"{row.metric}={row.score!r}",
             "weight_bits_actual": f"{row.weight_bits_actual:.0f}",
             "feature_bits_actual": f"{row.feature_bits_actual:.0f}",
-            "quantize": json.dumps(config.plain()["quantize"], sort_keys=True),
-            "prune": json.dumps(config.plain()["prune"], sort_keys=True),
+            "quantize": json.dumps(config["quantize"], sort_keys=True),
+            "prune": json.dumps(config["prune"], sort_keys=True),
         }
         if program is not None:
             entries |= {"equal_to_reference": str(program.exact).lower(), "layers": json.dumps(program.notes)}

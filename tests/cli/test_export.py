@@ -18,7 +18,7 @@ import onnx
 
 from qprune.cli import export as exporting
 from qprune.cli import main as cli
-from qprune.compression.prepare import convert
+from qprune.compression.convert import with_plain_weights
 from qprune.export import load_sparse
 from qprune.runs.load import FinishedRun
 from tests.cli.errors import error_of
@@ -45,7 +45,7 @@ def run(runs: Path, tmp_path: Path) -> Path:
 
 
 def converted(run: Path) -> nn.Module:
-    return convert(FinishedRun.load(str(run), run.parent).task.network).eval()
+    return with_plain_weights(FinishedRun.load(str(run), run.parent).task.network).eval()
 
 
 @pytest.mark.parametrize("fold", ["integer", "exact"])

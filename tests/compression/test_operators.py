@@ -77,8 +77,7 @@ def test_evaluation_observes_nothing() -> None:
     network[1].size_for_feature(torch.ones(1, 1, 2, 2))
     network.eval()
     network(torch.ones(1, 1, 2, 2))
-    assert network[1].window is None
-    assert network[2].window is None
+    assert [operator.window for operator in network[1:]] == [None, None]
     network.train()
     network[1].eval()  # a frozen norm puts its children into evaluation mode: they observe all the same
     network(torch.ones(1, 1, 2, 2))
@@ -179,7 +178,7 @@ def test_a_split_batch_is_taken_in_as_the_whole_batch() -> None:
     for operator in (whole, first, second):
         observing(operator)
     whole(x), first(x[:4]), second(x[4:])
-    assert torch.equal(whole.window, torch.cat([first.window, second.window]))
+    assert torch.equal(whole.observed(), torch.cat([first.observed(), second.observed()]))
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(1, 40))

@@ -105,10 +105,13 @@ def test_an_argument_of_an_own_task_may_be_added(started: list[dict[str, Any]]) 
 
 
 def test_a_run_composes_once(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    composed = []
-    monkeypatch.setattr(
-        composing, "compose", lambda *args, **options: composed.append(args) or compose(*args, **options)
-    )
+    composed: list[Any] = []
+
+    def counting(*args: Any, **options: Any) -> Any:
+        composed.append(args)
+        return compose(*args, **options)
+
+    monkeypatch.setattr(composing, "compose", counting)
     assert cli.main(["run", *SMOKE, "prune.sparsity=0.25"]) == 0
     assert (len(composed), len(started)) == (1, 1)
 

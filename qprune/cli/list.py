@@ -15,10 +15,11 @@ from rich.table import Table
 from qprune.cli.exit_codes import FAILURE
 from qprune.errors import UserError, one_of
 from qprune.runs.folder import read_rows
-from qprune.runs.row import Row
+from qprune.runs.row import Row, row_cells
 
 GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
 RESULTS = "results_dir="
+RIGHT = ("seed", "score", "weights Mb", "features Mb", "density")  # columns of numbers
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -80,22 +81,10 @@ def _print_runs(folder: Path) -> int:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """Return rows for people, one line each; sizes in the accounting `actual`."""
-    table = Table("task", "recipe", box=None, pad_edge=False)
-    for name in ("seed", "score", "weights Mb", "features Mb", "density"):
-        table.add_column(name, justify="right")
-    table.add_column("budget")
-    table.add_column("data")
+    """Return rows for people, one line each, without their marks."""
+    table = Table(box=None, pad_edge=False)
+    for heading in [name for name in row_cells(rows[0]) if name != "marks"]:
+        table.add_column(heading, justify="right" if heading in RIGHT else "left")
     for row in rows:
-        table.add_row(
-            row.task,
-            row.notation,
-            str(row.seed),
-            f"{row.score:.4g} {row.metric}",
-            f"{row.weight_bits_actual / 1e6:.4g}",
-            f"{row.feature_bits_actual / 1e6:.4g}",
-            f"{row.density_actual:.4g}",
-            row.budget,
-            row.data_source,
-        )
+        table.add_row(*list(row_cells(row).values())[:-1])
     return table

@@ -24,17 +24,16 @@ from qprune.config.build import Recipe
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError
 from qprune.reporting import figures, tables
-from qprune.reporting.comparison import compare_orders, too_few_text
+from qprune.reporting.comparison import compare_orders, differing_keys, too_few_text
 from qprune.reporting.figures import Drawn, Pixels, drawn
 from qprune.runs import folder as run_files
-from qprune.runs.row import Row
+from qprune.runs.row import Row, row_cells
 from qprune.runs.store import Store
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
 _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
-_RUN_HEADINGS = ("recipe", "task", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data", "marks")
 
 
 Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
@@ -75,8 +74,8 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
         headings=tables.HEADINGS,
         letter=tables.letter,
         figures=[_picture(one, figure_folder) for one in figures_of_runs(store, rows, names, units)],
-        run_headings=_RUN_HEADINGS,
-        run_lines=[_line(row) for row in rows],
+        run_headings=list(row_cells(rows[0])) if rows else [],
+        run_lines=[list(row_cells(row).values()) for row in rows],
         links=[f"run-{row.signature[:10]}" for row in rows],
         runs=[run(row) for row in rows],
         left=len(rows) - len(chosen),
@@ -90,8 +89,8 @@ def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator
     names: of scores with their unit, by metric.
     """
     place = store.folders[row.signature].path
-    curve, operators = store.metrics(row.signature), _list(place / run_files.OPERATORS_FILE)
-    timeline = timeline_of(store.config(row.signature), row)
+    curve, operators = store.folders[row.signature].metrics(), _list(place / run_files.OPERATORS_FILE)
+    timeline = timeline_of(store.folders[row.signature].config(), row)
     if curve is not None and len(curve) and set(curve) >= _CURVE:
         drawing = figures.training_curve(curve, timeline, row, names)
         yield drawn(drawing, f"{place.name}-curve", "Loss and score over epochs")
@@ -141,21 +140,15 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     most runs have.
     """
     dropped = frozenset((*MACHINE_KEYS, "seed", "schedule", *ignored))
-    flat, names = {}, {}
+    by_notation: dict[str, dict[str, dict[str, Any]]] = {}
+    names = {row.signature: f"{row.notation} (no config)" for row in rows}
     for row in rows:
-        if (config := store.config(row.signature)) is not None:
-            flat[row.signature] = dict(_flat(without(config, dropped.union(later_at_default(config)))))
-    for notation in dict.fromkeys(row.notation for row in rows):
-        group = [row.signature for row in rows if row.notation == notation]
-        configs = [flat[name] for name in group if name in flat]
-        usual = {}
-        for key in dict.fromkeys(key for config in configs for key in config):
-            [(value, count)] = Counter(repr(config.get(key)) for config in configs).most_common(1)
-            usual[key] = value if 2 * count > len(configs) else None
-        for name in group:
-            own = flat.get(name)
-            keys = [] if own is None else [f"{k}={own.get(k)}" for k in usual if repr(own.get(k)) != usual[k]]
-            names[name] = f"{notation} {'(no config)' if own is None else ', '.join(keys)}".strip()
+        if (config := store.folders[row.signature].config()) is not None:
+            kept = without(config, dropped.union(later_at_default(config)))
+            by_notation.setdefault(row.notation, {})[row.signature] = kept
+    for notation, configs in by_notation.items():
+        keys = differing_keys(list(configs.values()))
+        names |= {name: f"{notation} {own}".strip() for name, own in zip(configs, keys, strict=True)}
     return names
 
 
@@ -174,7 +167,7 @@ def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
     pruned = [row for row in rows if row.feature_sparsity]
     labels, points = recipes(store, pruned, ignored=("prune.window",)), []
     for row in pruned:
-        if (config := store.config(row.signature)) is not None:
+        if (config := store.folders[row.signature].config()) is not None:
             points.append((config["prune"]["window"], labels[row.signature], row.score))
     table = pd.DataFrame(points, columns=["window", "recipe", "score"])
     return table[table.groupby("recipe")["window"].transform("nunique") > 1]
@@ -214,24 +207,10 @@ def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
 
 
-def _line(row: Row) -> list[str]:
-    sizes = [f"{row.weight_bits_actual / 1e6:.4g}", f"{row.feature_bits_actual / 1e6:.4g}", f"{row.density_actual:.4g}"]
-    head = [row.notation, row.task, str(row.seed), f"{row.score:.4g} {row.metric}"]
-    return [*head, *sizes, row.budget, row.data_source, "; ".join(row.marks)]
-
-
 def _picture(figure: Drawn, folder: Path) -> dict[str, str]:
     figure.save(folder)
     data = f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}"
     return {"data": data, "caption": figure.caption}
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _list(path: Path) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
 
 def test_the_timeline_of_a_run_is_that_of_its_config(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
-    timeline = report.timeline_of(store.config(row.signature), row)
+    timeline = report.timeline_of(store.folders[row.signature].config(), row)
     assert timeline is not None
     assert (timeline.steps_per_epoch, timeline.weight_step, timeline.feature_step) == (10, 32, 34)  # 160, 170 of 200
     assert timeline.prune_steps == (29, 30, 31, 32)  # 140 + 5 k of 200 epochs, in 40 steps

@@ -175,11 +175,10 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
-        from qprune.reporting.figures import drawn, search_fronts
+        from qprune.reporting.figures import save, search_fronts
 
         limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
-        drawn(search_fronts(table, grid.question.metric, task, limits, grid.exhaustive), path.stem, caption="").save(
-            path.parent
-        )
+        figure = search_fronts(table, grid.question.metric, task, limits, grid.exhaustive)
+        save(figure, path.parent, path.stem)
         print(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,7 +122,7 @@ def compare_orders(store: Store) -> list[Comparison]:
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write for each config the keys, with values, in which it is not as most are."""
-    flat = [dict(_flat(config)) for config in configs]
+    flat = [pd.json_normalize(dict(config)).to_dict("records")[0] for config in configs]
     texts: list[list[str]] = [[] for _ in flat]
     for key in dict.fromkeys(key for config in flat for key in config):
         values = [str(config.get(key)) for config in flat]
@@ -131,14 +131,6 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             if value != usual or 2 * count <= len(values):
                 text.append(f"{key}={value}")
     return [", ".join(text) for text in texts]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:

@@ -6,7 +6,6 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -40,29 +39,19 @@ _SMALL = 7  # points, of titles over pictures
 Pixels = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A finished figure: name of its files, caption, SVG with text, PNG at 150 dpi."""
+def save(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write NAME.svg, with text, and NAME.png at 150 dpi; return the SVG.
 
-    name: str
-    caption: str
-    svg: bytes
-    png: bytes
-
-    def save(self, folder: Path) -> None:
-        """Write NAME.svg and NAME.png into `folder`."""
-        write_atomically(folder / f"{self.name}.svg", self.svg)
-        write_atomically(folder / f"{self.name}.png", self.png)
-
-
-def drawn(figure: Figure, name: str, caption: str) -> Drawn:
-    """Render a figure as SVG and PNG; the same figure gives the same bytes."""
+    The same figure gives the same bytes.
+    """
     svg, png = io.BytesIO(), io.BytesIO()
     with rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # laid out by now; once more would cost as much as drawing it
         figure.savefig(png, format="png", dpi=150)
-    return Drawn(name, caption, svg.getvalue(), png.getvalue())
+    write_atomically(folder / f"{name}.svg", svg.getvalue())
+    write_atomically(folder / f"{name}.png", png.getvalue())
+    return svg.getvalue()
 
 
 def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figure, list[Axes]]:

@@ -28,9 +28,8 @@ ROW = Row(**FIELDS)
 
 def config(**changes: Any) -> DictConfig:
     """The config of a toy run of 200 epochs; `a__b=c` changes the key a.b."""
-    cfg = toy_config(
-        "results/runs", "seed=3", "epochs=200", "quantize.feature_bits=${quantize.bits}", "task.name=espcn"
-    )
+    own = ("seed=3", "epochs=200", "quantize.feature_bits=${quantize.bits}", "task.name=espcn")
+    cfg = toy_config("results/runs", *own)
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
     return cfg
@@ -75,7 +74,7 @@ def test_signature_ignores_what_the_run_is_not(change: dict[str, Any]) -> None:
         {"prune__sparsity": 0.25},
         {"quantize__bits": 4},
         {"order__steps": ["quantize", "prune"]},
-        {"data__source": "synthetic"},
+        {"data__source": "real"},
         {"trainer__ranks": 2},
         {"schedule__t_p": 140.5},
     ],

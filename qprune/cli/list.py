@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from rich.console import Console
@@ -40,24 +40,15 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def choices(group: str) -> list[tuple[str, str]]:
-    """List the choices of a group of qprune with one-line descriptions."""
-    return sorted(_described(files("qprune.configs") / group))
-
-
-def _described(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.name.startswith("_"):
-            yield from _described(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".yaml"):
-            yield f"{prefix}{entry.name.removesuffix('.yaml')}", _first_comment(entry)
-
-
-def _first_comment(yaml: Traversable) -> str:
-    for line in yaml.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if line.startswith("#") and text and not text.startswith("@"):  # `@package` is for Hydra
-            return text
-    return ""
+    """List the choices of a group of qprune, with the first comment of each."""
+    folder = Path(str(files("qprune.configs"))) / group
+    found = []
+    for path in folder.rglob("*.yaml"):
+        comments = re.findall(
+            r"^# *([^@\s].*)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )  # `@package` is for Hydra
+        found.append((path.relative_to(folder).with_suffix("").as_posix(), comments[0].strip() if comments else ""))
+    return sorted(found)
 
 
 def _print_group(word: str) -> int:

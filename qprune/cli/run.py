@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
@@ -95,6 +95,9 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
             composer.refuse_several(overrides)
     config = resolved(full)
     if options.cfg:
+        name = options.package
+        if name not in (None, "_global_") and OmegaConf.select(full, name) is None:
+            raise UserError(f"--package {name} is no section of the config; type for example --package task")
         _hand_over(verb, for_hydra)
         return 0
     if is_sweep:

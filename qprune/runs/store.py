@@ -52,7 +52,8 @@ class Store:
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
-                self.__dict__.pop("columns", None)
+                for made in ("columns", "seeds"):
+                    self.__dict__.pop(made, None)
 
     @functools.cached_property
     def columns(self) -> pd.DataFrame:

@@ -34,12 +34,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         elif "No space left on device" in str(cause) and not isinstance(cause, RunFailure):
             # libraries that write through native code lose the error number
             cause = explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
-        if isinstance(cause, UserError):
-            return USER, _paragraph(cause)
-        if isinstance(cause, RunFailure):
-            return FAILURE, _paragraph(cause)
-        if isinstance(cause, Interrupted):
-            return STOPPED, _paragraph(cause)
+        for kind, code in ((UserError, USER), (RunFailure, FAILURE), (Interrupted, STOPPED)):
+            if isinstance(cause, kind):
+                return code, _paragraph(cause)
         if isinstance(cause, KeyboardInterrupt):
             return INTERRUPTED, "interrupted; the same command again resumes from the last checkpoint"
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":

@@ -19,7 +19,7 @@ from qprune.runs.jobs import Job, time_left_text
 from qprune.runs.row import Row
 from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
-from qprune.search.text import asked_text, need_text, outcome, outcome_text, plan_text, reason_text
+from qprune.search.text import asked_text, outcome, outcome_text, plan_text
 from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
@@ -115,10 +115,10 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
     row = search.known[peers[0]].rows[0]
     event = last_event(grid.config(point), row.steps // row.epochs)
     folders = [grid.folders[peer, seed] for peer in peers for seed in search.known[peer].scores]
-    curves = [after(rows_of(folder.metrics()), grid.metric, event) for folder in folders]
+    curves = [after(rows_of(folder.metrics()), grid.question.metric, event) for folder in folders]
     sign = 1 if grid.question.higher_is_better else -1
-    shown, why = rises([curve for curve in curves if row.epochs in curve], sign), need_text(search, rival)
-    return Watch(grid.metric, sign, event, row.epochs, shown, needed, search.margin, why)
+    shown, why = rises([curve for curve in curves if row.epochs in curve], sign), search.need_text(rival)
+    return Watch(grid.question.metric, sign, event, row.epochs, shown, needed, search.margin, why)
 
 
 def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
@@ -133,7 +133,7 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
             is_open = point not in left_out and len(search.known[point].scores) < len(grid.seeds)
             if is_open and (verdict := search.verdict(point)):
                 left_out.add(point)
-                print(f"left out: {point.name}: {reason_text(grid, search, point, verdict)}", flush=True)
+                print(f"left out: {point.name}: {verdict}", flush=True)
         run, elsewhere = next_run(grid, search, failed)
         if run is None and not elsewhere:
             return
@@ -175,9 +175,10 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
-        from qprune.reporting.figures import drawn, search_fronts
+        from qprune.reporting.figures import save, search_fronts
 
         limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
-        drawn(search_fronts(table, grid.metric, task, limits, grid.exhaustive), path.stem, caption="").save(path.parent)
+        figure = search_fronts(table, grid.question.metric, task, limits, grid.exhaustive)
+        save(figure, path.parent, path.stem)
         print(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,10 +15,11 @@ from rich.table import Table
 from qprune.cli.exit_codes import FAILURE
 from qprune.errors import UserError, one_of
 from qprune.runs.folder import read_rows
-from qprune.runs.row import Row
+from qprune.runs.row import Row, row_cells
 
 GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
 RESULTS = "results_dir="
+RIGHT = ("seed", "score", "weights Mb", "features Mb", "density")  # columns of numbers
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -39,24 +40,15 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def choices(group: str) -> list[tuple[str, str]]:
-    """List the choices of a group of qprune with one-line descriptions."""
-    return sorted(_described(files("qprune.configs") / group))
-
-
-def _described(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.name.startswith("_"):
-            yield from _described(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".yaml"):
-            yield f"{prefix}{entry.name.removesuffix('.yaml')}", _first_comment(entry)
-
-
-def _first_comment(yaml: Traversable) -> str:
-    for line in yaml.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if line.startswith("#") and text and not text.startswith("@"):  # `@package` is for Hydra
-            return text
-    return ""
+    """List the choices of a group of qprune, with the first comment of each."""
+    folder = Path(str(files("qprune.configs"))) / group
+    found = []
+    for path in folder.rglob("*.yaml"):
+        comments = re.findall(
+            r"^# *([^@\s].*)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )  # `@package` is for Hydra
+        found.append((path.relative_to(folder).with_suffix("").as_posix(), comments[0].strip() if comments else ""))
+    return sorted(found)
 
 
 def _print_group(word: str) -> int:
@@ -80,22 +72,10 @@ def _print_runs(folder: Path) -> int:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """Return rows for people, one line each; sizes in the accounting `actual`."""
-    table = Table("task", "recipe", box=None, pad_edge=False)
-    for name in ("seed", "score", "weights Mb", "features Mb", "density"):
-        table.add_column(name, justify="right")
-    table.add_column("budget")
-    table.add_column("data")
+    """Return rows for people, one line each, without their marks."""
+    table = Table(box=None, pad_edge=False)
+    for heading in [name for name in row_cells(rows[0]) if name != "marks"]:
+        table.add_column(heading, justify="right" if heading in RIGHT else "left")
     for row in rows:
-        table.add_row(
-            row.task,
-            row.notation,
-            str(row.seed),
-            f"{row.score:.4g} {row.metric}",
-            f"{row.weight_bits_actual / 1e6:.4g}",
-            f"{row.feature_bits_actual / 1e6:.4g}",
-            f"{row.density_actual:.4g}",
-            row.budget,
-            row.data_source,
-        )
+        table.add_row(*list(row_cells(row).values())[:-1])
     return table

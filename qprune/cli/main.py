@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Sequence
 
 from qprune.cli import exit_codes as failures
 from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb: its line in the help, and `module:function`, imported when it is given.
-
-    The function takes the arguments behind the verb and returns the exit code.
-    """
-
-    summary: str
-    function: str
-
-    def __call__(self, arguments: Sequence[str]) -> int:
-        module, _, name = self.function.partition(":")
-        function: Callable[[Sequence[str]], int] = getattr(import_module(module), name)
-        return function(arguments)
-
-
+# Verb -> its line in the help, and the function that takes the arguments behind it and returns the exit code
 VERBS = {
-    "run": Verb("train one recipe; print and store its result row", "qprune.cli.run:run"),
-    "sweep": Verb("train one recipe per combination of values", "qprune.cli.run:sweep"),
-    "plan": Verb("print which tensor gets which operator, and when", "qprune.cli.run:plan"),
-    "frontier": Verb("find the smallest model for a score", "qprune.cli.frontier:show"),
-    "list": Verb("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),
-    "tables": Verb("print the paper's tables from the finished runs", "qprune.cli.tables:show"),
-    "report": Verb("write one HTML page about the finished runs", "qprune.cli.report:make"),
-    "data": Verb("fetch a published data set, check it and unpack it", "qprune.cli.data:main"),
-    "export": Verb("write a finished run's network as ONNX or in sparse form", "qprune.cli.export:export"),
-    "verify": Verb("run an exported network beside PyTorch and compare", "qprune.cli.verify:verify"),
-    "completion": Verb("print the completion script of a shell", "qprune.cli.completion:show"),
+    "run": ("train one recipe; print and store its result row", "qprune.cli.run:run"),
+    "sweep": ("train one recipe per combination of values", "qprune.cli.run:sweep"),
+    "plan": ("print which tensor gets which operator, and when", "qprune.cli.run:plan"),
+    "frontier": ("find the smallest model for a score", "qprune.cli.frontier:show"),
+    "list": ("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),
+    "tables": ("print the paper's tables from the finished runs", "qprune.cli.tables:show"),
+    "report": ("write one HTML page about the finished runs", "qprune.cli.report:make"),
+    "data": ("fetch a published data set, check it and unpack it", "qprune.cli.data:main"),
+    "export": ("write a finished run's network as ONNX or in sparse form", "qprune.cli.export:export"),
+    "verify": ("run an exported network beside PyTorch and compare", "qprune.cli.verify:verify"),
+    "completion": ("print the completion script of a shell", "qprune.cli.completion:show"),
 }
 
 _HELP = """\
@@ -74,12 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before torch is imported: threads of OpenMP that wait spin for long, and beside another busy process a step
         # of MobileNetV2 then takes 7 s instead of 1.4 s. The library reads this when it is loaded.
         os.environ["GOMP_SPINCOUNT"] = "10000"
-    if "--debug" in words:
-        words = [word for word in words if word != "--debug"]
-        os.environ[DEBUG_VARIABLE] = "1"
     try:
-        words = _without_trust(words)
-        code = _dispatch(words)
+        code = _dispatch(_without_own_flags(words))
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse's and Hydra's way out, and that of a failed run
@@ -91,25 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failures.report(error)[0]
 
 
-def _without_trust(words: list[str]) -> list[str]:
-    """Take `--trust PACKAGE` out of what was typed, and trust these packages."""
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word != "--trust" and not word.startswith("--trust="):
-            left.append(word)
-            continue
-        packages = word.removeprefix("--trust=") if "=" in word else next(rest, "")
+def _without_own_flags(words: list[str]) -> list[str]:
+    """Take `--debug` and `--trust PACKAGE` out of what was typed; set the environment accordingly."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--trust", action="append", nargs="?", const="", default=[])
+    options, others = parser.parse_known_args(words)
+    if options.debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    for packages in options.trust:
         if not re.fullmatch(r"[\w.]+(,[\w.]+)*", packages):
             raise UserError(f"--trust {packages!r} is not a package; type for example --trust my_tasks")
         os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), packages)))
-    return left
+    return others
 
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         width = max(map(len, VERBS))
-        verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+        verbs = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in VERBS.items())
         print(_HELP.format(verbs=verbs), end="")
         return 0 if words else failures.USER
     name, *arguments = words
@@ -121,7 +101,8 @@ def _dispatch(words: list[str]) -> int:
     if name not in VERBS:
         advice = f"; type: qprune run {' '.join(words)}" if "=" in name else closest(name, VERBS)
         raise UserError(f"{name!r} is not a verb of qprune{advice}; the verbs are {', '.join(VERBS)}")
-    return VERBS[name](arguments)
+    code: int = pkgutil.resolve_name(VERBS[name][1])(arguments)
+    return code
 
 
 if __name__ == "__main__":

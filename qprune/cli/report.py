@@ -27,7 +27,7 @@ def make(arguments: Sequence[str]) -> int:
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="results_dir=... and overrides for all tables")
     parser.add_argument("--output", metavar="FILE", help="default: report.html beside results_dir; figures/ beside it")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.add_argument("--runs", type=_count, default=20, metavar="N", help="runs whose own figures are drawn (20)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="runs whose own figures are drawn (20)")
     parser.add_argument(
         "--histograms",
         action="store_true",
@@ -38,6 +38,8 @@ def make(arguments: Sequence[str]) -> int:
     for word in options.keys:
         if "=" not in word:
             raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
+    if options.runs < 0:
+        raise UserError(f"--runs={options.runs} is not a whole number >= 0")
     folder = Path(take(options.keys, "results_dir", DEFAULT_RESULTS))
     output = Path(options.output) if options.output else folder.parent / "report.html"
     figures = output.parent / "figures"
@@ -59,15 +61,6 @@ def make(arguments: Sequence[str]) -> int:
     if options.open:
         webbrowser.open(output.resolve().as_uri())
     return FAILURE if store.problems else 0
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise ValueError
-    return number
-
-
-_count.__name__ = "whole number >= 0"  # the kind of value that argparse names in its error
 
 
 def _count_features(store: Store) -> None:

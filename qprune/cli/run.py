@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -32,12 +33,6 @@ from qprune.runs.folder import LOCK_FILE
 from qprune.runs.jobs import Job, duration, expand, jobs_of, seconds_left, time_left_text
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-# Flags of Hydra that are handed over: name, short name, and how argparse reads them
-_HANDED_OVER: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--info", "-i", {"nargs": "?", "const": "all", "choices": _INFO, "help": "print how Hydra finds its configs"}),
-    ("--hydra-help", "-hh", {"action": "store_true", "help": "print the help of Hydra"}),
-    ("--shell-completion", "-sc", {"action": "store_true", "help": argparse.SUPPRESS}),
-)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -78,18 +73,18 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
     options = _parser(verb).parse_intermixed_args(list(arguments))
     options.multirun |= multirun
-    handed_over = [name for name, _, _ in _HANDED_OVER if getattr(options, _attribute(name))]
     asked = [f"--{name}" for name in ("multirun", "cfg", "info") if getattr(options, name)]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
     if options.resolve and not options.cfg:
         raise UserError("--resolve belongs to --cfg; type --cfg job --resolve")
     overrides = expand(options.overrides, options.config_dir)
+    for_hydra = [*(word for word in arguments if word not in options.overrides), *overrides]
     if options.help:
         print(_help(verb, options), end="")
         return 0
-    if handed_over:
-        _hand_over(verb, options, overrides)
+    if options.info or options.hydra_help or options.shell_completion:
+        _hand_over(verb, for_hydra)
         return 0
     with Composer(options.config_dir, options.config_name) as composer:
         parsed = composer.parse(overrides)
@@ -100,9 +95,13 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
             composer.refuse_several(overrides)
     config = resolved(full)
     if options.cfg:
-        return _print_config(full, options)
+        name = options.package
+        if name not in (None, "_global_") and OmegaConf.select(full, name) is None:
+            raise UserError(f"--package {name} is no section of the config; type for example --package task")
+        _hand_over(verb, for_hydra)
+        return 0
     if is_sweep:
-        return _run_all(overrides, options, lambda extra: _hand_over(verb, options, [*overrides, *extra]))
+        return _run_all(overrides, options, lambda extra: _hand_over(verb, ["--multirun", *for_hydra, *extra]))
     checked = RunConfig.check(config)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
 
@@ -110,13 +109,9 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     return 0
 
 
-def _hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _hand_over(verb: str, arguments: Sequence[str]) -> None:
     """Let Hydra start the jobs of a sweep, or print what its flags ask for."""
-    words = ["--multirun"] if options.multirun else []
-    for name in ("--config-dir", "--config-name", *(name for name, _, _ in _HANDED_OVER)):
-        value = getattr(options, _attribute(name))
-        words += [] if not value else [name] if value is True else [name, value]
-    sys.argv = [f"qprune {verb}", *words, *overrides]
+    sys.argv = [f"qprune {verb}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, rather than printing its own report and exiting
     hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME, **VERSION_BASE)(_job)()
 
@@ -124,9 +119,8 @@ def _hand_over(verb: str, options: argparse.Namespace, overrides: Sequence[str])
 def hydra_completions(words: Sequence[str]) -> list[str]:
     """List what may stand in place of the last word of a command that composes."""
     os.environ["COMP_LINE"] = " ".join(["qprune", *words])  # where Hydra's plugin for bash looks
-    options = _parser("run").parse_args(["--shell-completion"])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        _hand_over("run", options, ["query=bash"])
+        _hand_over("run", ["--shell-completion", "query=bash"])
     return printed.getvalue().split()
 
 
@@ -140,13 +134,10 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the config, and run nothing")
     parser.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: a section of the config")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
-    for name, short, settings in _HANDED_OVER:
-        parser.add_argument(name, short, **settings)
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO, help="print how Hydra finds its configs")
+    parser.add_argument("--hydra-help", "-hh", action="store_true", help="print the help of Hydra")
+    parser.add_argument("--shell-completion", "-sc", action="store_true", help=argparse.SUPPRESS)
     return parser
-
-
-def _attribute(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _help(verb: str, options: argparse.Namespace) -> str:
@@ -159,22 +150,6 @@ def _help(verb: str, options: argparse.Namespace) -> str:
         found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
     return "\n".join(lines) + "\n"
-
-
-def _print_config(full: DictConfig, options: argparse.Namespace) -> int:
-    """Print the part of a composed config that --cfg and --package ask for."""
-    names = [str(name) for name in full if options.cfg == "all" or (name == "hydra") == (options.cfg == "hydra")]
-    found: Any = OmegaConf.masked_copy(full, names)
-    if options.package not in (None, "_global_"):
-        found = OmegaConf.select(full, options.package)
-        if found is None:
-            raise UserError(f"--package {options.package} is no section of the config; type for example --package task")
-        print(f"# @package {options.package}")
-    if not OmegaConf.is_config(found):
-        print(found)
-        return 0
-    print(OmegaConf.to_yaml(found, resolve=options.resolve), end="")
-    return 0
 
 
 def _job(cfg: DictConfig) -> None:
@@ -273,30 +248,27 @@ def _summary_text(jobs: Sequence[Job]) -> str:
 
 def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return mean, deviation and n per combination of values but the seed's."""
-    lines: dict[str, list[Job]] = {}
     same = set.intersection(*(set(job.overrides) for job in jobs))
+    names = ["recipe", "metric", "score", "weight_mb", "feature_mb", "density", "marks"]
+    lines: list[list[Any]] = []
     for job in jobs:
         own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
-        lines.setdefault(" ".join(own) or "all", []).append(job)
-    found: list[dict[str, Any]] = []
-    for overrides, group in lines.items():
-        rows = [job.row for job in group if job.row is not None]
-        names = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
-        values = pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=names, dtype="float64")
-        means = values.mean()
-        found.append(
-            {
-                "overrides": overrides,
-                "recipe": rows[0].notation if rows else "",
-                "metric": rows[0].metric if rows else "",
-                "mean": means["score"],
-                "sd": values["score"].std(ddof=1),
-                "n": len(rows),
-                "missing": len(group) - len(rows),
-                "weight_mb": means["weight_bits_actual"] / 1e6,
-                "feature_mb": means["feature_bits_actual"] / 1e6,
-                "density": means["density_actual"],
-                "marks": "; ".join(dict.fromkeys(mark for row in rows for mark in row.marks)),
-            }
-        )
-    return pd.DataFrame(found)
+        line: list[Any] = [" ".join(own) or "all"]
+        if (row := job.row) is not None:
+            line += [row.notation, row.metric, row.score, row.weight_bits_actual / 1e6, row.feature_bits_actual / 1e6]
+            line += [row.density_actual, row.marks]
+        lines.append(line + [None] * (1 + len(names) - len(line)))
+    runs = pd.DataFrame(lines, columns=["overrides", *names]).astype(dict.fromkeys(names[2:6], "float64"))
+    found = runs.groupby("overrides", sort=False, as_index=False).agg(
+        recipe=("recipe", "first"),
+        metric=("metric", "first"),
+        mean=("score", "mean"),
+        sd=("score", "std"),
+        n=("score", "count"),
+        missing=("score", lambda scores: scores.isna().sum()),
+        weight_mb=("weight_mb", "mean"),
+        feature_mb=("feature_mb", "mean"),
+        density=("density", "mean"),
+        marks=("marks", lambda lists: "; ".join(dict.fromkeys(itertools.chain.from_iterable(lists.dropna())))),
+    )
+    return found.fillna({"recipe": "", "metric": ""})

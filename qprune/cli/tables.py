@@ -152,7 +152,7 @@ class _Rows:
         words = [*part.overrides, *row.overrides, *self.keys]
         source_words = [*part.overrides, *row.decimal_from, *self.keys] if row.decimal_from else []
         config, signatures = self.composer.cached(words), {}
-        for seed in sorted({*self.seeds, *self.store.seeds(config.order.name, config.task.name)}):
+        for seed in sorted({*self.seeds, *self.store.seeds.get((config.order.name, config.task.name), ())}):
             source = self.composer.signature(source_words, seed) if source_words else None
             signatures[seed] = self.composer.signature(words, seed, source)
             own = [*words, *([decimal_from(source)] if source else []), f"seed={seed}"]

@@ -62,16 +62,19 @@ def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "")
     found = min(error.errors(include_url=False), key=lambda entry: entry["type"] != _UNKNOWN)
     key, node, value = prefix, _resolved(schema, schema), found["input"]
     optional: Mapping[str, Any] = schema  # with its `null`
+    parent = node
     for part in found["loc"]:
         if isinstance(part, str) and "properties" not in node:
             break  # a member of a union
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+        parent = node
         optional = node.get("items", {}) if isinstance(part, int) else node["properties"].get(part, {})
         node = _resolved(optional, schema)
     if found["type"] == _UNKNOWN:
-        return unknown_key(key, dotted_keys(schema, prefix))
+        siblings = [f"{key.rpartition('.')[0]}.{name}".lstrip(".") for name in parent["properties"]]  # in a list
+        return unknown_key(key, list(dict.fromkeys([*dotted_keys(schema, prefix), *siblings])))
     if found["type"] == "missing":
-        return f"{key} is missing; give it a value, as configs/run.yaml and its groups do"
+        return f"{key} is missing; give it a value" + ("" if prefix else ", as configs/run.yaml and its groups do")
     if "properties" in node:
         names = ", ".join(node["properties"])
         return f"{key}={value!r}: {key} is a section, with the keys {names}; set one of them"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,16 +89,17 @@ def compare_orders(store: Store) -> list[Comparison]:
         The comparisons by task, and within a task those of most seeds first: they can decide.
     """
     store.check([name for name, row in store.rows.items() if row.order in ORDERS])
-    settings: dict[str, str] = {}
+    known: dict[str, str] = {}
     rows = pd.DataFrame(
         [
-            (name, row.order, row.seed, row.score, _setting(store, name, settings))
+            (name, row.order, row.seed, row.score, _setting(store, name, known))
             for name, row in store.rows.items()
             if row.order in ORDERS
         ],
         columns=["signature", "order", "seed", "score", "setting"],
     )
-    found, keys = [], []
+    found: list[Comparison] = []
+    settings: list[dict[str, Any]] = []
     for key, group in rows.groupby("setting", sort=True):
         sides = [group[group["order"] == order] for order in ORDERS]
         if repeated := [side for side in sides if side["seed"].duplicated().any()]:  # say, in two schedules
@@ -108,20 +110,27 @@ def compare_orders(store: Store) -> list[Comparison]:
             )
         elif len(pairs := sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")):
             found.append(_comparison(store, pairs))
-            keys.append(str(key))
-    named = [replace(one, setting=one.setting + more) for one, more in zip(found, _differing(found, keys), strict=True)]
-    return sorted(named, key=lambda one: (one.task, -len(one.seeds)))
+            settings.append(json.loads(str(key))[-1])
+    alike: dict[tuple[str, str], list[int]] = {}
+    for place, one in enumerate(found):
+        alike.setdefault((one.task, one.setting), []).append(place)
+    for places in alike.values():
+        for place, keys in zip(places, differing_keys([settings[place] for place in places]), strict=True):
+            found[place] = replace(found[place], setting=", ".join(filter(None, (found[place].setting, keys))))
+    return sorted(found, key=lambda one: (one.task, -len(one.seeds)))
 
 
-def _differing(found: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
-    """Write the config keys that distinguish settings that read the same."""
-    settings = [json.loads(key)[-1] for key in keys]
-    flat = pd.json_normalize([setting if isinstance(setting, dict) else {} for setting in settings]).map(str)
-    texts = []
-    for one, (_, own) in zip(found, flat.iterrows(), strict=True):
-        alike = flat[[(other.setting, other.task) == (one.setting, one.task) for other in found]]
-        texts.append("".join(f", {name}={own[name]}" for name in flat.columns if alike[name].nunique() > 1))
-    return texts
+def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write for each config the keys, with values, in which it is not as most are."""
+    flat = [pd.json_normalize(dict(config)).to_dict("records")[0] for config in configs]
+    texts: list[list[str]] = [[] for _ in flat]
+    for key in dict.fromkeys(key for config in flat for key in config):
+        values = [str(config.get(key)) for config in flat]
+        [(usual, count)] = Counter(values).most_common(1)
+        for text, value in zip(texts, values, strict=True):
+            if value != usual or 2 * count <= len(values):
+                text.append(f"{key}={value}")
+    return [", ".join(text) for text in texts]
 
 
 def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:
@@ -138,22 +147,22 @@ def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:
     return Comparison(row.task, setting, row.metric, seeds, difference, low, high, better, marks)
 
 
-def _setting(store: Store, signature: str, settings: dict[str, str]) -> str:
+def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
     """Return what the runs of a pair share: config but order, schedule and seed.
 
-    settings: by the text of config files without the line of the seed. Parsing each file would take ten times as long
+    known: by the text of config files without the line of the seed. Parsing each file would take ten times as long
     as the rest.
     """
     row = store.rows[signature]
-    before, _, after = f"\n{store.config_text(signature) or ''}".partition("\nseed: ")
+    before, _, after = f"\n{store.folders[signature].config_text() or ''}".partition("\nseed: ")
     text = (before + after[after.find("\n") :]).strip()
-    if text and text in settings:
-        return settings[text]
-    config = store.config(signature)
-    shared: Any = [sorted(row.notation.split("->")), row.epochs, row.steps]
+    if text and text in known:
+        return known[text]
+    config = store.folders[signature].config()
+    shared: dict[str, Any] = {"recipe": sorted(row.notation.split("->")), "epochs": row.epochs, "steps": row.steps}
     if config is not None:
         shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
         later = identity.later_at_default(shared)
         shared = identity.without(shared, frozenset((*identity.MACHINE_KEYS, *later)))
-    settings[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
-    return settings[text]
+    known[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
+    return known[text]

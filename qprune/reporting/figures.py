@@ -6,7 +6,6 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -40,37 +39,33 @@ _SMALL = 7  # points, of titles over pictures
 Pixels = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A finished figure: name of its files, caption, SVG with text, PNG at 150 dpi."""
+def save(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write NAME.svg, with text, and NAME.png at 150 dpi; return the SVG.
 
-    name: str
-    caption: str
-    svg: bytes
-    png: bytes
-
-    def save(self, folder: Path) -> None:
-        """Write NAME.svg and NAME.png into `folder`."""
-        write_atomically(folder / f"{self.name}.svg", self.svg)
-        write_atomically(folder / f"{self.name}.png", self.png)
-
-
-def drawn(figure: Figure, name: str, caption: str) -> Drawn:
-    """Render a figure as SVG and PNG; the same figure gives the same bytes."""
+    The same figure gives the same bytes.
+    """
     svg, png = io.BytesIO(), io.BytesIO()
     with rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # laid out by now; once more would cost as much as drawing it
         figure.savefig(png, format="png", dpi=150)
-    return Drawn(name, caption, svg.getvalue(), png.getvalue())
+    write_atomically(folder / f"{name}.svg", svg.getvalue())
+    write_atomically(folder / f"{name}.png", png.getvalue())
+    return svg.getvalue()
+
+
+def axes_of(lines: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `size` inches with axes in lines and columns, without frames."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False, **options).flatten())
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figure, list[Axes]]:
     """Make a figure with `rows` axes of `height` inches below each other."""
-    figure = Figure(figsize=(WIDTH, height * rows + 1.2), layout="constrained")
-    axes = list(figure.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0])
-    _remove_frame(axes)
-    return figure, axes
+    return axes_of(rows, 1, (WIDTH, height * rows + 1.2), sharex=sharex)
 
 
 def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:
@@ -236,9 +231,7 @@ def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
     chosen = [sites[i] for i in sorted({round(i) for i in np.linspace(0, len(sites) - 1, min(SITES, len(sites)))})]
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)
-    figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH / 1.6, 1.9 * lines + 0.7), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    _remove_frame(grid)
+    figure, grid = axes_of(lines, columns, (WIDTH if columns > 1 else WIDTH / 1.6, 1.9 * lines + 0.7))
     for axis in grid[len(chosen) :]:
         axis.set_visible(False)
     for i, (axis, site) in enumerate(zip(grid, chosen, strict=False)):
@@ -262,9 +255,8 @@ def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
 def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
     """Draw the first channels of feature masks (C, H, W); black is pruned."""
     names = list(features)
-    figure = Figure(figsize=(WIDTH, 1.9 * len(names) + 0.3), layout="constrained")
-    grid = figure.subplots(len(names), 1, squeeze=False)
-    for axis, name in zip(grid[:, 0], names, strict=True):
+    figure, axes = axes_of(len(names), 1, (WIDTH, 1.9 * len(names) + 0.3))
+    for axis, name in zip(axes, names, strict=True):
         mask = features[name][:channels].astype(float)
         tiles = list(np.pad(mask, ((0, 0), (1, 1), (1, 1)), constant_values=0.5))
         half = (len(tiles) + 1) // 2
@@ -338,9 +330,7 @@ def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[
         limits: The `score` that is needed and the `size_mb` that is allowed, where there are such limits.
         complete: Whether models that miss the score were searched too.
     """
-    figure = Figure(figsize=(1.5 * WIDTH, 5.0), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    _remove_frame([left, right])
+    figure, [left, right] = axes_of(1, 2, (1.5 * WIDTH, 5.0), sharey=True)
     done = table[table["n"] > 0]
     colours = dict(zip(dict.fromkeys(table["order"]), itertools.cycle(COLOURS)))
     markers = dict(zip(sorted(set(table["sparsity"])), itertools.cycle(MARKERS)))
@@ -372,11 +362,6 @@ def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[
     figure.suptitle(f"{title}: bits in points, means over seeds ({_counts(done['n'])})", fontsize=11)
     figure.legend(fontsize=7, loc="outside lower center", ncols=6)
     return figure
-
-
-def _remove_frame(axes: Iterable[Axes]) -> None:
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
 
 
 def _counts(seeds: Iterable[int]) -> str:

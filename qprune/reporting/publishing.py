@@ -37,7 +37,7 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
         folder = target / source.relative_to(results_dir)
         if signature not in store.rows or (folder / run_files.ROW_FILE).exists():
             continue
-        if config := store.config(signature):
+        if config := store.folders[signature].config():
             config |= {"data": config["data"] | {"root": "data"}, "results_dir": "results/runs"}  # of no machine
             write_atomically(folder / run_files.CONFIG_FILE, yaml.safe_dump(config, sort_keys=False).encode())
         if (source / run_files.ENVIRONMENT_FILE).exists():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -24,19 +25,19 @@ from qprune.config.build import Recipe
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError
 from qprune.reporting import figures, tables
-from qprune.reporting.comparison import compare_orders, too_few_text
-from qprune.reporting.figures import Drawn, Pixels, drawn
+from qprune.reporting.comparison import compare_orders, differing_keys, too_few_text
+from qprune.reporting.figures import Pixels
 from qprune.runs import folder as run_files
-from qprune.runs.row import Row
+from qprune.runs.row import Row, row_cells
 from qprune.runs.store import Store
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
 _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
-_RUN_HEADINGS = ("recipe", "task", "seed", "score", "weights Mb", "features Mb", "density", "budget", "data", "marks")
 
 
+Picture = tuple[str, str, Figure]  # name of the files, caption, figure
 Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
@@ -56,11 +57,17 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
     rows = sorted(store.rows.values(), key=lambda row: (row.task, row.budget, row.data_source, row.notation, row.seed))
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
 
+    def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
+        made = [(caption, figures.save(figure, figure_folder, name)) for name, caption, figure in pictures]
+        return [
+            {"data": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", "caption": c} for c, svg in made
+        ]
+
     def run(row: Row) -> dict[str, Any]:
         place, is_drawn = store.folders[row.signature].path, row.signature in chosen
         paths = [place / name for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))]
         texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists()}
-        pictures = [_picture(one, figure_folder) for one in figures_of_run(store, row, names)] if is_drawn else []
+        pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
         return {"row": row, "name": place.name, "figures": pictures, "files": texts}
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -74,9 +81,9 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
         tables=[{"name": t.name, "title": t.title, "parts": list(map(tables.cells, parts))} for t, parts in joined],
         headings=tables.HEADINGS,
         letter=tables.letter,
-        figures=[_picture(one, figure_folder) for one in figures_of_runs(store, rows, names, units)],
-        run_headings=_RUN_HEADINGS,
-        run_lines=[_line(row) for row in rows],
+        figures=saved(figures_of_runs(store, rows, names, units)),
+        run_headings=list(row_cells(rows[0])) if rows else [],
+        run_lines=[list(row_cells(row).values()) for row in rows],
         links=[f"run-{row.signature[:10]}" for row in rows],
         runs=[run(row) for row in rows],
         left=len(rows) - len(chosen),
@@ -84,33 +91,33 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
     )
 
 
-def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator[Drawn]:
+def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator[Picture]:
     """Draw the figures of one run; a missing or broken file has no figure.
 
     names: of scores with their unit, by metric.
     """
-    place = store.folders[row.signature].path
-    curve, operators = store.metrics(row.signature), _list(place / run_files.OPERATORS_FILE)
-    timeline = timeline_of(store.config(row.signature), row)
+    folder = store.folders[row.signature]
+    place, curve, operators = folder.path, folder.metrics(), _list(folder.path / run_files.OPERATORS_FILE)
+    timeline = timeline_of(folder.config(), row)
     if curve is not None and len(curve) and set(curve) >= _CURVE:
         drawing = figures.training_curve(curve, timeline, row, names)
-        yield drawn(drawing, f"{place.name}-curve", "Loss and score over epochs")
+        yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
             drawing = figures.over_time(curve, operators, timeline, row)
-            yield drawn(drawing, f"{place.name}-time", "Zeros and decimal bits over epochs")
+            yield f"{place.name}-time", "Zeros and decimal bits over epochs", drawing
     if any(operator["operator"] == "quantize" for operator in operators):
         caption = "Decimal bits by tensor, with their range over channels"
-        yield drawn(figures.fraction_bits(operators, row), f"{place.name}-decimals", caption)
+        yield f"{place.name}-decimals", caption, figures.fraction_bits(operators, row)
     if histograms := sorted(_list(place / run_files.HISTOGRAMS_FILE), key=lambda entry: bool(entry["site"] != INPUT)):
         caption = "Features on the test set before quantization, and the range of their grids"
-        yield drawn(figures.feature_histograms(histograms, row), f"{place.name}-features", caption)
+        yield f"{place.name}-features", caption, figures.feature_histograms(histograms, row)
     if found := _masks(place):
-        yield drawn(figures.feature_masks(found), f"{place.name}-masks", "Feature masks; black is pruned")
+        yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
 def figures_of_runs(
     store: Store, rows: Sequence[Row], names: Mapping[str, str], units: Mapping[str, str]
-) -> Iterator[Drawn]:
+) -> Iterator[Picture]:
     """Draw the figures over runs of one task, budget, data and metric.
 
     names: of scores with their unit, by metric. units: of density, by task.
@@ -126,11 +133,11 @@ def figures_of_runs(
             better, unit = group[0].higher_is_better, units.get(key[0], "")
             drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
             caption = f"{head}{marked}: density (accounting actual) against score, means over seeds"
-            yield drawn(drawing, f"{name}-density", caption)
+            yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
             drawing = figures.score_by_window(windows, key[3], key[0], names)
-            yield drawn(drawing, f"{name}-window", f"{head}{marked}: score against window T")
+            yield f"{name}-window", f"{head}{marked}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
 
 
@@ -141,21 +148,15 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     most runs have.
     """
     dropped = frozenset((*MACHINE_KEYS, "seed", "schedule", *ignored))
-    flat, names = {}, {}
+    by_notation: dict[str, dict[str, dict[str, Any]]] = {}
+    names = {row.signature: f"{row.notation} (no config)" for row in rows}
     for row in rows:
-        if (config := store.config(row.signature)) is not None:
-            flat[row.signature] = dict(_flat(without(config, dropped.union(later_at_default(config)))))
-    for notation in dict.fromkeys(row.notation for row in rows):
-        group = [row.signature for row in rows if row.notation == notation]
-        configs = [flat[name] for name in group if name in flat]
-        usual = {}
-        for key in dict.fromkeys(key for config in configs for key in config):
-            [(value, count)] = Counter(repr(config.get(key)) for config in configs).most_common(1)
-            usual[key] = value if 2 * count > len(configs) else None
-        for name in group:
-            own = flat.get(name)
-            keys = [] if own is None else [f"{k}={own.get(k)}" for k in usual if repr(own.get(k)) != usual[k]]
-            names[name] = f"{notation} {'(no config)' if own is None else ', '.join(keys)}".strip()
+        if (config := store.folders[row.signature].config()) is not None:
+            kept = without(config, dropped.union(later_at_default(config)))
+            by_notation.setdefault(row.notation, {})[row.signature] = kept
+    for notation, configs in by_notation.items():
+        keys = differing_keys(list(configs.values()))
+        names |= {name: f"{notation} {own}".strip() for name, own in zip(configs, keys, strict=True)}
     return names
 
 
@@ -174,13 +175,13 @@ def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
     pruned = [row for row in rows if row.feature_sparsity]
     labels, points = recipes(store, pruned, ignored=("prune.window",)), []
     for row in pruned:
-        if (config := store.config(row.signature)) is not None:
+        if (config := store.folders[row.signature].config()) is not None:
             points.append((config["prune"]["window"], labels[row.signature], row.score))
     table = pd.DataFrame(points, columns=["window", "recipe", "score"])
     return table[table.groupby("recipe")["window"].transform("nunique") > 1]
 
 
-def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, head: str) -> Iterator[Drawn]:
+def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, head: str) -> Iterator[Picture]:
     """Draw the pictures of runs side by side: the least seed of each recipe.
 
     Of many recipes, those of most seeds are shown.
@@ -201,7 +202,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
         drawing = figures.side_by_side(group, f"{head}: {stem}")
-        yield drawn(drawing, f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side")
+        yield f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side", drawing
 
 
 def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
@@ -212,26 +213,6 @@ def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
         seeds.setdefault((row.task, row.budget, row.data_source, labels[row.signature]), []).append(row)
     ranked = [(place, -len(group), row) for group in seeds.values() for place, row in enumerate(group)]
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
-
-
-def _line(row: Row) -> list[str]:
-    sizes = [f"{row.weight_bits_actual / 1e6:.4g}", f"{row.feature_bits_actual / 1e6:.4g}", f"{row.density_actual:.4g}"]
-    head = [row.notation, row.task, str(row.seed), f"{row.score:.4g} {row.metric}"]
-    return [*head, *sizes, row.budget, row.data_source, "; ".join(row.marks)]
-
-
-def _picture(figure: Drawn, folder: Path) -> dict[str, str]:
-    figure.save(folder)
-    data = f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}"
-    return {"data": data, "caption": figure.caption}
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _list(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ beside it: the list that launches the runs is the list that reports them.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,22 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qprune.errors import UserError, closest
+from qprune.config.types import STRICT, explain
+from qprune.errors import UserError
 from qprune.runs.store import Store
 
-_NAN = math.nan
-_EMPTY: dict[str, Any] = {  # the columns of a joined part, with the values of a row that says nothing
-    **dict.fromkeys(("part", "label", "metric", "unit", "density_unit"), ""),
-    **dict.fromkeys(("score", "score_sd"), _NAN),
-    "n": 0,
-    **dict.fromkeys(("paper_score", "difference", "weight_mb_paper", "feature_mb_paper"), _NAN),
-    **dict.fromkeys(("weight_mb_actual", "feature_mb_actual"), _NAN),
-    **dict.fromkeys(("density_paper", "density_actual", "paper_density"), _NAN),
-    **dict.fromkeys(("marks", "missing_seeds"), ()),
-    "command": "",
-    "best": False,
-}
+_NUMBERS = (  # columns of a joined part
+    *("score", "score_sd", "n", "paper_score", "difference", "weight_mb_paper", "feature_mb_paper"),
+    *("weight_mb_actual", "feature_mb_actual", "density_paper", "density_actual", "paper_density"),
+)
+_COLUMNS = ("part", "label", "metric", "unit", "density_unit", *_NUMBERS, "marks", "missing_seeds", "command", "best")
 HEADINGS = (
     *("recipe", "score", "n", "paper", "difference", "weights Mb (paper | actual)", "features Mb (paper | actual)"),
     *("density (paper's accounting | actual)", "paper's density"),
@@ -39,24 +33,26 @@ _LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 _LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
 
 
-@dataclass(frozen=True)
-class TableRow:
+class _Section(BaseModel):
+    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
+
+
+class TableRow(_Section):
     """A row of our own runs, with the values that the paper prints, if any.
 
     decimal_from: overrides of the run, with the same seed, whose fraction bits are used from the start (Table 1).
     """
 
     label: str
-    overrides: Sequence[str]
+    overrides: list[str]
     score: float | None = None
     density: float | None = None
     weight_mb: float | None = None
     feature_mb: float | None = None
-    decimal_from: Sequence[str] | None = None
+    decimal_from: list[str] | None = None
 
 
-@dataclass(frozen=True)
-class OtherMethod:
+class OtherMethod(_Section):
     """A row that others trained; sizes are counted where elements are known.
 
     weights, features: elements as the accounting `paper` counts them (features twice; spec 5.1), None where unknown.
@@ -85,17 +81,16 @@ class OtherMethod:
         return weight, feature
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(_Section):
     """The rows of one task. overrides: stand before those of each row."""
 
     name: str
     metric: str
     unit: str
     density_unit: str
-    overrides: Sequence[str]
-    rows: Sequence[TableRow] = ()
-    other: Sequence[OtherMethod] = ()
+    overrides: list[str]
+    rows: list[TableRow] = []
+    other: list[OtherMethod] = []
 
     @property
     def task(self) -> str:
@@ -103,42 +98,20 @@ class Part:
         return next((text.removeprefix("task=") for text in self.overrides if text.startswith("task=")), "")
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(_Section):
     """name: that of its file. title: the caption."""
 
     name: str
     title: str
-    parts: Sequence[Part]
-
-
-_LISTS: dict[type, dict[str, type]] = {Table: {"parts": Part}, Part: {"rows": TableRow, "other": OtherMethod}}
+    parts: list[Part]
 
 
 def table_from(name: str, config: Any) -> Table:
     """Build a table from the content of its YAML. Raises UserError."""
-    named = {"name": name, **config} if isinstance(config, Mapping) else config
-    table: Table = _built(Table, named, f"table {name}")
-    return table
-
-
-def _built(kind: type, value: Any, where: str) -> Any:
-    """Build a dataclass, and those in its lists, from a section of YAML."""
-    legal = inspect.signature(kind).parameters
-    needed = [name for name, parameter in legal.items() if parameter.default is parameter.empty]
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {value!r}, not a section with the keys {', '.join(needed)}")
-    for key in value:
-        if key not in legal:
-            raise UserError(f"{where}: {key} is not a key of it{closest(key, legal)}; legal: {', '.join(legal)}")
-    if lacking := [key for key in needed if key not in value]:
-        raise UserError(f"{where}: the key {lacking[0]} is missing")
-    fields = dict(value)
-    for key, inner in _LISTS.get(kind, {}).items():
-        if not isinstance(entries := fields.get(key, []), list):
-            raise UserError(f"{where}: {key} is {entries!r}, not a list")
-        fields[key] = [_built(inner, entry, f"{where}, {key}[{i}]") for i, entry in enumerate(entries)]
-    return kind(**fields)
+    try:
+        return Table.model_validate({"name": name, **config} if isinstance(config, Mapping) else config)
+    except ValidationError as error:
+        raise UserError(explain(error, Table.model_json_schema(), f"table {name}")) from None
 
 
 @dataclass(frozen=True)
@@ -161,8 +134,8 @@ def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
         joined += there.values()
     lines += [_theirs(method) for method in part.other]
     head = {"part": part.name, "metric": part.metric, "unit": part.unit, "density_unit": part.density_unit}
-    table = pd.DataFrame([_EMPTY | head | line for line in lines], columns=list(_EMPTY))
-    table = table.astype({name: float for name, value in _EMPTY.items() if value is _NAN})
+    table = pd.DataFrame([head | line for line in lines], columns=list(_COLUMNS))
+    table = table.astype(dict.fromkeys(_NUMBERS, float) | {"n": int})
     table["difference"] = table["score"] - table["paper_score"]
     compressed = table[(table["n"] > 0) & (table["label"] != "Baseline")]
     if len(compressed) > 1:
@@ -180,7 +153,7 @@ def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) 
         for kind in ("weight", "feature"):
             line[f"{kind}_mb_{accounting}"] = runs[f"{kind}_bits_{accounting}"].mean() / 1e6
     missing = [seed for seed in want.seeds if seed not in there]
-    return line | {"marks": marks_of(part, runs), "missing_seeds": missing, "command": want.command}
+    return line | {"marks": marks_of(part, runs), "missing_seeds": missing, "command": want.command, "best": False}
 
 
 def _theirs(method: OtherMethod) -> dict[str, Any]:
@@ -189,8 +162,8 @@ def _theirs(method: OtherMethod) -> dict[str, Any]:
     if method.weights is None or method.features is None:
         marks.append("sizes as the paper prints them, not counted")
     line = {"label": method.label, "paper_score": method.score, "paper_density": method.density, "marks": marks}
-    sizes = {"weight_mb_paper": weight, "feature_mb_paper": feature}
-    return line | sizes | {"density_paper": method.score / (weight + feature)}
+    sizes = {"weight_mb_paper": weight, "feature_mb_paper": feature, "density_paper": method.score / (weight + feature)}
+    return line | sizes | {"n": 0, "missing_seeds": [], "command": "", "best": False}
 
 
 def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:

@@ -37,15 +37,13 @@ def describe_environment(seed: int, device: torch.device, dataset: dict[str, str
 
 def _git() -> dict[str, Any] | None:
     """Return the commit of this checkout and whether tracked files differ from it."""
+
+    def output(*arguments: str) -> str:
+        options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+        return str(subprocess.run(["git", *arguments], cwd=Path(__file__).parent, **options).stdout).strip()
+
     try:
-        commit = _git_output("rev-parse", "HEAD")
-        changed = _git_output("status", "--porcelain", "--untracked-files=no")
+        changed = output("status", "--porcelain", "--untracked-files=no")
+        return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changed)}
-
-
-def _git_output(*arguments: str) -> str:
-    folder = Path(__file__).resolve().parent
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()

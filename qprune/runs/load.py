@@ -116,16 +116,6 @@ class FinishedRun:
         finally:
             self.task.network = own
 
-    def histograms(self) -> list[dict[str, Any]]:
-        """Return the features' histograms, as the run itself makes them at its end."""
-        device = choose_device(self.config.trainer.device)
-        self.task.to(device)
-        with (
-            evaluation_context(self.compressor, device, self.config.seed, self.config.trainer.precision),
-            torch.no_grad(),
-        ):
-            return feature_histograms(self.task.network, self.task.evaluate)
-
 
 class _FunctionAsNetwork(nn.Module):
     """A function in the place of a network; modes that a task sets do not reach it."""
@@ -149,7 +139,10 @@ def count_features(folder: Path) -> None:
     """
     root = os.environ.get("QPRUNE_DATA")
     run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
-    write_json(folder / HISTOGRAMS_FILE, run.histograms())
+    trainer, device = run.config.trainer, choose_device(run.config.trainer.device)
+    run.task.to(device)
+    with evaluation_context(run.compressor, device, run.config.seed, trainer.precision), torch.no_grad():
+        write_json(folder / HISTOGRAMS_FILE, feature_histograms(run.task.network, run.task.evaluate))
 
 
 def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:

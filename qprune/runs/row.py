@@ -110,3 +110,19 @@ def format_row(row: Row) -> Text:
         f"{row.epochs} epochs, {row.steps} steps"
     )
     return Text("\n".join(lines + [f"  mark: {mark}" for mark in row.marks]))
+
+
+def row_cells(row: Row) -> dict[str, str]:
+    """Return a row for a table of runs: text by heading; sizes in the accounting `actual`."""
+    return {
+        "recipe": row.notation,
+        "task": row.task,
+        "seed": str(row.seed),
+        "score": f"{row.score:.4g} {row.metric}",
+        "weights Mb": f"{row.weight_bits_actual / 1e6:.4g}",
+        "features Mb": f"{row.feature_bits_actual / 1e6:.4g}",
+        "density": f"{row.density_actual:.4g}",
+        "budget": row.budget,
+        "data": row.data_source,
+        "marks": "; ".join(row.marks),
+    }

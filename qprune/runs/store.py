@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -26,8 +26,6 @@ class Store:
     rows: dict[str, Row]
     problems: list[str]
     checked: set[str] = field(default_factory=set)
-    _columns: pd.DataFrame | None = None
-    _seeds: dict[tuple[str, str], set[int]] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Store:
@@ -54,36 +52,23 @@ class Store:
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
-                self._columns = self._seeds = None
+                for made in ("columns", "seeds"):
+                    self.__dict__.pop(made, None)
 
-    @property
+    @functools.cached_property
     def columns(self) -> pd.DataFrame:
         """The rows as a table, a column per field, by signature."""
-        if self._columns is None:
-            rows = self.rows.values()
-            columns = {each.name: list(map(attrgetter(each.name), rows)) for each in fields(Row)}
-            self._columns = pd.DataFrame(columns, index=pd.Index(list(self.rows), dtype="object"))
-        return self._columns
+        rows = self.rows.values()
+        columns = {each.name: list(map(attrgetter(each.name), rows)) for each in fields(Row)}
+        return pd.DataFrame(columns, index=pd.Index(list(self.rows), dtype="object"))
 
-    def seeds(self, order: str, task: str) -> set[int]:
-        """Return the seeds of the rows of a task in an order."""
-        if self._seeds is None:
-            self._seeds = {}
-            for row in self.rows.values():
-                self._seeds.setdefault((row.order, row.task), set()).add(row.seed)
-        return self._seeds.get((order, task), set())
-
-    def config(self, signature: str) -> dict[str, Any] | None:
-        """Return `RunFolder.config` of a run."""
-        return self.folders[signature].config()
-
-    def config_text(self, signature: str) -> str | None:
-        """Return `RunFolder.config_text` of a run."""
-        return self.folders[signature].config_text()
-
-    def metrics(self, signature: str) -> pd.DataFrame | None:
-        """Return `RunFolder.metrics` of a run."""
-        return self.folders[signature].metrics()
+    @functools.cached_property
+    def seeds(self) -> dict[tuple[str, str], set[int]]:
+        """The seeds of the rows, by order and task."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for row in self.rows.values():
+            found.setdefault((row.order, row.task), set()).add(row.seed)
+        return found
 
 
 def _compare(run: RunFolder, row: Row) -> None:
@@ -94,13 +79,11 @@ def _compare(run: RunFolder, row: Row) -> None:
     path = run.path / ROW_FILE
     if (config := run.config()) is not None:
         try:
-            expected = identity.signature(config)
-            stated = {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
+            stated = {"signature": identity.signature(config)}
+            stated |= {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
             stated |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
         except Exception as error:
             raise UserError(f"{run.path / CONFIG_FILE} is not the config of a run ({error}); {advice}") from error
-        if expected != row.signature:
-            raise UserError(f"{path}: the signature is not that of {CONFIG_FILE} beside it; {advice}")
         for name, value in stated.items():
             if getattr(row, name) != value:
                 raise UserError(f"{path}: {name} is {getattr(row, name)!r}, and {CONFIG_FILE} says {value!r}; {advice}")

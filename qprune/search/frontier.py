@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qprune.runs.row import Row
+from qprune.runs.scores import unit_of_difference
 
 FLOAT_BITS = 32  # the bits of a point that is not quantized
 SAME_SIZE = 1e-3  # sizes so close, relatively, count as equal: the rim of a tiled mask moves them by less
@@ -91,25 +92,29 @@ class Amount:
 class Question:
     """What is asked: largest loss, and largest size in bits (None: any).
 
-    margin: how far A1 and A2 may be off, and how much of a difference may be chance.
+    margin: how far A1 and A2 may be off, and how much of a difference may be chance. metric: name of the score.
     """
 
     higher_is_better: bool
     max_loss: Amount | None = None
     max_size_bits: float | None = None
     margin: Amount = Amount(1.0, True)
+    metric: str = field(default="score", repr=False)
 
+    @property
+    def unit(self) -> str:
+        """The unit of a difference of scores, with a blank before it, if any."""
+        return f" {unit_of_difference(self.metric)}".rstrip()
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why a point is not worth a run: too large, loses too much, or dominated.
+    def amount_text(self, amount: Amount) -> str:
+        """Write an amount with its unit."""
+        return f"{amount.value:g}" + (" % of the float network's score" if amount.percent else self.unit)
 
-    by: the point whose score shows it (A1), or the point itself. rival: the one that dominates.
-    """
-
-    kind: str
-    by: Point
-    rival: Point | None = None
+    def limits_text(self, lose: str, be: str) -> str:
+        """Say what is asked of a model, if anything. lose, be: the verbs."""
+        limits = [] if self.max_loss is None else [f"{lose} at most {self.amount_text(self.max_loss)}"]
+        limits += [] if self.max_size_bits is None else [f"{be} no larger than {self.max_size_bits / 1e6:.4g} Mb"]
+        return " and ".join(limits)
 
 
 class Search:
@@ -177,17 +182,30 @@ class Search:
         rivals = (p for p in self.finished if p is not point and not self.exceeds(p, self.size(point)))
         return max([*found, *((self.reached(rival), rival) for rival in rivals)], key=lambda pair: pair[0])
 
-    def verdict(self, point: Point) -> Verdict | None:
-        """Return why a point is not worth a run; None where it is."""
+    def need_text(self, rival: Point | None) -> str:
+        """Say what a model would have to reach."""
+        if rival is not None:
+            return f"{rival.name} is no larger and has {self.known[rival].mean:.4g}"
+        return f"{self.quality(self.least_quality):.4g} is needed to lose no more than is allowed"
+
+    def verdict(self, point: Point) -> str | None:
+        """Return why a point is not worth a run; None where it is.
+
+        It is too large, loses too much, or is dominated, as its own score shows or another one (A1).
+        """
         if point.is_float:
             return None
-        limit = self.question.max_size_bits
-        if limit is not None and self.exceeds(point, limit):
-            return Verdict("too large", point)
+        if self.question.max_size_bits is not None and self.exceeds(point, self.question.max_size_bits):
+            return f"too large ({self.size(point) / 1e6:.4g} Mb)"
         (ceiling, by), (needed, rival) = self.ceiling(point), self.needed(point)
-        if ceiling < needed - self.margin:
-            return Verdict("dominated" if rival else "loses too much", by, rival)
-        return None
+        if ceiling >= needed - self.margin:
+            return None
+        shown, metric = self.known[by], self.question.metric
+        what = f"has {metric} {shown.mean:.4g}"
+        if not shown.scores:
+            what = f"was stopped when it could still reach {metric} {shown.optimistic:.4g}"
+        who, kind = "it" if by is point else by.name, "dominated" if rival else "loses too much"
+        return f"{kind}: {who} {what}, and {self.need_text(rival)}"
 
     def dominated_by(self, point: Point) -> Point | None:
         """Return the best finished point that beats this one, if any."""

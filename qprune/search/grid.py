@@ -48,18 +48,12 @@ class Grid:
     signatures: dict[Run, str]
     folders: dict[Run, RunFolder]
     question: Question
-    metric: str
     stops: bool
     exhaustive: bool
 
     def config(self, point: Point | None = None) -> RunConfig:
         """Return the config of a model's first run, or of the first model's."""
         return self.configs[point or self.points[0], self.seeds[0]]
-
-    @property
-    def unit(self) -> str:
-        """The unit of a difference of scores, with a blank before it, if any."""
-        return f" {unit_of_difference(self.metric)}".rstrip()
 
 
 def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False) -> Grid:
@@ -89,11 +83,11 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         configs = {run: composer.checked(words) for run, words in runs.items()}
     amounts = {key: _amount(key, own[key], task.metric) for key in ("max_loss", "margin") if key in own}
     max_size = _size(own["max_size"]) if "max_size" in own else None
-    question = Question(task.higher_is_better, max_size_bits=max_size, **amounts)
+    question = Question(task.higher_is_better, max_size_bits=max_size, metric=task.metric, **amounts)
     signatures = {run: identity.signature(config) for run, config in configs.items()}
     folders, points = _folders(configs, signatures), list(dict.fromkeys(point for point, _ in runs))
     stops = own.get("stop", STOP[0]) == STOP[0] and not exhaustive
-    return Grid(points, seeds, runs, configs, signatures, folders, question, task.metric, stops, exhaustive)
+    return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive)
 
 
 def _folders(configs: dict[Run, RunConfig], signatures: dict[Run, str]) -> dict[Run, RunFolder]:

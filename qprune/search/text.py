@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qprune.runs.scores import pareto_front
-from qprune.search.frontier import SPREADS, Amount, Point, Search, Verdict
+from qprune.search.frontier import SPREADS, Point, Search
 from qprune.search.grid import Grid, Run
 
 _NAMES = {"weights_mb": "weights", "features_mb": "features", "size_mb": "size Mb", "density_actual": "density"}
@@ -20,15 +20,19 @@ MISSING = "runs missing"
 
 def asked_text(grid: Grid, runs: bool) -> str:
     """Say what is asked, and if there are to be runs, how they are spared."""
-    better = "higher" if grid.question.higher_is_better else "lower"
-    text = f"{grid.config().task.name}, {grid.metric} ({better} is better): models that no other one beats in size and "
-    text += f"score, and that {limits}" if (limits := _limits(grid, "lose", "are")) else "score"
+    asked = grid.question
+    better, limits = "higher" if asked.higher_is_better else "lower", asked.limits_text("lose", "are")
+    text = (
+        f"{grid.config().task.name}, {asked.metric} ({better} is better): models that no other one beats in size and "
+    )
+    text += f"score, and that {limits}" if limits else "score"
     if runs and grid.exhaustive:
         text += "\nevery run is carried out to its end"
     elif runs:
         stopped = " or stopped early" if grid.stops else ""
-        margin = _amount(grid, grid.question.margin)
-        text += f"\nmodels that cannot matter are left out{stopped}; margin for chance: {margin}"
+        text += (
+            f"\nmodels that cannot matter are left out{stopped}; margin for chance: {asked.amount_text(asked.margin)}"
+        )
     return text
 
 
@@ -44,24 +48,6 @@ def plan_text(grid: Grid, done: Collection[Run], time_left: str) -> str:
     left = len(grid.folders) - len(done)
     lines.append(f"{len(grid.points)} models, {len(grid.folders)} runs: {len(done)} done, at most {left} left")
     return "\n".join([*lines, *([f"{time_left}; less by what is left out"] if left else [])])
-
-
-def need_text(search: Search, rival: Point | None) -> str:
-    """Say what a model would have to reach."""
-    if rival is not None:
-        return f"{rival.name} is no larger and has {search.known[rival].mean:.4g}"
-    return f"{search.quality(search.least_quality):.4g} is needed to lose no more than is allowed"
-
-
-def reason_text(grid: Grid, search: Search, point: Point, verdict: Verdict) -> str:
-    """Say why a model is left out, or gets no further seeds."""
-    if verdict.kind == "too large":
-        return f"too large ({search.size(point) / 1e6:.4g} Mb)"
-    known, who = search.known[verdict.by], "it" if verdict.by is point else verdict.by.name
-    shown = f"has {grid.metric} {known.mean:.4g}"
-    if not known.scores:
-        shown = f"was stopped when it could still reach {grid.metric} {known.optimistic:.4g}"
-    return f"{verdict.kind}: {who} {shown}, and {need_text(search, verdict.rival)}"
 
 
 def outcome(grid: Grid, search: Search, failed: Collection[Run]) -> pd.DataFrame:
@@ -103,7 +89,9 @@ def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
     if grid.question.max_loss is not None and not grid.exhaustive:
         lines.append("models that lose more than is allowed are not looked for: among them the front may lack some")
     if grid.question.margin.of(search.reference_score or 0.0) < search.margin < math.inf:
-        lines.append(f"margin for chance: {search.margin:.2g}{grid.unit}, {SPREADS:g} deviations between seeds")
+        lines.append(
+            f"margin for chance: {search.margin:.2g}{grid.question.unit}, {SPREADS:g} deviations between seeds"
+        )
     marks = dict.fromkeys(mark for known in search.known.values() for row in known.rows for mark in row.marks)
     lines += [f"mark: {mark}" for mark in marks]
     lines.append(answer_text(grid, search))
@@ -119,7 +107,7 @@ def answer_text(grid: Grid, search: Search) -> str:
     tried = [point for point in search.finished if not point.is_float]
     if not tried:
         return "no answer: no compressed model is finished"
-    limits, answer = _limits(grid, "loses", "is"), search.answer()
+    limits, answer = grid.question.limits_text("loses", "is"), search.answer()
     if not limits:
         dense = max(tried, key=lambda point: _mean(search, point, "density_actual"))
         return f"the greatest density has {_described(grid, search, dense)}\nmax_loss=1% or max_size=20Mb asks for more"
@@ -135,8 +123,8 @@ def answer_text(grid: Grid, search: Search) -> str:
     for point in search.close_calls(answer):
         lines.append(
             f"close: {point.name} ({search.size(point) / 1e6:.4g} Mb) misses it by "
-            f"{search.least_quality - search.reached(point):.2g}{grid.unit}, less than the margin of "
-            f"{search.margin:.2g}{grid.unit}; more seeds could change the answer"
+            f"{search.least_quality - search.reached(point):.2g}{grid.question.unit}, less than the margin of "
+            f"{search.margin:.2g}{grid.question.unit}; more seeds could change the answer"
         )
     return "\n".join(lines)
 
@@ -150,23 +138,9 @@ def _described(grid: Grid, search: Search, point: Point) -> str:
     seeds = f"{len(known.scores)} seed{'s' if len(known.scores) > 1 else ''}"
     return (
         f"{point.name}: {size / 1e6:.4g} Mb, 1/{search.size(reference) / size:.3g} of the float network; "
-        f"{grid.metric} {known.mean:.4g}{spread} ({seeds}), {'loses' if loss >= 0 else 'gains'} "
-        f"{abs(loss):.2g}{grid.unit}" + (f", {abs(loss / score):.2%} of {score:.4g}" if score else "")
+        f"{grid.question.metric} {known.mean:.4g}{spread} ({seeds}), {'loses' if loss >= 0 else 'gains'} "
+        f"{abs(loss):.2g}{grid.question.unit}" + (f", {abs(loss / score):.2%} of {score:.4g}" if score else "")
     )
-
-
-def _limits(grid: Grid, lose: str, be: str) -> str:
-    """Say what is asked of a model, if anything. lose, be: the verbs."""
-    limits = []
-    if grid.question.max_loss is not None:
-        limits.append(f"{lose} at most {_amount(grid, grid.question.max_loss)}")
-    if grid.question.max_size_bits is not None:
-        limits.append(f"{be} no larger than {grid.question.max_size_bits / 1e6:.4g} Mb")
-    return " and ".join(limits)
-
-
-def _amount(grid: Grid, amount: Amount) -> str:
-    return f"{amount.value:g} % of the float network's score" if amount.percent else f"{amount.value:g}{grid.unit}"
 
 
 def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) -> str:
@@ -179,7 +153,7 @@ def _state(grid: Grid, search: Search, point: Point, failed: Collection[Run]) ->
     if not grid.exhaustive and (verdict := search.verdict(point)):
         stopped = search.known[point].optimistic is not None
         what = f"dropped after {done} of {total} seeds" if done else "stopped early" if stopped else "left out"
-        return f"{what}, {reason_text(grid, search, point, verdict)}"
+        return f"{what}, {verdict}"
     return f"{total - done} of {total} {MISSING}"
 
 

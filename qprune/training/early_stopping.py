@@ -71,7 +71,7 @@ def after(epochs: Sequence[Mapping[str, Any]], metric: str, last_event: int) -> 
     return {
         int(row["epoch"]): float(row[metric])
         for row in epochs
-        if row["step"] > last_event and metric in row and math.isfinite(row[metric])
+        if row["step"] > last_event and math.isfinite(row.get(metric, math.nan))
     }
 
 

@@ -7,6 +7,7 @@ that, without operators. It is kept below `results_dir/warm_starts`, which may b
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -57,15 +58,15 @@ class WarmStart:
 
     def save(self, state: Mapping[str, Any], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """Keep a trainer's `state_dict` without operators, unless its step is there."""
-        named = {name: self._by_name(optimizer, state["optimizers"][name]) for name, optimizer in optimizers.items()}
-        if None in named.values() or state["step"] in checkpoint.steps(self.folder):
+        names = {name: self._parameter_names(optimizer) for name, optimizer in optimizers.items()}
+        if None in names.values() or state["step"] in checkpoint.steps(self.folder):
             return
         tensors = {plain: state["task"][name] for name, plain in self._plain_names(state["task"]).items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / LOCK):
                 if state["step"] not in checkpoint.steps(self.folder):  # another run was faster
-                    kept = {**state, "task": tensors, "optimizers": named}
+                    kept = {**state, "task": tensors, "parameter_names": names}
                     checkpoint.save(self.folder, state["step"], kept, kept=None)
         except OSError as error:
             raise explained(error, self.folder) from error
@@ -77,15 +78,25 @@ class WarmStart:
             return None
         present = self.task.state_dict()
         plain_names = self._plain_names(present)
-        ordered = {name: self._in_order(optimizer, saved["optimizers"][name]) for name, optimizer in optimizers.items()}
-        if set(plain_names.values()) != saved["task"].keys() or None in ordered.values():
+        if set(plain_names.values()) != saved["task"].keys():
             return None
+        optimizers_state = {}
+        for name, optimizer in optimizers.items():
+            there, groups = saved["parameter_names"][name], self._parameter_names(optimizer)
+            if groups is None or [sorted(group) for group in groups] != [sorted(group) for group in there]:
+                return None
+            # Operators change the order of parameters: torch numbers them as the groups list them
+            number = {parameter: i for i, parameter in enumerate(itertools.chain(*there))}
+            state = saved["optimizers"][name]
+            places = [{"params": [number[parameter] for parameter in group]} for group in groups]
+            merged = [old | new for old, new in zip(state["param_groups"], places, strict=True)]
+            optimizers_state[name] = state | {"param_groups": merged}
         Console(soft_wrap=True, highlight=False).print(
             f"warm start: the first {saved['step']} steps are loaded from {self.folder}, where a run with the same "
             "float prefix left them (trainer.warm_start=false trains them again)"
         )
         tensors = present | {name: saved["task"][plain] for name, plain in plain_names.items()}
-        return {**saved, "task": tensors, "optimizers": ordered}
+        return {**saved, "task": tensors, "optimizers": optimizers_state}
 
     def _plain_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map names of the task's state, without operators, to those in the float task."""
@@ -97,31 +108,6 @@ class WarmStart:
         known = {id(parameter): _plain(name) for name, parameter in self.task.named_parameters()}
         groups = [[known.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
         return None if any("" in group for group in groups) else groups
-
-    def _by_name(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return an optimizer's state by names: operators change the parameters' order."""
-        groups = self._parameter_names(optimizer)
-        if groups is None:
-            return None
-        names = [name for group in groups for name in group]
-        return {
-            "state": {names[index]: value for index, value in state["state"].items()},
-            "groups": [{**saved, "params": group} for saved, group in zip(state["param_groups"], groups, strict=True)],
-        }
-
-    def _in_order(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the state that `_by_name` was given; None if parameters differ."""
-        groups = self._parameter_names(optimizer)
-        if groups is None or [sorted(group) for group in groups] != [sorted(g["params"]) for g in named["groups"]]:
-            return None
-        number = {name: index for index, name in enumerate(name for group in groups for name in group)}
-        return {
-            "state": {number[name]: value for name, value in named["state"].items()},
-            "param_groups": [
-                {**saved, "params": [number[name] for name in group]}
-                for saved, group in zip(named["groups"], groups, strict=True)
-            ],
-        }
 
 
 def _plain(name: str) -> str:

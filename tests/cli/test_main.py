@@ -76,7 +76,8 @@ def test_list_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None
     assert "\n  prune_first     Pruning, then quantization: P0.5(w,f)->Q8(w,f)\n" in printed
     assert "\n  espcn/quantize_first " in printed
     assert cli.main(["list", "budgets"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["budgets", "paper", "short", "smoke"]
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["budgets", "cpu", "paper", "short", "smoke"]
 
 
 def test_a_run_from_the_shell_ends_with_its_row_and_is_found_again(tmp_path: Path) -> None:

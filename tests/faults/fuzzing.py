@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra.utils
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -44,15 +45,18 @@ def in_limits(work: Callable[..., Counter[str]], notes: str, *arguments: Any) ->
     write_json(folder / "counts.json", dict(work(*arguments)))
 
 
-def exhaustively(examples: int) -> settings:
-    """Settings for so many examples, the same ones each time."""
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def counted(examples: int, strategy: Any, judge: Callable[[Any], str]) -> Counter[str]:
+    """Count what `judge` says of so many examples, the same ones each time."""
+    found: Counter[str] = Counter()
+    health = list(HealthCheck)
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=health)
+    @given(strategy)
+    def each(example: Any) -> None:
+        found[judge(example)] += 1
+
+    each()
+    return found
 
 
 def verdict(action: Callable[[], Any]) -> str:
@@ -128,7 +132,6 @@ def changes(kinds: dict[str, Any]) -> Any:
 
 def fuzz_configs(bases: dict[str, dict[str, Any]], task: str, examples: int) -> Counter[str]:
     """Plan changed configs of `task`: each makes a plan, or an error that is explained."""
-    found: Counter[str] = Counter()
     values = bases[task]["task"]
     hints = get_type_hints(vars(hydra.utils.get_class(values["_target_"]))["__init__"], include_extras=True)
     own = {f"task.{key}": TypeAdapter(hints[key], config=STRICT).json_schema() for key in hints if key in values}
@@ -137,9 +140,7 @@ def fuzz_configs(bases: dict[str, dict[str, Any]], task: str, examples: int) -> 
     large = ("width", "blocks", "image_size", "short_side", "scale", "patch", "stride", "depth", "on_synthetic")
     often = {key: kind for key, kind in kinds.items() if key.rpartition(".")[2] not in large}
 
-    @exhaustively(examples)
-    @given(st.one_of(changes(often), changes(often), changes(often), changes(kinds)))
-    def plan_or_explain(changed: list[tuple[str, Any]]) -> None:
+    def plan_or_explain(changed: list[tuple[str, Any]]) -> str:
         config = json.loads(json.dumps(bases[task]))
         for key, value in changed:
             if value is KeyError:
@@ -148,24 +149,20 @@ def fuzz_configs(bases: dict[str, dict[str, Any]], task: str, examples: int) -> 
                 parent.pop(name, None) if isinstance(parent, dict) else None
             else:
                 set_key(config, key, value)
-        found[verdict(lambda: run.plan(OmegaConf.create(config)))] += 1
+        return verdict(lambda: run.plan(OmegaConf.create(config)))
 
-    plan_or_explain()
-    return found
+    return counted(examples, st.one_of(changes(often), changes(often), changes(often), changes(kinds)), plan_or_explain)
 
 
 def fuzz_commands(examples: int) -> Counter[str]:
     """Give the command line changed overrides: each makes a plan, or one paragraph and an exit code."""
     from qprune.cli import main as cli
 
-    found: Counter[str] = Counter()
     keys = st.sampled_from([*KEYS, "task", "order", "data", "budget", "hydra.run.dir", "+task.x", "~seed", "++a.b"])
     text = st.text(st.sampled_from("=,.[]{}()'\"$:+-~!*\\ \tabq01ä"), max_size=6)
     override = st.builds(lambda key, value: f"{key}={value}", keys, VALUES.map(str) | text) | text
 
-    @exhaustively(examples)
-    @given(st.lists(override, min_size=1, max_size=3))
-    def command(overrides: list[str]) -> None:
+    def command(overrides: list[str]) -> str:
         path = Path("error.txt")
         with path.open("w") as stream:
             before, sys.stderr = sys.stderr, stream
@@ -177,10 +174,9 @@ def fuzz_commands(examples: int) -> Counter[str]:
         assert code in (0, 1, 2), (overrides, code, said)
         assert "This is a bug" not in said, (overrides, said)
         assert "Traceback" not in said, (overrides, said)
-        found["runs" if code == 0 else "refused"] += 1
+        return "runs" if code == 0 else "refused"
 
-    command()
-    return found
+    return counted(examples, st.lists(override, min_size=1, max_size=3), command)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -204,13 +200,10 @@ def mutated(content: bytes) -> Any:
 
 def fuzz_row(folder: Path, name: str, examples: int) -> Counter[str]:
     """Change one file of a finished run: no row of it may be used, or none may differ from the run's own."""
-    found: Counter[str] = Counter()
     path = folder / name
     content, row = path.read_bytes(), RunFolder(folder).row()
 
-    @exhaustively(examples)
-    @given(mutated(content))
-    def unused_or_the_same(new: bytes) -> None:
+    def unused_or_the_same(new: bytes) -> str:
         path.write_bytes(new)
         try:
             store = Store.read(folder.parent)
@@ -223,43 +216,38 @@ def fuzz_row(folder: Path, name: str, examples: int) -> Counter[str]:
             if name == "network.safetensors":
                 network = toy.Toy().network
                 assert verdict(lambda: copy_fraction_bits(network, RunFolder(folder))) == "refused"
-            found["noticed"] += 1
+            return "noticed"
         finally:
             path.write_bytes(content)
 
-    unused_or_the_same()
+    found = counted(examples, mutated(content), unused_or_the_same)
     assert RunFolder(folder).row() == row
     return found
 
 
 def fuzz_old_row(folder: Path, examples: int) -> Counter[str]:
     """Change the row of a run without checksums: it is refused, or a row by all rules, and nothing fails."""
-    found: Counter[str] = Counter()
     path = folder / ROW_FILE
     content = path.read_bytes()
 
-    @exhaustively(examples)
-    @given(mutated(content))
-    def refused_or_legal(new: bytes) -> None:
+    def refused_or_legal(new: bytes) -> str:
         path.write_bytes(new)
-        found[verdict(lambda: RunFolder(folder).row())] += 1
+        return verdict(lambda: RunFolder(folder).row())
 
-    refused_or_legal()
+    found = counted(examples, mutated(content), refused_or_legal)
     path.write_bytes(content)
     return found
 
 
 def fuzz_checkpoint(folder: Path, examples: int) -> Counter[str]:
     """Change the newest checkpoint, its checksum too or not: the one before is used, or the run says what is wrong."""
-    found: Counter[str] = Counter()
     older, newest = sorted((folder / "checkpoints").iterdir())
     content, older_content = newest.read_bytes(), older.read_bytes()
     before = checkpoint.load_newest(older.parent, latest=int(older.name.split("-")[1]))
     assert before is not None
 
-    @exhaustively(examples)
-    @given(mutated(content), st.booleans())
-    def passed_over(new: bytes, forged: bool) -> None:
+    def passed_over(example: tuple[bytes, bool]) -> str:
+        new, forged = example
         newest.unlink()
         name = newest.name
         if forged:
@@ -273,30 +261,25 @@ def fuzz_checkpoint(folder: Path, examples: int) -> Counter[str]:
                     state = checkpoint.load_newest(folder / "checkpoints")
                     assert state is not None
                     assert (state["step"], state["metrics"]) == (before["step"], before["metrics"])
-                    found["passed over"] += 1
-                else:  # whoever can write checksums may write any weights; the run must still not break
-                    _, _, trainer = toy.prepared(folder)
-                    try:
-                        trainer.fit()
-                        found["forged: trained on"] += 1
-                    except (UserError, RunFailure):
-                        found["forged: refused"] += 1
+                    return "passed over"
+                # whoever can write checksums may write any weights; the run must still not break
+                _, _, trainer = toy.prepared(folder)
+                try:
+                    trainer.fit()
+                except (UserError, RunFailure):
+                    return "forged: refused"
+                return "forged: trained on"
         finally:
             for file in (folder / "checkpoints").iterdir():
                 file.unlink()
             older.write_bytes(older_content)
             newest.write_bytes(content)
 
-    passed_over()
-    return found
+    return counted(examples, st.tuples(mutated(content), st.booleans()), passed_over)
 
 
 def fuzz_recipe_file(config: dict[str, Any], examples: int) -> Counter[str]:
     """Change the text of a stored config: it is read or not, and never breaks the reader."""
-    import yaml
-
-    found: Counter[str] = Counter()
-    content = yaml.safe_dump(config).encode()
 
     def read(new: bytes) -> None:
         try:
@@ -307,13 +290,7 @@ def fuzz_recipe_file(config: dict[str, Any], examples: int) -> Counter[str]:
             raise UserError("no config")
         Recipe.from_config(loaded)
 
-    @exhaustively(examples)
-    @given(mutated(content))
-    def recipe_or_explain(new: bytes) -> None:
-        found[verdict(lambda: read(new))] += 1
-
-    recipe_or_explain()
-    return found
+    return counted(examples, mutated(yaml.safe_dump(config).encode()), lambda new: verdict(lambda: read(new)))
 
 
 def check_all(folder: Path) -> list[str]:

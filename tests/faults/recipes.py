@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from qprune.config.compose import compose_run
 
 _SMALL = (
     *("data=synthetic", "budget=smoke", "budget.epochs=null", "epochs=4", "budget.test_samples=4", "prune.window=6"),
@@ -35,10 +34,7 @@ RECIPES = {
 
 def config_of(*overrides: str) -> dict[str, Any]:
     """A composed and resolved config."""
-    with initialize_config_module("qprune.configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose("run", list(overrides)), resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return compose_run(overrides).plain()
 
 
 def small(task: str, *overrides: str) -> tuple[str, ...]:

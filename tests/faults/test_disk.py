@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +214,3 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="is damaged .*; the checkpoint before it is used"):
         assert checkpoint.load_newest(folder) is None
     assert not (tmp_path / "called").exists()
-
-
-def test_what_killed_writers_left_is_removed(tmp_path: Path, figure: Callable[[str], None]) -> None:
-    cfg = toy_config(tmp_path)
-    left = identity.run_folder(cfg) / "checkpoints" / ".step-000000003-0.pt.abc.tmp"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    execute(cfg)
-    assert not list(tmp_path.rglob("*.tmp"))

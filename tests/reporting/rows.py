@@ -15,6 +15,29 @@ from qprune.config.compose import Composer
 from qprune.runs.folder import ROW_FILE
 from qprune.runs.row import Row
 
+FIELDS: dict[str, Any] = {
+    "schema_version": 1,
+    "signature": "0123456789abcdef" * 4,
+    "task": "espcn",
+    "order": "prune_first",
+    "notation": "P0.5(w,f)->Q8(w,f)",
+    "seed": 0,
+    "metric": "psnr_db",
+    "score": 30.0,
+    "higher_is_better": True,
+    "epochs": 200,
+    "steps": 64,
+    "budget": "paper",
+    "data_source": "real",
+    "marks": [],
+    "weight_sparsity": 0.5,
+    "feature_sparsity": 0.5,
+    "metrics": {},
+    **{f"{kind}_bits_{name}": 1e6 for kind in ("weight", "feature", "input") for name in ("paper", "actual")},
+    "density_paper": 8.0,
+    "density_actual": 9.0,
+}
+
 
 def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **changes: Any) -> Row:
     """Write the row and config of a finished run with these overrides below `folder`."""
@@ -23,29 +46,17 @@ def store_row(composer: Composer, overrides: Sequence[str], folder: Path, **chan
 
 def store_row_of(config: Any, **changes: Any) -> Row:
     """Write the row and config of a finished run of this config."""
-    fields: dict[str, Any] = {
-        "schema_version": 1,
+    own = {
         "signature": identity.signature(config),
         "task": config.task.name,
         "order": config.order.name,
         "notation": identity.notation(config),
         "seed": config.seed,
-        "metric": "psnr_db",
-        "score": 30.0,
-        "higher_is_better": True,
         "epochs": config.budget.epochs or config.epochs,
-        "steps": 64,
         "budget": config.budget.name,
         "data_source": config.data.source,
-        "marks": [],
-        "weight_sparsity": 0.5,
-        "feature_sparsity": 0.5,
-        "metrics": {},
-        **{f"{kind}_bits_{name}": 1e6 for kind in ("weight", "feature", "input") for name in ("paper", "actual")},
-        "density_paper": 8.0,
-        "density_actual": 9.0,
     }
-    row = Row(**(fields | changes))
+    row = Row(**(FIELDS | own | changes))
     place = identity.run_folder(config)
     write_json(place / ROW_FILE, asdict(row))
     text = yaml.safe_dump(identity.as_dict(config), sort_keys=False)

@@ -18,7 +18,7 @@ from PIL import Image
 from qprune.compression.schedule import Timeline
 from qprune.config.compose import Composer
 from qprune.reporting import figures, report
-from qprune.reporting.figures import drawn, with_unit
+from qprune.reporting.figures import save, with_unit
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
@@ -74,7 +74,7 @@ def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
 
 def test_the_timeline_of_a_run_is_that_of_its_config(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
-    timeline = report.timeline_of(store.config(row.signature), row)
+    timeline = report.timeline_of(store.folders[row.signature].config(), row)
     assert timeline is not None
     assert (timeline.steps_per_epoch, timeline.weight_step, timeline.feature_step) == (10, 32, 34)  # 160, 170 of 200
     assert timeline.prune_steps == (29, 30, 31, 32)  # 140 + 5 k of 200 epochs, in 40 steps
@@ -168,12 +168,15 @@ def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")
     (place / "histograms.json").write_text("[{", encoding="utf-8")  # not whole: no figure, no failure
     found = list(report.figures_of_run(store, row, {}))
-    assert [figure.name.removeprefix(place.name) for figure in found] == ["-curve", "-time", "-decimals"]
+    assert [name.removeprefix(place.name) for name, _, _ in found] == ["-curve", "-time", "-decimals"]
     again = list(report.figures_of_run(store, row, {}))
-    assert [figure.svg for figure in found] == [figure.svg for figure in again]
-    for figure in found:
-        assert b"<text" in figure.svg  # text stays text
-        assert figure.png.startswith(b"\x89PNG")
+    for (name, _, figure), (_, _, other) in zip(found, again, strict=True):
+        svg = save(figure, tmp_path, name)
+        png = (tmp_path / f"{name}.png").read_bytes()
+        assert save(other, tmp_path, name) == svg
+        assert (tmp_path / f"{name}.png").read_bytes() == png
+        assert b"<text" in svg  # text stays text
+        assert png.startswith(b"\x89PNG")
 
 
 def test_the_value_that_most_runs_have_goes_without_saying(tmp_path: Path) -> None:
@@ -199,8 +202,8 @@ def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> Non
             (place / "pictures" / "broken.png").write_bytes(b"\x89PNG")
     store = Store.read(tmp_path)
     found = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))
-    assert [figure.name for figure in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
-    assert b"seed 0" in found[1].svg
+    assert [name for name, _, _ in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
+    assert b"seed 0" in save(found[1][2], tmp_path, "found")
 
 
 def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_path: Path) -> None:
@@ -212,10 +215,11 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
             (place / "pictures").mkdir()
             Image.new("RGB", (30, 20)).save(place / "pictures" / "test.png")
     store = Store.read(tmp_path)
-    figure = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))[-1]
-    assert b"10 of 13 recipes, those of most seeds" in figure.svg
-    assert figure.svg.count(b"seed 0") == 10
-    assert b"Q13(w,f)" in figure.svg  # the last by name
+    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()), {}, {})
+    svg = save(figure, tmp_path, "found")
+    assert b"10 of 13 recipes, those of most seeds" in svg
+    assert svg.count(b"seed 0") == 10
+    assert b"Q13(w,f)" in svg  # the last by name
 
 
 def test_a_name_with_unit() -> None:
@@ -223,7 +227,6 @@ def test_a_name_with_unit() -> None:
     assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"
     assert with_unit("fid_proxy") == "fid proxy"
     assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
-    assert drawn(Figure(), "x", "").png == drawn(Figure(), "x", "").png
 
 
 TABLE = pd.DataFrame(

@@ -21,62 +21,32 @@ from qprune.errors import RunFailure, UserError
 from qprune.runs.execute import execute, plan
 from qprune.training import checkpoint
 
+BASE = OmegaConf.create("""
+seed: 0
+epochs: 16
+force: false
+wait: false
+prune: {sparsity: 0.5, targets: wf, window: 6, granularity: element, rule: exact, border: tile}
+quantize: {bits: 8, feature_bits: 8, targets: wf, rounding: trunc, gradient: clip_value, saturate: [0.0, 1.0],
+  weight_axis: authors, decimal: null}
+order: {name: prune_first, steps: [prune, quantize]}
+schedule: {t_qw: 10, t_qf: 12, t_p: 0, dt_p: 2, n: 4}
+budget: {name: half, epochs: 8, steps_per_epoch: null, batch_size: null, test_samples: null}
+data: {source: synthetic, root: null, verify: true}
+trainer: {device: cpu, precision: float32, ranks: 1, threads: null, keep_memory: false, kernels: true, compile: false,
+  evaluate_every: 1, checkpoint_minutes: 5, warm_start: false}
+logger: {name: csv}
+task:
+  _target_: tests.training.toy.Toy
+  name: toy
+  sites: {quantize_weights: ['**'], prune_weights: ['0'], quantize_features: [input, '1'], prune_features: ['1']}
+  paper_size: {count_input: true, pruned_weights: ['**'], pruned_features: ['**']}
+""")
 
-def config(folder: Path, *changes: str) -> Any:
-    base = {
-        "seed": 0,
-        "epochs": 16,
-        "results_dir": str(folder),
-        "force": False,
-        "wait": False,
-        "prune": {
-            "sparsity": 0.5,
-            "targets": "wf",
-            "window": 6,
-            "granularity": "element",
-            "rule": "exact",
-            "border": "tile",
-        },
-        "quantize": {
-            "bits": 8,
-            "feature_bits": 8,
-            "targets": "wf",
-            "rounding": "trunc",
-            "gradient": "clip_value",
-            "saturate": [0.0, 1.0],
-            "weight_axis": "authors",
-            "decimal": None,
-        },
-        "order": {"name": "prune_first", "steps": ["prune", "quantize"]},
-        "schedule": {"t_qw": 10, "t_qf": 12, "t_p": 0, "dt_p": 2, "n": 4},
-        "budget": {"name": "half", "epochs": 8, "steps_per_epoch": None, "batch_size": None, "test_samples": None},
-        "data": {"source": "synthetic", "root": None, "verify": True},
-        "trainer": {
-            "device": "cpu",
-            "precision": "float32",
-            "ranks": 1,
-            "threads": None,
-            "keep_memory": False,
-            "kernels": True,
-            "compile": False,
-            "evaluate_every": 1,
-            "checkpoint_minutes": 5,
-            "warm_start": False,
-        },
-        "logger": {"name": "csv"},
-        "task": {
-            "_target_": "tests.training.toy.Toy",
-            "name": "toy",
-            "sites": {
-                "quantize_weights": ["**"],
-                "prune_weights": ["0"],
-                "quantize_features": ["input", "1"],
-                "prune_features": ["1"],
-            },
-            "paper_size": {"count_input": True, "pruned_weights": ["**"], "pruned_features": ["**"]},
-        },
-    }
-    return OmegaConf.merge(base, OmegaConf.from_dotlist(list(changes)))
+
+def config(folder: Path | str, *changes: str) -> Any:
+    """The config of a toy run, with changes as one types them."""
+    return OmegaConf.merge(BASE, {"results_dir": str(folder)}, OmegaConf.from_dotlist(list(changes)))
 
 
 def test_a_run_writes_its_folder_and_is_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

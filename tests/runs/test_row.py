@@ -18,55 +18,18 @@ from qprune.config.signature import notation, run_folder, signature
 from qprune.errors import RunFailure, UserError
 from qprune.runs.folder import ROW_FILE, RunFolder, read_rows
 from qprune.runs.row import Row, format_row, make_row, parse_row
+from tests.reporting import rows
+from tests.runs.test_execute import config as toy_config
 
-FIELDS: dict[str, Any] = {
-    "schema_version": 1,
-    "signature": "0123456789abcdef" * 4,
-    "task": "espcn",
-    "order": "prune_first",
-    "notation": "P0.5(w,f)->Q8(w,f)",
-    "seed": 0,
-    "metric": "psnr_db",
-    "score": 31.03,
-    "higher_is_better": True,
-    "epochs": 200,
-    "steps": 33800,
-    "budget": "paper",
-    "data_source": "real",
-    "marks": ["checksum of set5 differs"],
-    "weight_sparsity": 0.5,
-    "feature_sparsity": 0.25,
-    "weight_bits_paper": 90916.0,
-    "feature_bits_paper": 41153600.0,
-    "input_bits_paper": 115600.0,
-    "density_paper": 8.336,
-    "weight_bits_actual": 100000.0,
-    "feature_bits_actual": 2e7,
-    "input_bits_actual": 231200.0,
-    "density_actual": 10.25,
-    "metrics": {"test_loss": 0.001},
-}
+FIELDS = rows.FIELDS | {"score": 31.03, "marks": ["checksum of set5 differs"], "metrics": {"test_loss": 0.001}}
+FIELDS |= {"feature_sparsity": 0.25, "feature_bits_actual": 2e7, "weight_bits_paper": 90916.0}
 ROW = Row(**FIELDS)
 
 
 def config(**changes: Any) -> DictConfig:
-    """A small config of the shape that composition gives; `a__b=c` changes the key a.b."""
-    cfg = OmegaConf.create(
-        {
-            "seed": 3,
-            "epochs": 200,
-            "results_dir": "results/runs",
-            "force": False,
-            "prune": {"sparsity": 0.5, "targets": "wf"},
-            "quantize": {"bits": 8, "feature_bits": "${quantize.bits}", "targets": "wf"},
-            "order": {"name": "prune_first", "steps": ["prune", "quantize"]},
-            "schedule": {"t_p": 140},
-            "data": {"source": "real", "root": "data", "verify": True},
-            "trainer": {"device": "auto", "threads": None, "checkpoint_minutes": 5, "evaluate_every": 1, "ranks": 1},
-            "logger": {"name": "csv"},
-            "task": {"name": "espcn"},
-        }
-    )
+    """The config of a toy run of 200 epochs; `a__b=c` changes the key a.b."""
+    own = ("seed=3", "epochs=200", "quantize.feature_bits=${quantize.bits}", "task.name=espcn")
+    cfg = toy_config("results/runs", *own)
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
     return cfg
@@ -111,7 +74,7 @@ def test_signature_ignores_what_the_run_is_not(change: dict[str, Any]) -> None:
         {"prune__sparsity": 0.25},
         {"quantize__bits": 4},
         {"order__steps": ["quantize", "prune"]},
-        {"data__source": "synthetic"},
+        {"data__source": "real"},
         {"trainer__ranks": 2},
         {"schedule__t_p": 140.5},
     ],
@@ -265,9 +228,9 @@ def test_a_row_is_printed_in_mb_with_its_marks() -> None:
         [
             "espcn  P0.5(w,f)->Q8(w,f)  seed 0  psnr_db 31.03",
             "  accounting  weights Mb  features Mb  input Mb   density",
-            "  paper          0.09092        41.15    0.1156     8.336",
-            "  actual             0.1           20    0.2312     10.25",
-            "  zeros: weights 50.0%, features 25.0%; 200 epochs, 33800 steps",
+            "  paper          0.09092            1         1         8",
+            "  actual               1           20         1         9",
+            "  zeros: weights 50.0%, features 25.0%; 200 epochs, 64 steps",
             "  mark: checksum of set5 differs",
         ]
     )

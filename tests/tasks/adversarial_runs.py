@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 
 from qprune.config.build import Recipe
 from qprune.training.setup import attach_operators, build_task
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer
+from tests.faults.recipes import config_of
 
 
 def recipe_of(task: str, *overrides: str) -> Recipe:
@@ -19,9 +19,7 @@ def recipe_of(task: str, *overrides: str) -> Recipe:
     budget = ("budget=smoke", "budget.steps_per_epoch=10", "budget.test_samples=3", "prune.window=3")
     tiny = {"pix2pix": ("task.depth=3",), "cyclegan": ("task.blocks=1", "task.pool_size=2")}[task]
     small = ("data=synthetic", "task.image_size=32", "task.width=4", *tiny)
-    with initialize_config_module("qprune.configs", version_base="1.3"):
-        config = compose("run", [f"task={task}", *budget, *small, *overrides])
-    return Recipe.from_config(config)
+    return Recipe.from_config(config_of(f"task={task}", *budget, *small, *overrides))
 
 
 def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:

@@ -118,13 +118,6 @@ def test_evaluation_counts_right_answers_in_eval_mode_and_changes_nothing() -> N
 
 
 @pytest.mark.parametrize(
-    ("score", "bits", "expected"), [(92.60, 294.29e6, 0.31), (92.23, 64.39e6, 1.43), (91.44, 36.79e6, 2.49)]
-)
-def test_density_is_percent_per_megabit(paper: Cifar, score: float, bits: float, expected: float) -> None:
-    assert round(paper.density(score, bits), 2) == expected
-
-
-@pytest.mark.parametrize(
     ("data", "problem"),
     [
         (DataOptions("rael"), r"data.source='rael' is not one of real, synthetic; did you mean 'real'\?"),

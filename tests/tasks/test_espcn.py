@@ -92,13 +92,6 @@ def test_data_and_examples_move_with_the_task_and_stay_out_of_its_state() -> Non
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
-@pytest.mark.parametrize(
-    ("score", "bits", "expected"), [(32.84, 195.86e6, 6.22), (32.51, 48.87e6, 8.36), (31.66, 41.36e6, 8.51)]
-)
-def test_density_is_decibel_per_logarithm_of_megabits(score: float, bits: float, expected: float) -> None:
-    assert round(task_with(Limits(epochs=1)).density(score, bits), 2) == expected
-
-
 def test_the_real_images_make_the_recipe_without_marks(real_root: Path) -> None:
     task = task_with(Limits(epochs=200), DataOptions("real", str(real_root)))
     assert task.marks == []

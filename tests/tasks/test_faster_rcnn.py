@@ -7,39 +7,31 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import ResNet101_Weights
 
 from qprune.compression.activation_trace import uncovered_features
 from qprune.compression.compressor import attach
 from qprune.compression.config import PruneConfig, QuantizeConfig
-from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
+from qprune.compression.footprint import actual_footprint
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
+from qprune.config.compose import compose_run
 from qprune.errors import UserError
 from qprune.tasks.faster_rcnn import FasterRcnn, imagenet_weights
 from qprune.tasks.models.faster_rcnn import FasterRCNN
 from qprune.training.task import DataOptions, Limits
+from tests.faults.recipes import config_of
 
 SYNTHETIC = DataOptions(source="synthetic")
 SMOKE = Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64)
-
-
-def config(*overrides: str) -> dict[str, Any]:
-    with initialize_config_module("qprune.configs", version_base="1.3"):
-        composed = compose("run", ["task=faster_rcnn", *overrides])
-    values = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def task_with(
     limits: Limits = SMOKE, data: DataOptions = SYNTHETIC, on_synthetic: Mapping[str, Any] | None = None, **given: Any
 ) -> FasterRcnn:
     """The task as its config has it, with changes."""
-    values = {k: v for k, v in config()["task"].items() if k not in ("_target_", "name", "sites", "paper_size")}
+    values = compose_run(["task=faster_rcnn"]).task.arguments
     values["on_synthetic"] |= on_synthetic or {}
     task = FasterRcnn(data=data, limits=limits, seed=0, **(values | given))
     task.optimizers()
@@ -49,7 +41,7 @@ def task_with(
 @pytest.fixture(scope="module")
 def paper_plan() -> Plan:
     with torch.device("meta"):
-        return Plan.from_globs(FasterRCNN(), **config()["task"]["sites"])
+        return Plan.from_globs(FasterRCNN(), **config_of("task=faster_rcnn")["task"]["sites"])
 
 
 def test_operators_are_as_many_as_the_paper_means(paper_plan: Plan) -> None:
@@ -94,40 +86,8 @@ def test_stem_first_stage_and_outputs_are_spared(paper_plan: Plan) -> None:
     ],
 )
 def test_schedules_are_the_authors_and_the_printed_ones(schedule: str, expected: list[float | None]) -> None:
-    values = config(f"schedule=faster_rcnn/{schedule}")["schedule"]
+    values = config_of("task=faster_rcnn", f"schedule=faster_rcnn/{schedule}")["schedule"]
     assert [values[key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected
-
-
-def paper_size(targets: str | None) -> Footprint:
-    """The paper's accounting of the paper's network at 480x720 with 128 regions; None: nothing is done."""
-    with torch.device("meta"):
-        network = FasterRCNN(stride_in="1x1")
-    example = (torch.zeros(1, 3, 480, 720), None, torch.zeros(128, 4))
-    pruning = None if targets is None else PruneConfig(0.5, targets, granularity="channel")
-    quantization = None if targets is None else QuantizeConfig(8)
-    return paper_footprint(network, example, PaperSize(**config()["task"]["paper_size"]), pruning, quantization)
-
-
-@pytest.mark.parametrize(
-    ("targets", "gigabytes", "scores", "densities"),
-    [
-        (None, 2.2351, [74.47], [0.333]),
-        ("w", 0.9696, [74.44, 74.15], [0.768, 0.765]),
-        ("wf", 0.7866, [72.98, 70.13], [0.928, 0.892]),
-    ],
-)
-def test_sizes_and_densities_of_spec_5_3(
-    targets: str | None, gigabytes: float, scores: list[float], densities: list[float]
-) -> None:
-    """The baseline is the paper's 0.33. The paper's other rows (0.71 and 0.71; 0.86 and 0.82) do not follow from what
-    it says is quantized and pruned; ours charge the stem and the first stage as floats and all else as it is done."""
-    bits = paper_size(targets).size_bits()
-    assert bits / 8e9 == pytest.approx(gigabytes, abs=5e-5)
-    assert [round(task_density(score, bits), 3) for score in scores] == pytest.approx(densities, abs=1.5e-3)
-
-
-def task_density(score: float, bits: float) -> float:
-    return FasterRcnn.density(nn.Module(), score, bits)  # type: ignore[arg-type]  # it reads no attribute
 
 
 def test_the_recipe_is_the_paper_s() -> None:
@@ -164,7 +124,7 @@ def test_training_finds_objects_through_every_phase() -> None:
     torch.manual_seed(0)
     task = task_with()
     untrained = task.evaluate()["map_percent"]
-    values = config("order=quantize_first")
+    values = config_of("task=faster_rcnn", "order=quantize_first")
     schedule = Schedule(**values["schedule"]).scaled(4 / 9)
     timeline = schedule.in_steps(16, 8, 32, task.train_batches.samples)
     pruning, quantization = PruneConfig(0.5, "f", 32, "channel"), QuantizeConfig(8)

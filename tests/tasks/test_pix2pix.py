@@ -11,7 +11,6 @@ from qprune.runs.folder import read_rows
 from qprune.tasks.data.translation import signed
 from qprune.tasks.pix2pix import Pix2Pix
 from qprune.training.task import DataOptions, Limits
-from tests.tasks.adversarial_runs import assert_same_state, killed, prepared, recipe_of
 
 SYNTHETIC = DataOptions("synthetic")
 
@@ -118,19 +117,6 @@ def test_pictures_of_pix2pix_show_input_result_and_target() -> None:
     assert torch.equal(picture[:, 2:34, 70:102], task.test_pairs[0, 3:])
 
 
-# while pruning, with quantized weights, and at the step that quantizes features
-@pytest.mark.parametrize(("order", "step"), [("prune_first", 16), ("prune_first", 38), ("quantize_first", 16)])
-def test_resumed_pix2pix_equals_uninterrupted(order: str, step: int, tmp_path: Path) -> None:
-    recipe = recipe_of("pix2pix", f"order={order}")
-    whole, trainer = prepared(recipe, tmp_path / "whole")
-    expected = trainer.fit()
-    killed(recipe, tmp_path / "killed", step)
-    resumed, trainer = prepared(recipe, tmp_path / "killed")
-    assert trainer.fit() == expected
-    assert_same_state(resumed, whole)
-    assert (tmp_path / "killed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -148,10 +134,6 @@ def test_bad_options_of_pix2pix_are_named(arguments: dict[str, Any], problem: st
     with pytest.raises(UserError) as error:
         task_with(**arguments)
     assert str(error.value).startswith(problem)
-
-
-def test_density_of_pix2pix_is_per_distance_and_bit() -> None:
-    assert round(task_with().density(119.9, 2274.49e6), 2) == 3.67
 
 
 def test_the_real_facades_make_a_pix2pix_task(real_root: Path) -> None:

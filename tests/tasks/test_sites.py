@@ -1,20 +1,17 @@
 """The operator lists of spec 3.3, from the globs in the task configs."""
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from qprune.compression.plan import Plan
 from qprune.tasks.models.espcn import ESPCN
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
+from tests.faults.recipes import config_of
 
 NETWORKS = {"cifar": MobileNetV2, "espcn": ESPCN}
 
 
 def plan_of(task: str) -> Plan:
-    with initialize_config_module("qprune.configs", version_base="1.3"):
-        sites = OmegaConf.to_container(compose("run", [f"task={task}"]).task.sites, resolve=True)
-    return Plan.from_globs(NETWORKS[task](), **sites)  # type: ignore[arg-type]
+    return Plan.from_globs(NETWORKS[task](), **config_of(f"task={task}")["task"]["sites"])
 
 
 @pytest.mark.parametrize(
@@ -47,21 +44,24 @@ def test_espcn_prunes_only_around_its_middle_layer() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("task", "order", "expected"),
-    [
-        ("cifar", "baseline", [None, None, None, None]),
-        ("cifar", "quantize_only", [230, 240, None, None]),
-        ("cifar", "prune_first", [230, 235, 100, 15]),
-        ("cifar", "quantize_first", [160, 170, 180, 15]),
-        ("espcn", "baseline", [None, None, None, None]),
-        ("espcn", "quantize_only", [140, 150, None, None]),
-        ("espcn", "prune_first", [160, 170, 140, 5]),
-        ("espcn", "quantize_first", [140, 150, 155, 5]),
-    ],
-)
-def test_schedules_are_those_of_appendix_b(task: str, order: str, expected: list[int | None]) -> None:
-    with initialize_config_module("qprune.configs", version_base="1.3"):
-        schedule = compose("run", [f"task={task}", f"order={order}"]).schedule
-    assert [schedule[key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected
-    assert schedule.n == 4
+SCHEDULES = {  # t_qw, t_qf, t_p, dt_p
+    "cifar": {"quantize_only": (230, 240), "prune_first": (230, 235, 100, 15), "quantize_first": (160, 170, 180, 15)},
+    "espcn": {"quantize_only": (140, 150), "prune_first": (160, 170, 140, 5), "quantize_first": (140, 150, 155, 5)},
+    "pix2pix": {
+        "quantize_only": (110, 120),
+        "prune_only": (None, None, 100, 15),
+        "prune_first": (280, 290, 100, 15),
+        "quantize_first": (110, 120, 130, 15),
+    },
+}
+SCHEDULES["cyclegan"] = SCHEDULES["pix2pix"]
+
+
+@pytest.mark.parametrize("task", SCHEDULES)
+def test_schedules_are_those_of_appendix_b(task: str) -> None:
+    for order, times in ({"baseline": ()} | SCHEDULES[task]).items():
+        config = config_of(f"task={task}", f"order={order}")
+        expected = [*times, None, None, None, None][:4]
+        assert [config["schedule"][key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected, order
+        assert config["schedule"]["n"] == 4
+        assert task in ("cifar", "espcn") or (config["epochs"], config["prune"]["window"]) == (300, 128)

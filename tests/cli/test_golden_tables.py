@@ -81,13 +81,8 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFram
                     "score": row.score,
                     "higher_is_better": task == "faster_rcnn",
                 }
-                store_row(
-                    composer,
-                    overrides,
-                    folder / "runs",
-                    density_paper=density(task, row.score, bits.size_bits()),
-                    **fields,
-                )
+                fields["density_paper"] = density(task, row.score, bits.size_bits())
+                store_row(composer, overrides, folder / "runs", **fields)
     assert cli.main(["tables", *dict(parts), f"task={task}", *keys, f"results_dir={folder / 'runs'}"]) == 0
     return pd.concat([pd.read_csv(folder / "tables" / f"table{name}.csv") for name, _ in parts])
 

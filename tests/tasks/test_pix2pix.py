@@ -150,15 +150,8 @@ def test_the_real_facades_make_a_pix2pix_task(real_root: Path) -> None:
 
 def test_a_pix2pix_run_ends_in_a_row_that_claims_no_fid_and_saves_its_pictures(tmp_path: Path) -> None:
     small = ("task.image_size=32", "task.depth=3", "task.width=4", "budget.steps_per_epoch=10")
-    command = (
-        "task=pix2pix",
-        "order=quantize_first",
-        "data=synthetic",
-        "budget=smoke",
-        *small,
-        f"results_dir={tmp_path}",
-    )
-    assert cli.main(["run", *command]) == 0
+    command = ("task=pix2pix", "order=quantize_first", "data=synthetic", "budget=smoke", *small)
+    assert cli.main(["run", *command, f"results_dir={tmp_path}"]) == 0
     [row] = read_rows(tmp_path)[0]
     assert (row.metric, row.higher_is_better) == ("fid_proxy", False)
     assert row.density_paper == pytest.approx(1e12 / (row.score * (row.weight_bits_paper + row.feature_bits_paper)))

@@ -95,7 +95,7 @@ PRIVATE = {
     ("qprune", "torch.utils._pytree"): "leaves of what networks take and return, containers of others included",
     ("qprune.compression.activation_trace", "torch.utils._python_dispatch"): "no other way to see every operation",
     ("qprune.training.compile", "torch._functorch"): "the one flag that lets graphs with custom gradients be cached",
-    ("qprune.compression.prepare", "__class__"): "a copied layer without its parametrizations keeps its own class",
+    ("qprune.compression.convert", "__class__"): "a copied layer without its parametrizations keeps its own class",
 }
 
 

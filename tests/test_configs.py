@@ -65,6 +65,7 @@ def test_budgets_limit_what_they_say() -> None:
     limits = {name: config_of(f"budget={name}")["budget"] for name in names("budget")}
     none = {"epochs": None, "steps_per_epoch": None, "batch_size": None, "test_samples": None}
     assert limits == {
+        "cpu": {"name": "cpu", **none, "epochs": 25},
         "paper": {"name": "paper", **none},
         "short": {"name": "short", **none, "epochs": 10, "steps_per_epoch": 40, "test_samples": 2000},
         "smoke": {"name": "smoke", "epochs": 4, "steps_per_epoch": 16, "batch_size": 32, "test_samples": 64},

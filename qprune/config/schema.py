@@ -77,6 +77,7 @@ class QuantizeSection(_Section):
     saturate: list[Fraction] = _key("quantiles (low, high) of features that the grid covers (Eq. 6), low < high")
     weight_axis: Literal["authors", "tensor", "output"] = _key("which weights share decimal bits (spec 1.4)")
     decimal: Digits | None = _key("decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)")
+    candidates: Literal["any", "authors"] = _key("of d*: any, or the authors' 0 to 19", default="authors")
     decimal_from: Text | None = _key("signature of a finished run whose d are used from the start", default=None)
 
 

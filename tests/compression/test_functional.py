@@ -159,7 +159,7 @@ def reference_decimal(values: list[float], bits: int, rounding: str) -> int:
     st.sampled_from(["trunc", "floor", "nearest"]),
 )
 def test_optimal_decimal_equals_the_reference(values: list[float], bits: int, rounding: str) -> None:
-    chosen = optimal_decimal(torch.tensor(values), bits, rounding=rounding)
+    chosen = optimal_decimal(torch.tensor(values), bits, decimals=range(20), rounding=rounding)
     assert chosen.shape == ()
     assert int(chosen) == reference_decimal(values, bits, rounding)
 
@@ -173,7 +173,7 @@ def test_optimal_decimal_of_normal_weights() -> None:
 
 def test_ties_go_to_the_smallest_decimal_even_with_unsorted_candidates() -> None:
     assert int(optimal_decimal(torch.tensor([1.0, -2.0]), decimals=[4, 3, 0, 2])) == 0
-    assert int(optimal_decimal(torch.zeros(3))) == 0
+    assert int(optimal_decimal(torch.zeros(3), decimals=range(20))) == 0
     assert int(optimal_decimal(torch.tensor([1000.0]), decimals=range(-6, 20))) == -3
 
 
@@ -256,3 +256,23 @@ def test_one_special_number_is_found_at_every_place(special: float, layout: torc
         y = x.clone()
         y.as_strided((y.numel(),), (1,))[place] = special
         assert not all_finite(y)
+
+
+@given(st.floats(-40, 40), st.integers(2, 16), st.sampled_from(["trunc", "floor", "nearest"]), st.integers(0, 2**16))
+def test_candidates_cover_numbers_of_any_scale(exponent: float, bits: int, rounding: str, seed: int) -> None:
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    chosen = optimal_decimal(x, bits, rounding=rounding)
+    best = optimal_decimal(x, bits, decimals=range(-90, 91), rounding=rounding)
+    assert int(chosen) == int(best)
+
+
+def test_pictures_and_tiny_weights_are_not_cut_off() -> None:
+    pictures = torch.arange(256.0)
+    d = int(optimal_decimal(pictures))
+    assert d == -1
+    assert float((fake_quantize(pictures, 8, d) - pictures).abs().max()) <= 2
+    assert int(optimal_decimal(pictures, decimals=range(20))) == 0  # the authors' candidates cut off above 127
+    weights = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)) * 1e-8
+    d = int(optimal_decimal(weights))
+    assert float((fake_quantize(weights, 8, d) - weights).norm() / weights.norm()) < 0.03
+    assert float(fake_quantize(weights, 8, int(optimal_decimal(weights, decimals=range(20)))).abs().max()) == 0

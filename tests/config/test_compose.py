@@ -22,7 +22,7 @@ TASKS = ", ".join(name for name, _ in choices("task"))
 ORDERS = "baseline, prune_first, prune_only, quantize_first, quantize_only"
 VERBS = f"the verbs are {', '.join(cli.VERBS)}"
 TOP = "seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, logger, task"
-QUANTIZE = "bits, feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, decimal_from"
+QUANTIZE = "bits, feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, candidates, decimal_from"
 PRUNE = "sparsity, targets, window, granularity, rule, border"
 SEED = "seed='abc' is not a whole number in [0, 4611686018427387904]"
 TEXT = "is not text; quote what YAML reads as something else"

@@ -62,8 +62,13 @@ class Places:
         torch.nn.modules.module.register_module_forward_hook(lambda *_: self.reach("layer"))
         register_optimizer_step_pre_hook(lambda *_: self.reach("before an optimizer"))
         register_optimizer_step_post_hook(lambda *_: self.reach("after an optimizer"))
-        backward, fsync, rmtree = torch.Tensor.backward, os.fsync, shutil.rmtree
-        replace, unlink = Path.replace, Path.unlink
+        backward, fsync, replace, unlink, rmtree = (
+            torch.Tensor.backward,
+            os.fsync,
+            Path.replace,
+            Path.unlink,
+            shutil.rmtree,
+        )
 
         def reaching_backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
             self.reach("backward pass")
@@ -76,9 +81,13 @@ class Places:
 
         def reaching_replace(path: Path, target: Any) -> Path:
             name = Path(target).name
-            kind = name if name in WRITTEN else "another file"
-            if name.endswith(".pt"):
-                kind = "a warm start" if "warm_starts" in Path(target).parts else "a checkpoint"
+            kind = (
+                name
+                if name in WRITTEN
+                else ("a warm start" if "warm_starts" in Path(target).parts else "a checkpoint")
+                if name.endswith(".pt")
+                else "another file"
+            )
             self.reach(f"before {kind} is in place")
             done = replace(path, target)
             self.reach(f"after {kind} is in place")
@@ -92,8 +101,13 @@ class Places:
             self.reach("before checkpoints are removed")
             rmtree(*args, **kwargs)
 
-        torch.Tensor.backward, os.fsync, shutil.rmtree = reaching_backward, reaching_fsync, reaching_rmtree
-        Path.replace, Path.unlink = reaching_replace, reaching_unlink
+        torch.Tensor.backward = reaching_backward
+        os.fsync, Path.replace, Path.unlink, shutil.rmtree = (
+            reaching_fsync,
+            reaching_replace,
+            reaching_unlink,
+            reaching_rmtree,
+        )
         for task in (cifar.Cifar, espcn.Espcn, cyclegan.CycleGAN):
             task.evaluate = self._around(task.evaluate)
 

@@ -13,7 +13,11 @@ _SMALL = (
 _ORDERS = {
     "prune_first": ("order=prune_first", "schedule.t_p=1", "schedule.dt_p=0.5", "schedule.t_qw=3", "schedule.t_qf=3.5"),
     "quantize_first": (
-        *("order=quantize_first", "schedule.t_p=2.25", "schedule.dt_p=0.25", "schedule.t_qw=1.5", "schedule.t_qf=2"),
+        "order=quantize_first",
+        "schedule.t_p=2.25",
+        "schedule.dt_p=0.25",
+        "schedule.t_qw=1.5",
+        "schedule.t_qf=2",
     ),
 }
 # 16 steps, 8 for CIFAR's larger network

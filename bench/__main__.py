@@ -35,7 +35,7 @@ def main() -> None:
     """Measure the sections named (by default all that need no GPU) and write each to the file when it is done."""
     parser = argparse.ArgumentParser(prog="make bench", description=main.__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each step")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each step")
     parser.add_argument("--steps", type=int, default=2, help="steps per turn, of ESPCN 50 times as many")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=Path("results/bench.md"))

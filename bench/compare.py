@@ -77,7 +77,7 @@ def ratios(pairs: dict[str, tuple[Build, Build]], settings: Settings, base: str)
 
 def _of(name: str, settings: Settings) -> Settings:
     """The settings of a network: a step of ESPCN takes milliseconds, one of MobileNetV2 half a second."""
-    return settings if name == "cifar" else replace(settings, steps=50 * settings.steps, processes=3)
+    return settings if name == "cifar" else replace(settings, steps=50 * settings.steps, processes=2)
 
 
 def network(name: str, settings: Settings) -> str:
@@ -86,7 +86,6 @@ def network(name: str, settings: Settings) -> str:
         "P+Q": partial(ours, name),
         "P+Q, without a C compiler": partial(ours, name, "active", "no compiler"),
         "P+Q, compiled": partial(ours, name, "active", "compiled"),
-        "float, compiled": partial(ours, name, "float", "compiled"),
         **{mode: partial(ours, name, mode) for mode in ("idle", "observing masks", "observing fraction bits")},
     }
     base = partial(ours, name, "float")

@@ -217,7 +217,7 @@ class Trace(TorchDispatchMode):
         made = self.values[id(after)]
         for operator in operators:
             if isinstance(operator, Pruner):
-                made.density = float(operator.fitted(before).expand(before.shape[1:]).mean())
+                made.density = float(operator.fitted(before).expand(before.shape[1:]).mean(dtype=torch.float64))
                 made.operators |= {"prune"}
             else:
                 made.bits = operator.bits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class Compressor:
                 "compressor's state too (save compressor.state_dict() beside the network's)"
             )
 
-    def _prune(self, step: int, fraction: float) -> None:
+    def _prune(self, step: int, fraction: Fraction) -> None:
         for placed in self.pruners("weight") + self.pruners("feature"):
             pruner = placed.operator
             assert isinstance(pruner, Pruner)
@@ -248,8 +249,8 @@ class Compressor:
         found = {}
         for kind in ("weight", "feature"):
             masks = [p.operator.mask for p in self.pruners(kind) if isinstance(p.operator, Pruner)]
-            entries = sum(mask.numel() for mask in masks)
-            found[kind] = 1.0 - sum(float(mask.sum()) for mask in masks) / entries if entries else 0.0
+            entries, kept = sum(mask.numel() for mask in masks), sum(float(mask.double().sum()) for mask in masks)
+            found[kind] = 1.0 - kept / entries if entries else 0.0
         return found
 
     def convert(self) -> nn.Module:

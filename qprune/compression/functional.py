@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -214,19 +215,24 @@ def least_error(errors: Tensor, candidates: Tensor) -> Tensor:
     return candidates.to(torch.int32)[first]
 
 
-def check_sparsity(sparsity: float) -> float:
+def exact(number: float | Fraction) -> Fraction:
+    """Return a number as it is written: 0.57 is 57/100, and not the double next to it."""
+    return number if isinstance(number, Fraction) else Fraction(repr(float(number)))
+
+
+def check_sparsity(sparsity: float | Fraction) -> float:
     """Return `sparsity` if it is a fraction in [0, 1), else raise UserError."""
     if not 0.0 <= sparsity < 1.0:
         raise UserError(f"sparsity={sparsity!r} is not in [0, 1); type for example sparsity=0.5 to prune one half")
     return float(sparsity)
 
 
-def magnitude_mask(score: Tensor, sparsity: float, rule: str = "exact") -> Tensor:
+def magnitude_mask(score: Tensor, sparsity: float | Fraction, rule: str = "exact") -> Tensor:
     """Mask the smallest scores (Eq. 4 and 8).
 
     Args:
         score: |w|, or the window's sum of |f|; any shape.
-        sparsity: s, in [0, 1).
+        sparsity: s, in [0, 1), taken as it is written, see `exact`.
         rule: `exact`: exactly floor(s * n) zeros; of equal scores those with the smaller index are pruned first, so
             that dead neurons cannot stop pruning. `threshold`: the authors' rule (spec 2.1), everything at or above
             the element of rank int(s * n - 1) stays, ties included.
@@ -237,9 +243,9 @@ def magnitude_mask(score: Tensor, sparsity: float, rule: str = "exact") -> Tenso
     check_sparsity(sparsity)
     one_of("rule", rule, MASK_RULES)
     flat = score.detach().flatten()
-    count = math.floor(sparsity * flat.numel())
+    count = math.floor(exact(sparsity) * flat.numel())  # in doubles, 0.57 * 1200 is 683.9999999999999
     if rule == "threshold":
-        return score >= flat.kthvalue(max(int(sparsity * flat.numel() - 1), 0) + 1).values
+        return score >= flat.kthvalue(max(count, 1)).values
     if count == 0:
         return torch.ones_like(score, dtype=torch.bool)
     threshold = flat.kthvalue(count).values

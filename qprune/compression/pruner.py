@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
-from qprune.compression.functional import MASK_RULES, check_sparsity, magnitude_mask, prune
+from qprune.compression.functional import MASK_RULES, check_sparsity, exact, magnitude_mask, prune
 from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
 
@@ -83,10 +85,10 @@ class Pruner(Operator):
         total = magnitude.sum(0, dtype=torch.float64)
         self.window = total if self.window is None else self.window + total
 
-    def update(self, score: Tensor, fraction: float) -> None:
+    def update(self, score: Tensor, fraction: float | Fraction) -> None:
         """A pruning event: choose the mask at `fraction` of the final sparsity by `score` (|w| or the window's sum)."""
         # In place, for references to the buffer, such as a captured graph's.
-        self.mask.copy_(magnitude_mask(score, self.sparsity * fraction, self.rule))
+        self.mask.copy_(magnitude_mask(score, exact(self.sparsity) * exact(fraction), self.rule))
         self.updates += 1
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 from qprune.errors import UserError
 
 
-def cubic_ramp(k: int, n: int) -> float:
+def cubic_ramp(k: int, n: int) -> Fraction:
     """Return the fraction of the final sparsity after event k of n: 1 - (1 - k/n)^3 (Zhu and Gupta 2017)."""
-    return 1.0 - (1.0 - k / n) ** 3
+    return 1 - (1 - Fraction(k, n)) ** 3
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,9 @@ class Timeline:
         """Return the number of pruning events up to and including `step`."""
         return sum(event <= step for event in self.prune_steps)
 
-    def fraction(self, events: int) -> float:
+    def fraction(self, events: int) -> Fraction:
         """Return the fraction of the final sparsity after that many events."""
-        return cubic_ramp(events, len(self.prune_steps)) if events else 0.0
+        return cubic_ramp(events, len(self.prune_steps)) if events else Fraction(0)
 
     def samples_at(self, step: int) -> int:
         """Return the samples of the global batch at `step`."""

@@ -118,7 +118,7 @@ def over_time(
         axes[0].plot(curve["epoch"], zeros, MARKERS[i], color=COLOURS[i], ms=size, label=f"{kind}s")
         if timeline is not None:
             steps = [0, *timeline.prune_steps, row.steps]
-            levels = np.array([timeline.fraction(timeline.prune_events(step)) for step in steps])
+            levels = np.array([float(timeline.fraction(timeline.prune_events(step))) for step in steps])
             levels = 100 * getattr(row, f"{kind}_sparsity") * levels
             axes[0].step(np.array(steps) / timeline.steps_per_epoch, levels, where="post", color=COLOURS[i], lw=1)
             quantizers = [o for o in operators if o["kind"] == kind and o["operator"] == "quantize"]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -203,13 +203,23 @@ def test_values_that_are_not_finite_are_refused(x: Tensor) -> None:
         optimal_decimal(x)
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.floats(0, 0.99))
-def test_masks_prune_exactly_the_smallest_ties_by_position(values: list[int], sparsity: float) -> None:
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(0, 99))
+def test_masks_prune_exactly_the_smallest_ties_by_position(values: list[int], percent: int) -> None:
     score = torch.tensor(values, dtype=torch.float32)
-    mask = magnitude_mask(score, sparsity)
-    count = math.floor(sparsity * len(values))
+    mask = magnitude_mask(score, percent / 100)
+    count = percent * len(values) // 100
     smallest = sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
     assert [i for i, kept in enumerate(mask.tolist()) if not kept] == sorted(smallest)
+
+
+@given(st.integers(0, 9999), st.integers(1, 4000))
+@example(5700, 1200)  # 0.57 * 1200 is 683.9999999999999 in doubles, and 684
+@example(2900, 100)
+def test_the_number_of_zeros_is_that_of_whole_numbers(ten_thousandths: int, n: int) -> None:
+    sparsity, zeros = ten_thousandths / 10_000, ten_thousandths * n // 10_000
+    score = torch.arange(float(n))
+    assert int((~magnitude_mask(score, sparsity)).sum()) == zeros
+    assert int((~magnitude_mask(score, sparsity, "threshold")).sum()) == max(zeros - 1, 0)
 
 
 def test_dead_neurons_cannot_stop_pruning() -> None:

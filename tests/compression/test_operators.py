@@ -23,6 +23,7 @@ from qprune.compression.operator import Operator
 from qprune.compression.prepare import FeatureOperators
 from qprune.compression.pruner import Pruner, tile_mask
 from qprune.compression.quantizer import AUTHORS_DECIMALS, Quantizer
+from qprune.compression.schedule import cubic_ramp
 from qprune.errors import UserError
 
 
@@ -45,6 +46,17 @@ def test_running_sum_equals_the_stored_window(batches: list[int], seed: int) -> 
     pruner.update(pruner.window, 1.0)
     assert torch.equal(pruner.mask.bool(), magnitude_mask(stored, 0.5))
     assert int(pruner.updates) == 1
+
+
+@given(st.integers(0, 999), st.integers(1, 3000), st.integers(1, 6))
+def test_zeros_of_every_event_are_those_of_whole_numbers(thousandths: int, n: int, events: int) -> None:
+    pruner, score = Pruner(thousandths / 1000), torch.arange(float(n))
+    pruner.size_for_weight(score)
+    for k in range(1, events + 1):
+        pruner.update(score, cubic_ramp(k, events))
+        zeros = thousandths * n * (events**3 - (events - k) ** 3) // (1000 * events**3)
+        assert int((pruner.mask == 0).sum()) == zeros
+        assert pruner.density == (n - zeros) / n
 
 
 def test_channels_are_ranked_by_their_mean() -> None:

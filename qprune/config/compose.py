@@ -38,7 +38,7 @@ _WITHOUT_HYDRA = [
     f"~hydra/{group}" for group in ("launcher", "sweeper", "help", "hydra_help", "output", "hydra_logging")
 ]
 _ANY_RUN = "0" * 64  # stands for the signature of a run
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises ValueError for GROUP=null
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: the choice of a group is no text
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -100,30 +100,36 @@ class Composer:
         return self._choices[group]
 
     def parse(self, overrides: Iterable[str]) -> list[Override]:
-        """Parse overrides as Hydra does, without those of retired keys."""
+        """Parse overrides as Hydra does, without those of retired keys. Raises UserError."""
         kept = [text for text in overrides if key_of(text) not in RETIRED]
         for text in kept:
             if text not in self._parsed:
-                try:
-                    self._parsed[text] = OverridesParser.create(config_loader=self.loader).parse_override(text)
-                except HydraException as error:
-                    raise UserError(
-                        f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
-                        "as special, for example 'data.root=\"/a folder\"'"
-                    ) from error
-                self._parsed[text].input_line = text
+                self._parsed[text] = self._parse(text)
         return [self._parsed[text] for text in kept]
+
+    def _parse(self, text: str) -> Override:
+        try:
+            override = OverridesParser.create(config_loader=self.loader).parse_override(text)
+        except HydraException as error:
+            raise UserError(
+                f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
+                "as special, for example 'data.root=\"/a folder\"'"
+            ) from error
+        override.input_line = text
+        if override.is_delete() and not override.key_or_group.startswith("hydra"):
+            raise UserError(
+                f"{text}: a key or group cannot be taken away; give it another value, or null where that is legal"
+            )
+        choices = self.choices(override.key_or_group)
+        if choices and not (override.is_sweep_override() or isinstance(override.value(), str)):
+            # Hydra takes a list for several choices, and raises TypeError where one of them is not text
+            one_of(override.key_or_group, text.partition("=")[2], choices)
+        return override
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the config of one run, with the section `hydra`. Raises UserError."""
         self.refuse_several(overrides)
         parsed = self.parse(overrides)
-        for override in parsed:
-            if override.is_delete() and not override.key_or_group.startswith("hydra"):
-                raise UserError(
-                    f"{override.input_line}: a key or group cannot be taken away; give it another value, or null where "
-                    "that is legal"
-                )
         texts = [str(override.input_line) for override in parsed]
         try:
             return compose(self.config_name, overrides=[*self.places, *texts], return_hydra_config=True)

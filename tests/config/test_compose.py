@@ -49,6 +49,9 @@ LISTS = "tasks, orders, budgets, data, schedules, runs"
         ("run +seed=1", "+seed=1: seed is a key already; type seed=1"),
         ("run ~seed", f"~seed: {GONE}"),
         ("run ~order", f"~order: {GONE}"),
+        ("sweep ~budget", f"~budget: {GONE}"),
+        ("plan ~budget", f"~budget: {GONE}"),
+        ("run budget=[paper]", "budget='[paper]' is not one of cpu, paper, short, smoke; did you mean 'paper'?"),
         ("run seed=1,2", "seed=1,2 gives several values, which make several runs; type: qprune sweep ..."),
         ("run budget=null", "budget='null' is not one of cpu, paper, short, smoke"),
         ("run results_dir=", f"results_dir='' {TEXT}"),
@@ -86,6 +89,25 @@ def test_wrong_input_says_what_is_legal(
         assert "did you mean 'cifar/prune_" in error
     else:
         assert error == said
+    assert not started
+
+
+NOT_TEXT = ["budget=[False]", "budget=[1]", "budget=[null]", "budget={a:1}", "budget=1", "budget=true", "budget=[[]]"]
+NOT_TEXT += ["+budget=[x]", "++budget=[[False]]", "task=null", "task=[{a:1}]", "data=[1.5]", "schedule=[False]"]
+
+
+OTHER_VERBS = [(verb, "budget=[False]") for verb in ("sweep", "plan", "frontier", "tables")]
+
+
+@pytest.mark.parametrize(("verb", "override"), [*(("run", override) for override in NOT_TEXT), *OTHER_VERBS])
+def test_a_choice_of_a_group_is_text(
+    capsys: pytest.CaptureFixture[str], started: list[dict[str, Any]], tmp_path: Path, verb: str, override: str
+) -> None:
+    group, _, given = override.lstrip("+").partition("=")
+    task = [] if group == "task" else ["task=espcn"]
+    error = error_of(capsys, verb, *task, override, f"results_dir={tmp_path}")
+    with Composer() as composer:
+        assert error.startswith(f"{group}={given!r} is not one of {', '.join(composer.choices(group))}")
     assert not started
 
 

@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later and make; the first target that needs it installs everything else into .venv.
+# Needs Python 3.11.4 or later and make; the first target that needs it installs everything else into .venv.
 PYTHON ?= python3
 # To build on packages that are there already, such as a torch for this machine's GPU:
 #   make test VENV_FLAGS=--system-site-packages CONSTRAINTS=
@@ -59,7 +59,7 @@ clean: ## remove .venv, caches and builds; runs in results/ stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qprune needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "qprune needs Python 3.11.4 or later: make PYTHON=python3.12 ...")'
 	@echo "installing into .venv; torch is large, so this takes a few minutes"
 	$(PYTHON) -m venv $(VENV_FLAGS) .venv
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'

@@ -3,25 +3,38 @@
 The public names are imported when they are first used, so that the command line answers without loading torch.
 """
 
+# ruff: noqa: I001
+
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from qprune.compression.auto_plan import auto_plan
-    from qprune.compression.compressor import Compressor, attach, compress
-    from qprune.compression.config import PruneConfig, QuantizeConfig
-    from qprune.compression.convert import convert
-    from qprune.compression.coverage import Coverage, coverage
-    from qprune.compression.footprint import Footprint, PaperSize, actual_footprint, paper_footprint
-    from qprune.compression.functional import fake_quantize, magnitude_mask, optimal_decimal, prune, saturate
-    from qprune.compression.plan import Plan, Site
-    from qprune.compression.prepare import prepare
-    from qprune.compression.pruner import Pruner
-    from qprune.compression.quantizer import Quantizer
-    from qprune.compression.schedule import Schedule, Timeline
-    from qprune.errors import RunFailure, UserError
+if TYPE_CHECKING:  # `as` exports a name; ruff would give each a line of its own
+    from qprune.compression.auto_plan import auto_plan as auto_plan
+    from qprune.compression.compressor import Compressor as Compressor, attach as attach, compress as compress
+    from qprune.compression.config import PruneConfig as PruneConfig, QuantizeConfig as QuantizeConfig
+    from qprune.compression.convert import convert as convert
+    from qprune.compression.coverage import Coverage as Coverage, coverage as coverage
+    from qprune.compression.footprint import (
+        Footprint as Footprint,
+        PaperSize as PaperSize,
+        actual_footprint as actual_footprint,
+        paper_footprint as paper_footprint,
+    )
+    from qprune.compression.functional import (
+        fake_quantize as fake_quantize,
+        magnitude_mask as magnitude_mask,
+        optimal_decimal as optimal_decimal,
+        prune as prune,
+        saturate as saturate,
+    )
+    from qprune.compression.plan import Plan as Plan, Site as Site
+    from qprune.compression.prepare import prepare as prepare
+    from qprune.compression.pruner import Pruner as Pruner
+    from qprune.compression.quantizer import Quantizer as Quantizer
+    from qprune.compression.schedule import Schedule as Schedule, Timeline as Timeline
+    from qprune.errors import RunFailure as RunFailure, UserError as UserError
 
 __version__ = "0.1.0"
 # Goes up when a run of the same config and seed on the same machine gives other bits; rows of before there was a
@@ -53,35 +66,7 @@ _ALIASES = {
     "untouched": "coverage",
 }
 
-__all__ = [
-    "Compressor",
-    "Coverage",
-    "Footprint",
-    "PaperSize",
-    "Plan",
-    "PruneConfig",
-    "Pruner",
-    "QuantizeConfig",
-    "Quantizer",
-    "RunFailure",
-    "Schedule",
-    "Site",
-    "Timeline",
-    "UserError",
-    "actual_footprint",
-    "attach",
-    "auto_plan",
-    "compress",
-    "convert",
-    "coverage",
-    "fake_quantize",
-    "magnitude_mask",
-    "optimal_decimal",
-    "paper_footprint",
-    "prepare",
-    "prune",
-    "saturate",
-]
+__all__ = list(_MODULE)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,5 @@
 """The errors that the command line turns into one paragraph and an exit code."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """What holds for all tests: one thread per test process, and nothing left behind by a test of the command line."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Every shipped config composes, resolves and is commented."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 
@@ -50,7 +48,7 @@ def test_orders_are_the_paper_s_rows() -> None:
 @pytest.mark.parametrize("task", names("task"))
 def test_small_budgets_keep_every_phase_apart(task: str, budget: str, order: str) -> None:
     recipe = Recipe.from_config(config_of(f"task={task}", f"order={order}", f"budget={budget}"))
-    recipe.schedule.check(recipe.order, recipe.limits.epochs)
+    recipe.schedule.check(recipe.config.order.steps, recipe.limits.epochs)
     assert recipe.limits.steps_per_epoch is not None
     timeline = recipe.schedule.in_steps(recipe.limits.steps_per_epoch)
     quantized = (timeline.weight_step, timeline.feature_step)

@@ -1,7 +1,5 @@
 """What must hold on a GPU as it does on a CPU; skipped where there is none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`qprune data get` against a server of this machine that breaks off, resumes, lies and fails."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tarfile
@@ -154,9 +152,7 @@ def test_other_content_is_refused_and_set_aside(publish: Publish, tmp_path: Path
     # Ids of their own: an archive holds the time at which it was made, and every worker makes one.
     ids=["path up", "path from the root", "link", "link in a zip", "half a set", "no archive", "torn"],
 )
-def test_dangerous_and_damaged_archives_leave_nothing_behind(
-    content: bytes, problem: str, publish: Publish, tmp_path: Path
-) -> None:
+def test_bad_archives_leave_nothing_behind(content: bytes, problem: str, publish: Publish, tmp_path: Path) -> None:
     publish(content)
     with pytest.raises(UserError, match=problem):
         fetch("facades", tmp_path / "root")

@@ -1,7 +1,5 @@
 """The examples, as a user runs them."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The README's code is run as it stands there."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The laws of the repository's layout, held over the syntax trees of its files."""
 
-from __future__ import annotations
-
 import ast
 import tomllib
 from collections.abc import Iterator

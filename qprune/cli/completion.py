@@ -1,7 +1,5 @@
 """Shell completion: scripts that call `qprune completion query LINE`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`qprune data get`: fetch a published data set, check it, and unpack it."""
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import hashlib
@@ -57,13 +55,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def fetch(name: str, root: Path, url: str | None = None) -> Path:
-    """Fetch a set into ROOT/NAME unless it is there, and return that folder.
+    """Fetch a set into ROOT/NAME, by way of ROOT/NAME.part, unless it is there.
 
-    The archive is kept as ROOT/NAME.part while it is incomplete.
-
-    Raises:
-        UserError: The archive is not the published one, or not safe to unpack.
-        RunFailure: It cannot be fetched or stored.
+    Raises UserError for an archive that is unsafe or not the published one, RunFailure for a download that fails.
     """
     archive, folder, partial = ARCHIVES[name], root / name, root / f"{name}.part"
     url = url or archive.url

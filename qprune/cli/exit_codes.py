@@ -1,12 +1,9 @@
 """From an exception to one paragraph and an exit code."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from qprune.atomic_write import explained
@@ -27,7 +24,10 @@ def report(error: BaseException) -> tuple[int, str]:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """Return exit code and a paragraph; causes of an error are looked at too."""
-    for cause in _causes(error):
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
         if isinstance(cause, OSError) and cause.errno in _DISK:
             # every file that a run writes is below results_dir, so that is where one without a name belongs
             cause = explained(cause, Path(cause.filename or "the results folder"))
@@ -48,13 +48,6 @@ def explain(error: BaseException) -> tuple[int, str]:
         f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
         "that the same command prints with --debug"
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
 
 
 def _paragraph(error: BaseException) -> str:

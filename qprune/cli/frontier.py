@@ -1,7 +1,5 @@
 """`qprune frontier`: the smallest model for a score, or the best for a size."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys
@@ -76,8 +74,8 @@ def searched(grid: Grid) -> Search:
             if folder.finished:
                 rows[seed] = folder.row()
                 if rows[seed].signature != grid.signatures[point, seed]:
-                    advice = "delete it, or run with force=true"
-                    raise UserError(f"{folder.path / ROW_FILE} is the row of another run; {advice}")
+                    path = folder.path / ROW_FILE
+                    raise UserError(f"{path} is the row of another run; delete it, or run with force=true")
             elif grid.stops and (note := folder.stopped()):
                 notes.append(note[1])
         scores = {seed: row.score for seed, row in rows.items()}
@@ -86,10 +84,7 @@ def searched(grid: Grid) -> Search:
 
 
 def next_run(grid: Grid, search: Search, failed: Collection[Run]) -> tuple[Run | None, int]:
-    """Return the run to start next, and the number of runs of other processes.
-
-    All models once, in their order, then those that are still worth it with the next seed.
-    """
+    """Return the next run, seed by seed, model by model, and how many run elsewhere."""
     elsewhere = 0
     for run in ((point, seed) for seed in grid.seeds for point in grid.points):
         is_done = run in failed or run[1] in search.known[run[0]].scores

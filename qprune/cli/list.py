@@ -1,7 +1,5 @@
 """`qprune list`: what there is to choose from, and the runs that are finished."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
@@ -33,10 +31,7 @@ def show(arguments: Sequence[str]) -> int:
     wanted = [word for word in options.what if not word.startswith(RESULTS)] or list(GROUPS)
     for word in wanted:
         one_of("qprune list: WHAT", word, [*GROUPS, "runs"])
-    code = 0
-    for word in wanted:
-        code = max(code, _print_runs(Path(folder)) if word == "runs" else _print_group(word))
-    return code
+    return max([_print_runs(Path(folder)) if word == "runs" else _print_group(word) for word in wanted])
 
 
 def choices(group: str) -> list[tuple[str, str]]:
@@ -44,10 +39,8 @@ def choices(group: str) -> list[tuple[str, str]]:
     folder = Path(str(files("qprune.configs"))) / group
     found = []
     for path in folder.rglob("*.yaml"):
-        comments = re.findall(
-            r"^# *([^@\s].*)", path.read_text(encoding="utf-8"), re.MULTILINE
-        )  # `@package` is for Hydra
-        found.append((path.relative_to(folder).with_suffix("").as_posix(), comments[0].strip() if comments else ""))
+        comment = re.search(r"^# *([^@\s].*)", path.read_text(encoding="utf-8"), re.MULTILINE)  # not `# @package`
+        found.append((path.relative_to(folder).with_suffix("").as_posix(), comment[1].strip() if comment else ""))
     return sorted(found)
 
 
@@ -74,8 +67,9 @@ def _print_runs(folder: Path) -> int:
 def rows_table(rows: Sequence[Row]) -> Table:
     """Return rows for people, one line each, without their marks."""
     table = Table(box=None, pad_edge=False)
-    for heading in [name for name in row_cells(rows[0]) if name != "marks"]:
+    *headings, _ = row_cells(rows[0])
+    for heading in headings:
         table.add_column(heading, justify="right" if heading in RIGHT else "left")
     for row in rows:
-        table.add_row(*list(row_cells(row).values())[:-1])
+        table.add_row(*map(row_cells(row).get, headings))
     return table

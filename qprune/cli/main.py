@@ -1,7 +1,5 @@
 """The `qprune` command: finds the verb, runs it, and explains every error."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import pkgutil
@@ -48,10 +46,9 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default: that of this process).
+    """Run the command line (default: that of this process), and return the exit code.
 
-    Returns the exit code: 0, 1 when the run failed, 2 when the input is wrong, 75 when a signal stopped the run with
-    everything saved, 130 when one stopped anything else.
+    0, 1 when a run failed, 2 when the input is wrong, 75 when a signal stopped a run with everything saved, 130 else.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -72,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
-    """Take `--debug` and `--trust PACKAGE` out of what was typed; set the environment accordingly."""
+    """Take --debug and --trust PACKAGE out of the words, into the environment."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--trust", action="append", nargs="?", const="", default=[])

@@ -1,11 +1,10 @@
 """`qprune report`: one HTML page with tables, figures and all runs."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import webbrowser
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from qprune.atomic_write import write_atomically
@@ -45,12 +44,11 @@ def make(arguments: Sequence[str]) -> int:
     figures = output.parent / "figures"
     store = Store.read(folder)
     joined = join_all(presets(TABLE, options.config_dir), store, options.keys, options.config_dir)
-    try:
-        from qprune.reporting.report import page
-    except ModuleNotFoundError as error:
-        if error.name in ("jinja2", "matplotlib"):
-            raise UserError(f"{error.name} is not installed; type: pip install 'qprune[report]'") from error
-        raise
+    for package in ("jinja2", "matplotlib"):
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed; type: pip install 'qprune[report]'")
+    from qprune.reporting.report import page
+
     if options.histograms:
         _count_features(store)
     text = page(store, [(table, parts) for table, parts, _ in joined], figures, options.runs)

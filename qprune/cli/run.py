@@ -1,7 +1,5 @@
 """`qprune run`, `sweep` and `plan`: one run, composed once, or many through Hydra."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -171,8 +169,8 @@ def _job(cfg: DictConfig) -> None:
 def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Callable[[Sequence[str]], None]) -> int:
     """Run all jobs of a sweep, however many fail, and return the exit code.
 
-    Jobs may run in other processes or on other machines that share only the results folder, so each leaves a note of
-    its outcome there; the notes are removed when all is well. launch: starts the jobs, with further overrides.
+    Jobs may run on machines that share only the results folder, so each leaves a note of its outcome there; the notes
+    are removed when all is well. launch: starts the jobs, with further overrides.
     """
     if any(key_of(text) == "hydra.sweep.dir" for text in overrides):
         raise UserError("hydra.sweep.dir is chosen by qprune sweep; set results_dir=... instead, the folder above it")
@@ -215,9 +213,7 @@ def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
         seconds = left.get(job.folder)
         state = job.state + ("" if seconds is None else f", about {duration(seconds)}")
         lines.append(f"  {' '.join(job.overrides)}  [{state}]")
-    if done < len(jobs):
-        lines.append(time_left_text(jobs))
-    return "\n".join(lines)
+    return "\n".join([*lines, *([time_left_text(jobs)] if done < len(jobs) else [])])
 
 
 def _outcomes(folder: Path) -> list[dict[str, Any]]:
@@ -249,26 +245,26 @@ def _summary_text(jobs: Sequence[Job]) -> str:
 def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return mean, deviation and n per combination of values but the seed's."""
     same = set.intersection(*(set(job.overrides) for job in jobs))
-    names = ["recipe", "metric", "score", "weight_mb", "feature_mb", "density", "marks"]
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     for job in jobs:
         own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
-        line: list[Any] = [" ".join(own) or "all"]
-        if (row := job.row) is not None:
-            line += [row.notation, row.metric, row.score, row.weight_bits_actual / 1e6, row.feature_bits_actual / 1e6]
-            line += [row.density_actual, row.marks]
-        lines.append(line + [None] * (1 + len(names) - len(line)))
-    runs = pd.DataFrame(lines, columns=["overrides", *names]).astype(dict.fromkeys(names[2:6], "float64"))
-    found = runs.groupby("overrides", sort=False, as_index=False).agg(
-        recipe=("recipe", "first"),
-        metric=("metric", "first"),
-        mean=("score", "mean"),
-        sd=("score", "std"),
-        n=("score", "count"),
-        missing=("score", lambda scores: scores.isna().sum()),
-        weight_mb=("weight_mb", "mean"),
-        feature_mb=("feature_mb", "mean"),
-        density=("density", "mean"),
-        marks=("marks", lambda lists: "; ".join(dict.fromkeys(itertools.chain.from_iterable(lists.dropna())))),
+        lines.append({"overrides": " ".join(own) or "all"} | (vars(job.row) if job.row else {}))
+    numbers = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
+    runs = pd.DataFrame(lines, columns=["overrides", "notation", "metric", *numbers, "marks"], dtype=object)
+    found = (
+        runs.astype(dict.fromkeys(numbers, "float64"))
+        .groupby("overrides", sort=False, as_index=False)
+        .agg(
+            recipe=("notation", "first"),
+            metric=("metric", "first"),
+            mean=("score", "mean"),
+            sd=("score", "std"),
+            n=("score", "count"),
+            missing=("score", lambda scores: scores.isna().sum()),
+            weight_mb=("weight_bits_actual", lambda bits: bits.mean() / 1e6),
+            feature_mb=("feature_bits_actual", lambda bits: bits.mean() / 1e6),
+            density=("density_actual", "mean"),
+            marks=("marks", lambda lists: "; ".join(dict.fromkeys(itertools.chain.from_iterable(lists.dropna())))),
+        )
     )
     return found.fillna({"recipe": "", "metric": ""})

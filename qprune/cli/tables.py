@@ -1,7 +1,5 @@
 """`qprune tables`: the paper's tables from stored rows, and the better order."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys
@@ -56,8 +54,7 @@ def show(arguments: Sequence[str]) -> int:
     joined = join_all(chosen, store, keys, options.config_dir)
     code = 0
     if options.run_missing and (commands := [command for _, _, missing in joined for command in missing]):
-        code = _run(commands, folder, options.config_dir)
-        store = Store.read(folder)
+        code, store = _run(commands, folder, options.config_dir), Store.read(folder)
         joined = join_all(chosen, store, keys, options.config_dir)
     for table, parts, _ in joined:
         texts = {"md": tables.markdown(table, parts), "tex": tables.latex(table, parts), "csv": tables.csv(parts)}
@@ -81,13 +78,9 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], config_dir: str | None) -> list[Joined]:
-    """Join tables with the stored rows.
+    """Join tables with the stored rows; what is wrong goes to the store's problems.
 
-    Args:
-        sources: YAML by name of the table.
-        store: The rows. What is wrong with a table or a part is added to its problems, and the rest is joined.
-        keys: Overrides for all rows; `task` picks parts, `seed` says which seeds must be there.
-        config_dir: A further folder of configs.
+    sources: YAML by name of the table. keys: overrides for all rows; `task` picks parts, `seed` the seeds to be there.
     """
     keys = list(keys)
     task, seeds = take(keys, "task", ""), take(keys, "seed", "0")
@@ -122,15 +115,13 @@ def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], conf
 
 @dataclass(frozen=True)
 class _Rows:
-    """The runs that rows of tables ask for. keys: overrides for all rows.
-
-    commands: for each signature, arguments of `qprune run`: its own and, before, those of its source of fraction bits.
-    """
+    """The runs that the rows of tables need."""
 
     composer: Composer
     store: Store
     seeds: list[int]
-    keys: list[str]
+    keys: list[str]  # overrides for all rows
+    # By signature, arguments of `qprune run`: for the run, and before it for its source of fraction bits
     commands: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def wanted(self, part: Part) -> list[Wanted]:
@@ -151,7 +142,7 @@ class _Rows:
     def _signatures(self, part: Part, row: TableRow) -> dict[int, str]:
         words = [*part.overrides, *row.overrides, *self.keys]
         source_words = [*part.overrides, *row.decimal_from, *self.keys] if row.decimal_from else []
-        config, signatures = self.composer.cached(words), {}
+        config, signatures = self.composer.config(words), {}
         for seed in sorted({*self.seeds, *self.store.seeds.get((config.order.name, config.task.name), ())}):
             source = self.composer.signature(source_words, seed) if source_words else None
             signatures[seed] = self.composer.signature(words, seed, source)
@@ -188,18 +179,18 @@ def _run(commands: Sequence[Sequence[str]], folder: Path, config_dir: str | None
     from qprune.cli.run import run
 
     unique = list(dict.fromkeys(tuple(command) for command in commands))
-    code = 0
+    extra = ["--config-dir", config_dir] if config_dir else []
+    failed = False
     for i, command in enumerate(unique, 1):
         print(f"missing run {i} of {len(unique)}: {' '.join(command)}", flush=True)
-        extra = ["--config-dir", config_dir] if config_dir else []
         try:
-            code = FAILURE if run([*extra, *command, f"results_dir={folder}"]) else code
+            failed |= bool(run([*extra, *command, f"results_dir={folder}"]))
         except SystemExit as stop:
-            code = FAILURE if stop.code else code
+            failed |= bool(stop.code)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            code = FAILURE
-    return code
+            failed = True
+    return FAILURE if failed else 0
 
 
 def take(keys: list[str], name: str, default: str) -> str:

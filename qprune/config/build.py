@@ -43,11 +43,7 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config: Recipe | Config) -> Recipe:
-        """Check a config and build its recipe; a recipe is returned as it is.
-
-        Raises:
-            UserError: a key is wrong, or keys contradict each other; the message names them.
-        """
+        """Check a config and build its recipe. Raises UserError naming the keys."""
         if isinstance(config, Recipe):
             return config
         if not isinstance(config, RunConfig):
@@ -68,11 +64,6 @@ class Recipe:
         trained = min(config.epochs, budget.epochs or config.epochs)
         limits = Limits(trained, budget.steps_per_epoch, budget.batch_size, budget.test_samples)
         return cls(config, pruning, quantization, schedule.scaled(trained / config.epochs), limits)
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """The operators in the order in which they begin."""
-        return tuple(self.config.order.steps)
 
     @property
     def data(self) -> DataOptions:

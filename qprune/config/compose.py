@@ -1,10 +1,10 @@
 """Compose configs with Hydra, and say what is legal when that fails."""
 
-from __future__ import annotations
-
+import hashlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,45 +37,32 @@ EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "submitit", "submi
 _WITHOUT_HYDRA = [
     f"~hydra/{group}" for group in ("launcher", "sweeper", "help", "hydra_help", "output", "hydra_logging")
 ]
-_ANY_RUN = "0" * 64  # stands for the signature of a run
+_ANY_RUN, _ANY_SEED = "0" * 64, str(2**62)  # stand for the signature and the seed of a run
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: the choice of a group is no text
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Compose and check the config of one run.
-
-    Raises:
-        UserError: an override or the config is wrong; the message says what to type instead.
-    """
+    """Compose and check the config of one run; UserError says what to type instead."""
     with Composer(config_dir) as composer:
         return RunConfig.check(resolved(composer.compose(overrides)))
 
 
-class Composer:
-    """Composes configs; a context manager.
+class Composer(ExitStack):
+    """Composes configs; a context manager whose methods raise UserError.
 
     `compose` makes one config with Hydra, its own section included. `config` is quick for many: each combination of
-    choices of groups is composed once, and values are set on a copy. All raise UserError for what is wrong.
-
-    config_dir: a further folder of configs; config_name: the file that composing begins with.
+    choices of groups is composed once, and values are set on a copy.
     """
 
     def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
+        super().__init__()
+        self.enter_context(initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE))
         self.config_name = config_name or CONFIG_NAME
         self.places = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
         self._choices: dict[str, list[str]] = {}  # by group
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], DictConfig] = {}  # by choices of groups
-        self._configs: dict[tuple[str, ...], DictConfig] = {}  # by all overrides
-        self._identities: dict[tuple[str, ...], dict[str, Any]] = {}  # by all overrides but the seed
-
-    def __enter__(self) -> Composer:
-        self._context = initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE)
-        self._context.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+        self._identities: dict[tuple[str, ...], str] = {}  # by all overrides, with any seed and source
 
     @property
     def loader(self) -> ConfigLoader:
@@ -174,26 +161,13 @@ class Composer:
         parsed = [override for override in self.parse(overrides) if not override.key_or_group.startswith("hydra")]
         return list(itertools.product(*(values_of(override) for override in parsed)))
 
-    def cached(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose as `config` does, once for the same overrides; do not change it."""
-        if (key := tuple(overrides)) not in self._configs:
-            self._configs[key] = self.config(key)
-        return self._configs[key]
-
     def signature(self, overrides: Sequence[str], seed: int, source: str | None = None) -> str:
         """Return what names a run. source: the run that its decimal bits come from."""
-        key = (*overrides, *([decimal_from(_ANY_RUN)] if source else []))
-        if key not in self._identities:
-            config = self.cached(key)
-            follows_seed = "${seed}" in str(OmegaConf.to_container(config))
-            self._identities[key] = {} if follows_seed else identity.identity(config)
-        kept = self._identities[key]
-        if not kept:
-            words = [*overrides, f"seed={seed}", *([decimal_from(source)] if source else [])]
-            return identity.signature(self.config(words))
-        if source and "quantize" in kept:
-            kept = kept | {"quantize": kept["quantize"] | {"decimal_from": source}}
-        return identity.digest(kept | {"seed": seed})
+        words = (*overrides, f"seed={_ANY_SEED}", *([decimal_from(_ANY_RUN)] if source else []))
+        if words not in self._identities:
+            self._identities[words] = identity.identity_text(self.config(words))
+        text = self._identities[words].replace(_ANY_SEED, str(seed)).replace(_ANY_RUN, source or "")
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _explained(self, error: Exception, parsed: Sequence[Override]) -> UserError:
         """Return the error to show for a refusal of Hydra, from what was given."""
@@ -232,10 +206,9 @@ class Composer:
 
 
 def resolved(full: DictConfig) -> dict[str, Any]:
-    """Return the run's part of a composed config as plain dicts and lists.
+    """Return the run's part of a composed config, as plain dicts and lists.
 
-    Raises:
-        UserError: an interpolation cannot be resolved, or Hydra's section names code that is not trusted.
+    Raises UserError where an interpolation cannot be resolved, or Hydra's section names code that is not trusted.
     """
     config = _own_part(full)
     HydraConfig.instance().set_config(full)  # for interpolations such as ${hydra:job.name}

@@ -1,15 +1,12 @@
 """The keys of a run's config, each with its type, range, unit and meaning.
 
-Their values stand in `configs/`. Only keys that came after runs had been published have a default here: a config
-without such a key, and one that has it at its default, are one run. Keys marked as `machine` say where and how a run is
-carried out and not what it is: they are no part of its signature.
+Their values are in `configs/`. Only keys that came after runs had been published have a default here: without such a
+key, and with its default, a config is one run. Keys marked as `machine` say where and how: no part of a signature.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
@@ -17,7 +14,7 @@ from pydantic.config import JsonDict
 from qprune.config.types import STRICT, Fraction, Samples, explain
 from qprune.errors import UserError
 
-# Keys of older configs, and what says the same today. They are ignored, and no part of a run's signature.
+# Keys of older configs, all of `trainer`, and what says the same today. They are ignored: no part of a signature.
 RETIRED = {
     "trainer.fuse_relu": "trainer.compile=true does the same by standard means",
     "trainer.pack_features": "docs/performance.md shows how to save memory in a loop of your own",
@@ -49,13 +46,13 @@ def _key(description: str, *, machine: bool = False, **options: Any) -> Any:
     return Field(description=description, json_schema_extra=extra, **options)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """Keys that belong together; no others are legal."""
 
     model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
 
 
-class PruneSection(_Section):
+class PruneSection(Section):
     """What pruning does."""
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = _key("fraction of zeros at the end")
@@ -66,7 +63,7 @@ class PruneSection(_Section):
     border: Literal["tile", "keep"] = _key("at the rim of larger inputs: continue the mask, or prune nothing (authors)")
 
 
-class QuantizeSection(_Section):
+class QuantizeSection(Section):
     """What quantization does."""
 
     bits: Bits = _key("of a weight")
@@ -81,14 +78,14 @@ class QuantizeSection(_Section):
     decimal_from: Text | None = _key("signature of a finished run whose d are used from the start", default=None)
 
 
-class OrderSection(_Section):
+class OrderSection(Section):
     """Which operators there are, and which comes first."""
 
     name: Name = _key("of the order, in the result row")
     steps: list[Literal["prune", "quantize"]] = _key("operators in the order in which they begin")
 
 
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     """When operators begin, in epochs of the recipe; a budget scales these times."""
 
     t_qw: Time | None = _key("when weights become quantized; fractions allowed, null: never")
@@ -98,7 +95,7 @@ class ScheduleSection(_Section):
     n: Events = _key("number of pruning events")
 
 
-class BudgetSection(_Section):
+class BudgetSection(Section):
     """How much of the recipe is run; null: all of it."""
 
     name: Name = _key("of the budget, in the result row")
@@ -108,7 +105,7 @@ class BudgetSection(_Section):
     test_samples: Window | None = _key("test samples at most; null: all")
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the data comes from."""
 
     source: Literal["real", "synthetic"] = _key("published sets from files, or seeded sets made in memory")
@@ -116,7 +113,7 @@ class DataSection(_Section):
     verify: bool = _key("false: accept a copy whose checksums differ from the published ones; its rows carry a mark")
 
 
-class TrainerSection(_Section):
+class TrainerSection(Section):
     """Device, precision and processes."""
 
     device: Text = _key("auto (a GPU if there is one), cpu, cuda or cuda:N", machine=True)
@@ -138,13 +135,13 @@ class TrainerSection(_Section):
     )
 
 
-class LoggerSection(_Section):
+class LoggerSection(Section):
     """Where training curves go, besides metrics.csv in the run folder."""
 
     name: Text = _key("csv, tensorboard, wandb or mlflow", machine=True)
 
 
-class SitesSection(_Section):
+class SitesSection(Section):
     """Globs over the network's modules; what is absent has no sites."""
 
     quantize_weights: list[Text] = _key("layers whose weights are quantized", default=[])
@@ -153,7 +150,7 @@ class SitesSection(_Section):
     prune_features: list[Text] = _key("modules whose outputs are pruned", default=[])
 
 
-class PaperSizeSection(_Section):
+class PaperSizeSection(Section):
     """What the accounting `paper` charges."""
 
     count_input: bool = _key("whether the network's input is charged", default=False)
@@ -163,7 +160,7 @@ class PaperSizeSection(_Section):
     feature_bits: Bits | None = _key("bits that a quantized feature is charged; null: those it has", default=None)
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """What is trained; all further keys are arguments of the task's constructor."""
 
     model_config = ConfigDict(extra="allow")
@@ -179,7 +176,7 @@ class TaskSection(_Section):
         return dict(self.model_extra or {})
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """The config of one run, checked; attributes are named as the keys."""
 
     seed: Annotated[int, Field(ge=0, le=2**62)] = _key("of initial weights, data order and augmentation")
@@ -198,12 +195,8 @@ class RunConfig(_Section):
     task: TaskSection
 
     @classmethod
-    def check(cls, config: Mapping[str, Any]) -> RunConfig:
-        """Check a resolved config of plain values; retired keys are ignored.
-
-        Raises:
-            UserError: a key is unknown, missing or has an illegal value.
-        """
+    def check(cls, config: Mapping[str, Any]) -> Self:
+        """Check a resolved config but for retired keys. Raises UserError naming a key."""
         try:
             return cls.model_validate(without_retired(config))
         except ValidationError as error:
@@ -241,17 +234,12 @@ LATER_KEYS = LATER_ARGUMENTS | {
 
 def retired_keys(config: Mapping[str, Any]) -> list[str]:
     """List the retired keys that a config holds."""
-    found = []
-    for key in RETIRED:
-        section, name = key.split(".")
-        if isinstance(values := config.get(section), Mapping) and name in values:
-            found.append(key)
-    return found
+    trainer = config.get("trainer")
+    return [key for key in RETIRED if isinstance(trainer, Mapping) and key.removeprefix("trainer.") in trainer]
 
 
 def without_retired(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config without retired keys; `config` itself when it holds none."""
-    for key in retired_keys(config):
-        section, name = key.split(".")
-        config = {**config, section: {inner: value for inner, value in config[section].items() if inner != name}}
-    return config
+    if not (keys := retired_keys(config)):
+        return config
+    return {**config, "trainer": {k: value for k, value in config["trainer"].items() if f"trainer.{k}" not in keys}}

@@ -1,7 +1,5 @@
 """What names a run: signature, folder, and recipe as the paper writes it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -23,14 +21,16 @@ def signature(config: Config) -> str:
     The order of keys and the spelling of whole numbers (200 or 200.0) make no difference, nor do keys of operators
     that the order does not use: a baseline is the same run at any number of bits.
     """
-    return digest(identity(config))
+    return hashlib.sha256(identity_text(config).encode()).hexdigest()
+
+
+def identity_text(config: Config) -> str:
+    """Return the `identity` of a config as JSON with sorted keys."""
+    return json.dumps(identity(config), sort_keys=True, allow_nan=False)
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return the part of a config that makes the run what it is, canonically.
-
-    Machine keys, keys of unused operators, and later keys at their defaults are left out.
-    """
+    """Return a config in canonical form, without the keys that make no difference."""
     values = as_dict(config)
     unused = (*_unused_keys(values["order"]["steps"]), *later_at_default(values))
     return dict(without(values, frozenset((*MACHINE_KEYS, *unused))))
@@ -60,11 +60,6 @@ def _value(config: Any, key: str, default: Any) -> Any:
     return config
 
 
-def digest(kept: Any) -> str:
-    """Return the sha256, in hexadecimal, of plain values such as an `identity`."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
 def short_hash(texts: Iterable[str]) -> str:
     """Return ten hexadecimal digits that stand for texts, whatever their order."""
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:10]
@@ -91,14 +86,11 @@ def run_folder(config: Config) -> Path:
 
 
 def notation(config: Config, steps: Iterable[str] | None = None) -> str:
-    """Write a recipe as the paper does: `P0.5(w,f)->Q8(w,f)`, or `Baseline`.
-
-    steps: some of the order's steps; all of them by default.
-    """
+    """Write a recipe, or `steps` of it, as the paper does: `P0.5(w,f)->Q8(w,f)`."""
     values = as_dict(config)
-    terms = {"prune": lambda: _pruning(values["prune"]), "quantize": lambda: _quantization(values["quantize"])}
+    writers = {"prune": _pruning, "quantize": _quantization}
     steps = values["order"]["steps"] if steps is None else steps
-    return "->".join(terms[step]() for step in steps) or "Baseline"
+    return "->".join(writers[step](values[step]) for step in steps) or "Baseline"
 
 
 def _pruning(options: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """Code that a config names: it runs only if it is qprune's, or the user trusts it."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence

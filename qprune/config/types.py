@@ -4,9 +4,6 @@ The schema uses these types for the keys of every run, a task for the arguments 
 `batch_size: Samples = 128`, or `blocks: Annotated[int, Field(ge=1, le=100)] = 9`.
 """
 
-from __future__ import annotations
-
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -31,27 +28,19 @@ _UNKNOWN = "extra_forbidden"
 
 
 def check(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError unless an annotation allows the value of a task's key.
-
-    An annotation that pydantic cannot check lets every value pass.
-    """
+    """Raise UserError unless an annotation allows the value of a task's key."""
     text = json.dumps(value, default=str)
     if "\\u0000" in text:
         raise UserError(f"{key}={value!r} holds the character NUL; leave it out")
     try:
-        adapter = _adapter(kind)
+        adapter = TypeAdapter[Any](kind, config=STRICT)
         schema = adapter.json_schema()
-    except PydanticUserError:
+    except PydanticUserError:  # an annotation of another kind: every value passes
         return
     try:
         adapter.validate_json(text)  # as JSON: a list may become a tuple
     except ValidationError as error:
         raise UserError(explain(error, schema, key)) from None
-
-
-@functools.lru_cache(maxsize=256)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind, config=STRICT)
 
 
 def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "") -> str:
@@ -90,10 +79,7 @@ def explain(error: ValidationError, schema: Mapping[str, Any], prefix: str = "")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """Say that there is no such key, which one is most similar, and which there are.
-
-    known: all dotted keys, sections included.
-    """
+    """Say that there is no such key, which one is similar, and which are `known`."""
     section, _, name = key.rpartition(".")
     siblings = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
     if not siblings:

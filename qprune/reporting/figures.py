@@ -1,7 +1,5 @@
 """Figures of runs, searches and tensors, drawn from stored files."""
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections import Counter
@@ -37,6 +35,8 @@ PANELS_IN_A_LINE = 6
 _SMALL = 7  # points, of titles over pictures
 
 Pixels = npt.NDArray[Any]
+Names = Mapping[str, str]  # with unit: of scores by metric, or of densities by task
+Entry = Mapping[str, Any]  # of operators.json or histograms.json
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:
@@ -54,23 +54,20 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
     return svg.getvalue()
 
 
-def axes_of(lines: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `size` inches with axes in lines and columns, without frames."""
-    figure = Figure(figsize=size, layout="constrained")
+def axes_of(
+    lines: int, columns: int = 1, width: float = WIDTH, height: float = 3.4, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure (in inches) with axes in lines and columns, without frames."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False, **options).flatten())
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def stacked(rows: int, height: float = 2.2, sharex: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `rows` axes of `height` inches below each other."""
-    return axes_of(rows, 1, (WIDTH, height * rows + 1.2), sharex=sharex)
-
-
-def with_unit(metric: str, names: Mapping[str, str] | None = None) -> str:
+def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
     """Name a metric with its unit, as `names` has it: `psnr_db` is psnr (dB)."""
-    if names and metric in names:
+    if metric in names:
         return names[metric]
     unit = unit_of_score(metric)
     return f"{metric.rpartition('_')[0].replace('_', ' ')} ({unit})" if unit else metric.replace("_", " ")
@@ -81,11 +78,9 @@ def title_of(row: Row) -> str:
     return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (marked)" if row.marks else "")
 
 
-def training_curve(
-    curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] | None = None
-) -> Figure:
+def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] = {}) -> Figure:
     """Draw loss and score over epochs, with shaded phases (float is white)."""
-    figure, axes = stacked(2, sharex=True)
+    figure, axes = axes_of(2, height=5.6, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
     axes[0].plot(curve["epoch"], curve["loss"], color=COLOURS[0], marker=_dots(curve))
@@ -102,14 +97,12 @@ def training_curve(
     return figure
 
 
-def over_time(
-    curve: pd.DataFrame, operators: Sequence[Mapping[str, Any]], timeline: Timeline | None, row: Row
-) -> Figure:
+def over_time(curve: pd.DataFrame, operators: Sequence[Entry], timeline: Timeline | None, row: Row) -> Figure:
     """Draw zeros and fraction bits over epochs: measured dots, planned lines.
 
     timeline: of the run, in its own steps; without it only the dots are drawn, and no fraction bits.
     """
-    figure, axes = stacked(2, height=1.9, sharex=True)
+    figure, axes = axes_of(2, height=5.0, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
     for i, kind in enumerate(KINDS):
@@ -133,7 +126,7 @@ def over_time(
 
 
 def _fraction_bits_over_time(
-    axis: Axes, quantizers: Sequence[Mapping[str, Any]], place: int, timeline: Timeline, steps: int
+    axis: Axes, quantizers: Sequence[Entry], place: int, timeline: Timeline, steps: int
 ) -> None:
     """Draw the mean d* of quantizers of KINDS[place]; equal ones are set apart."""
     event = (timeline.weight_step, timeline.feature_step)[place]
@@ -148,9 +141,9 @@ def _fraction_bits_over_time(
             label = ""
 
 
-def fraction_bits(operators: Sequence[Mapping[str, Any]], row: Row) -> Figure:
+def fraction_bits(operators: Sequence[Entry], row: Row) -> Figure:
     """Draw d* of every quantizer: mean over channels, and range as a bar."""
-    figure, [axis] = stacked(1)
+    figure, [axis] = axes_of(1)
     shown = sorted((o for o in operators if o["operator"] == "quantize"), key=lambda o: bool(o["site"] != INPUT))
     for i, kind in enumerate(KINDS):
         places = [place for place, o in enumerate(shown) if o["kind"] == kind]
@@ -175,9 +168,9 @@ def density_against_score(
     """Draw density (accounting `actual`) against score with the Pareto front.
 
     runs: columns recipe, order, score, density; one line per run. A point is the mean of a recipe, its bar the
-    standard deviation. Many recipes are coloured by their order. unit: of density. names: with unit, by metric.
+    standard deviation. Many recipes are coloured by their order. unit: of density.
     """
-    figure, [axis] = stacked(1, height=3.2)
+    figure, [axis] = axes_of(1, height=4.4)
     points = runs.groupby(["recipe", "order"], sort=True)[["score", "density"]].agg(["mean", "std"]).reset_index()
     scores, densities = points["score", "mean"], points["density", "mean"]
     front = pareto_front(scores.tolist(), densities.tolist(), higher_is_better)
@@ -203,9 +196,9 @@ def density_against_score(
     return figure
 
 
-def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] | None = None) -> Figure:
+def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] = {}) -> Figure:
     """Draw score against T (Fig. 4). points: columns window, recipe, score."""
-    figure, [axis] = stacked(1, height=2.6)
+    figure, [axis] = axes_of(1, height=3.8)
     groups = list(points.groupby("recipe", sort=True))
     for i, (recipe, group) in enumerate(groups):
         runs = group.groupby("window")["score"]
@@ -223,7 +216,7 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
     return figure
 
 
-def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
+def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
     """Draw histograms of features (Fig. 2), with the range of their grids shaded.
 
     sites: as histograms.json has them. What lies outside the range is clipped.
@@ -231,7 +224,7 @@ def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
     chosen = [sites[i] for i in sorted({round(i) for i in np.linspace(0, len(sites) - 1, min(SITES, len(sites)))})]
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)
-    figure, grid = axes_of(lines, columns, (WIDTH if columns > 1 else WIDTH / 1.6, 1.9 * lines + 0.7))
+    figure, grid = axes_of(lines, columns, WIDTH if columns > 1 else WIDTH / 1.6, 1.9 * lines + 0.7)
     for axis in grid[len(chosen) :]:
         axis.set_visible(False)
     for i, (axis, site) in enumerate(zip(grid, chosen, strict=False)):
@@ -254,17 +247,15 @@ def feature_histograms(sites: Sequence[Mapping[str, Any]], row: Row) -> Figure:
 
 def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
     """Draw the first channels of feature masks (C, H, W); black is pruned."""
-    names = list(features)
-    figure, axes = axes_of(len(names), 1, (WIDTH, 1.9 * len(names) + 0.3))
-    for axis, name in zip(axes, names, strict=True):
-        mask = features[name][:channels].astype(float)
+    figure, axes = axes_of(len(features), height=1.9 * len(features) + 0.3)
+    for axis, (name, whole) in zip(axes, features.items(), strict=True):
+        mask = whole[:channels].astype(float)
         tiles = list(np.pad(mask, ((0, 0), (1, 1), (1, 1)), constant_values=0.5))
         half = (len(tiles) + 1) // 2
         tiles += [np.ones_like(tiles[0])] * (2 * half - len(tiles))
         lines = [np.concatenate(tiles[start : start + half], axis=1) for start in (0, half)]
         axis.imshow(np.concatenate(lines), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        size = " x ".join(map(str, features[name].shape))
-        pruned = f"{1 - features[name].mean():.1%} of {size} neurons pruned"
+        pruned = f"{1 - whole.mean():.1%} of {' x '.join(map(str, whole.shape))} neurons pruned"
         axis.set_title(f"{name}: {pruned}; channels 0 to {len(mask) - 1}", fontsize=8)
         axis.axis("off")
     return figure
@@ -304,14 +295,12 @@ def _wrapped(name: str, inches: float) -> str:
 
 def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:
     """Show once what all pictures share at the left (input) and right (target)."""
-    first, *others = pictures.values()
-    differs = np.zeros(first.shape[1], dtype=bool)
-    for other in others:
-        differs |= (first != other).any(axis=(0, 2))
-    if not differs.any():  # one picture, or the same one for all
+    stack = np.stack(list(pictures.values()))
+    first = stack[0]
+    [places] = (stack != first).any(axis=(0, 1, 3)).nonzero()
+    if not len(places):  # one picture, or the same one for all
         return dict(pictures)
-    places = differs.nonzero()[0]
-    left, right = int(places[0]), int(places[-1]) + 1
+    left, right = places[0], places[-1] + 1
     shown = {"input": first[:, :left]} if left > 8 else {}
     shown |= {name: picture[:, left:right] for name, picture in pictures.items()}
     return shown | ({"target": first[:, right:]} if first.shape[1] - right > 8 else {})
@@ -322,15 +311,10 @@ def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[
 
     Filled points are on the panel's front. Colours stand for orders, shapes for sparsities, numbers for bits.
 
-    Args:
-        table: Of models, columns order, bits, sparsity, n, mean, sd, size_mb, density_actual, front, density_front;
-            those without a finished run (n = 0) are not drawn.
-        metric: Name of the score.
-        title: Of the figure, before the number of seeds.
-        limits: The `score` that is needed and the `size_mb` that is allowed, where there are such limits.
-        complete: Whether models that miss the score were searched too.
+    table: of `qprune frontier`; models without a finished run are not drawn. limits: the `score` that is needed and the
+    `size_mb` that is allowed, if any. complete: whether models that miss the score were searched too.
     """
-    figure, [left, right] = axes_of(1, 2, (1.5 * WIDTH, 5.0), sharey=True)
+    figure, [left, right] = axes_of(1, 2, 1.5 * WIDTH, 5.0, sharey=True)
     done = table[table["n"] > 0]
     colours = dict(zip(dict.fromkeys(table["order"]), itertools.cycle(COLOURS)))
     markers = dict(zip(sorted(set(table["sparsity"])), itertools.cycle(MARKERS)))

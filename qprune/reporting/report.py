@@ -1,9 +1,6 @@
 """One self-contained HTML page about the stored runs; no network needed."""
 
-from __future__ import annotations
-
 import base64
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -26,7 +24,7 @@ from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError
 from qprune.reporting import figures, tables
 from qprune.reporting.comparison import compare_orders, differing_keys, too_few_text
-from qprune.reporting.figures import Pixels
+from qprune.reporting.figures import Names, Pixels
 from qprune.runs import folder as run_files
 from qprune.runs.row import Row, row_cells
 from qprune.runs.store import Store
@@ -35,20 +33,15 @@ RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two l
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
 _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
-
-
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
 Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
 def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn: int) -> str:
-    """Write the page.
+    """Write the page and its figures; what is wrong goes to the store's problems.
 
-    Args:
-        store: The runs; what is wrong with them is added to its problems.
-        joined: The tables; figures use their names of scores and units.
-        figure_folder: Where every figure is written too, as PNG and SVG.
-        runs_drawn: Number of runs whose own figures are in the page, a seed of every recipe before the others.
+    joined: figures use the tables' names of scores and units. runs_drawn: runs whose own figures are in the page, a
+    seed of every recipe before the others.
     """
     parts = [part for table, _ in joined for part in table.parts]
     names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
@@ -58,10 +51,11 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
 
     def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
-        made = [(caption, figures.save(figure, figure_folder, name)) for name, caption, figure in pictures]
-        return [
-            {"data": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", "caption": c} for c, svg in made
-        ]
+        found = []
+        for name, caption, figure in pictures:
+            svg = base64.b64encode(figures.save(figure, figure_folder, name)).decode()
+            found.append({"data": f"data:image/svg+xml;base64,{svg}", "caption": caption})
+        return found
 
     def run(row: Row) -> dict[str, Any]:
         place, is_drawn = store.folders[row.signature].path, row.signature in chosen
@@ -91,11 +85,8 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
     )
 
 
-def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator[Picture]:
-    """Draw the figures of one run; a missing or broken file has no figure.
-
-    names: of scores with their unit, by metric.
-    """
+def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
+    """Draw the figures of one run; a missing or broken file has no figure."""
     folder = store.folders[row.signature]
     place, curve, operators = folder.path, folder.metrics(), _list(folder.path / run_files.OPERATORS_FILE)
     timeline = timeline_of(folder.config(), row)
@@ -115,13 +106,8 @@ def figures_of_run(store: Store, row: Row, names: Mapping[str, str]) -> Iterator
         yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
-def figures_of_runs(
-    store: Store, rows: Sequence[Row], names: Mapping[str, str], units: Mapping[str, str]
-) -> Iterator[Picture]:
-    """Draw the figures over runs of one task, budget, data and metric.
-
-    names: of scores with their unit, by metric. units: of density, by task.
-    """
+def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Names) -> Iterator[Picture]:
+    """Draw the figures over runs of one task, budget, data and metric."""
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
         name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"
@@ -182,10 +168,7 @@ def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name: str, head: str) -> Iterator[Picture]:
-    """Draw the pictures of runs side by side: the least seed of each recipe.
-
-    Of many recipes, those of most seeds are shown.
-    """
+    """Draw pictures side by side: the least seed of the recipes with most seeds."""
     seeds = Counter(labels[row.signature] for row in rows)
     first: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: (row.order != "baseline", row.notation, row.seed)):
@@ -217,11 +200,9 @@ def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
 
 def _list(path: Path) -> list[dict[str, Any]]:
     """Read a list of objects in JSON; an empty one where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-    return content if isinstance(content, list) and all(isinstance(entry, dict) for entry in content) else []
+    with suppress(OSError, ValidationError):
+        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
+    return []
 
 
 def _masks(place: Path, most: int = 4) -> dict[str, Pixels]:
@@ -231,9 +212,6 @@ def _masks(place: Path, most: int = 4) -> dict[str, Pixels]:
     except (OSError, SafetensorError):
         return {}
     ending = "output_operators.pruner.mask"
-    masks = {
-        name.removesuffix(ending).rstrip(".") or "input": value
-        for name, value in tensors.items()
-        if name.endswith(ending) and value.ndim == 3 and value.shape[-1] > 1
-    }
-    return dict(list(masks.items())[:most])
+    masks = {name.removesuffix(ending).rstrip("."): mask for name, mask in tensors.items() if name.endswith(ending)}
+    flat = [(name or "input", mask) for name, mask in masks.items() if mask.ndim == 3 and mask.shape[-1] > 1]
+    return dict(flat[:most])

@@ -1,22 +1,21 @@
 """Tables of the paper's values beside stored results: Markdown, LaTeX, CSV.
 
-A table is a list of parts (one task each), a part a list of rows, a row a list of overrides with the paper's values
-beside it: the list that launches the runs is the list that reports them.
+A table is a list of parts (one task each), a part a list of rows, a row a list of overrides with the paper's values.
 """
-
-from __future__ import annotations
 
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from qprune.config.types import STRICT, explain
+from qprune.config.schema import Section
+from qprune.config.types import explain
 from qprune.errors import UserError
+from qprune.runs.row import Row
 from qprune.runs.store import Store
 
 _NUMBERS = (  # columns of a joined part
@@ -28,20 +27,14 @@ HEADINGS = (
     *("recipe", "score", "n", "paper", "difference", "weights Mb (paper | actual)", "features Mb (paper | actual)"),
     *("density (paper's accounting | actual)", "paper's density"),
 )
+_FIELDS = [field.name for field in fields(Row)]
 _LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "+-": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
-
-
-class TableRow(_Section):
-    """A row of our own runs, with the values that the paper prints, if any.
-
-    decimal_from: overrides of the run, with the same seed, whose fraction bits are used from the start (Table 1).
-    """
+class TableRow(Section):
+    """A row of our own runs, with the values that the paper prints, if any."""
 
     label: str
     overrides: list[str]
@@ -49,23 +42,19 @@ class TableRow(_Section):
     density: float | None = None
     weight_mb: float | None = None
     feature_mb: float | None = None
-    decimal_from: list[str] | None = None
+    decimal_from: list[str] | None = None  # the run, of the same seed, whose fraction bits are used (Table 1)
 
 
-class OtherMethod(_Section):
-    """A row that others trained; sizes are counted where elements are known.
-
-    weights, features: elements as the accounting `paper` counts them (features twice; spec 5.1), None where unknown.
-    weight_mb, feature_mb, density: as the paper prints them.
-    """
+class OtherMethod(Section):
+    """A row that others trained; sizes are counted where elements are known."""
 
     label: str
     score: float
     weight_mb: float
     feature_mb: float
     density: float
-    weights: int | None = None
-    features: int | None = None
+    weights: int | None = None  # elements, as the accounting `paper` counts them
+    features: int | None = None  # likewise: twice (spec 5.1)
     weight_bits: float = 32.0
     feature_bits: float = 32.0
     weight_sparsity: float = 0.0
@@ -81,7 +70,7 @@ class OtherMethod(_Section):
         return weight, feature
 
 
-class Part(_Section):
+class Part(Section):
     """The rows of one task. overrides: stand before those of each row."""
 
     name: str
@@ -89,8 +78,8 @@ class Part(_Section):
     unit: str
     density_unit: str
     overrides: list[str]
-    rows: list[TableRow] = []
-    other: list[OtherMethod] = []
+    rows: Sequence[TableRow] = ()
+    other: Sequence[OtherMethod] = ()
 
     @property
     def task(self) -> str:
@@ -98,7 +87,7 @@ class Part(_Section):
         return next((text.removeprefix("task=") for text in self.overrides if text.startswith("task=")), "")
 
 
-class Table(_Section):
+class Table(Section):
     """name: that of its file. title: the caption."""
 
     name: str
@@ -116,12 +105,12 @@ def table_from(name: str, config: Any) -> Table:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a row of a table asks for. signatures: by seed; command: of missing runs."""
+    """What a row of a table needs."""
 
     row: TableRow
-    signatures: Mapping[int, str]
-    seeds: Sequence[int]  # those that must be there; further ones count when they are
-    command: str
+    signatures: Mapping[int, str]  # by seed
+    seeds: Sequence[int]  # that must be there; further ones count when they are
+    command: str  # of missing runs
 
 
 def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
@@ -130,7 +119,8 @@ def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
     joined: list[str] = []
     for want in wanted:
         there = {seed: name for seed, name in want.signatures.items() if name in store.rows}
-        lines.append(_ours(part, want, store.columns.loc[list(there.values())], there))
+        runs = pd.DataFrame([vars(store.rows[name]) for name in there.values()], columns=_FIELDS)
+        lines.append(_ours(part, want, runs.infer_objects(), there))
         joined += there.values()
     lines += [_theirs(method) for method in part.other]
     head = {"part": part.name, "metric": part.metric, "unit": part.unit, "density_unit": part.density_unit}
@@ -178,13 +168,13 @@ def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Cells:
-    """A part of a table as text. missing: label and command of rows that lack runs."""
+    """A part of a table as text."""
 
     heading: str
     lines: list[list[str]]
     best: list[bool]
     notes: list[str]
-    missing: list[tuple[str, str]]
+    missing: list[tuple[str, str]]  # label and command of rows that lack runs
 
 
 def cells(part: pd.DataFrame) -> Cells:
@@ -244,8 +234,7 @@ def csv(parts: Sequence[pd.DataFrame]) -> str:
     table = pd.concat(parts, ignore_index=True)
     for column in ("marks", "missing_seeds"):
         table[column] = ["; ".join(map(str, values)) for values in table[column]]
-    text: str = table.to_csv(index=False, lineterminator="\n")
-    return text
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def number(value: float, sign: bool = False) -> str:

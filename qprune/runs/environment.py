@@ -1,7 +1,5 @@
 """The environment of a run, kept beside its row: versions, machine, commit, data."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import subprocess
@@ -37,13 +35,12 @@ def describe_environment(seed: int, device: torch.device, dataset: dict[str, str
 
 def _git() -> dict[str, Any] | None:
     """Return the commit of this checkout and whether tracked files differ from it."""
-
-    def output(*arguments: str) -> str:
-        options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-        return str(subprocess.run(["git", *arguments], cwd=Path(__file__).parent, **options).stdout).strip()
-
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        changed = output("status", "--porcelain", "--untracked-files=no")
-        return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    commit = done.stdout.strip()
+    return {"commit": commit.removesuffix("-dirty"), "changed": commit.endswith("-dirty")}

@@ -1,7 +1,5 @@
 """One run, from its config to its row: found, resumed or started, in its folder."""
 
-from __future__ import annotations
-
 import io
 import random
 import shutil
@@ -15,7 +13,6 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from safetensors.torch import save as safetensors_bytes
 
 import qprune
@@ -38,29 +35,23 @@ from qprune.runs.row import SCHEMA_VERSION, Row, format_row, make_row
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
+from qprune.training.progress import say
 from qprune.training.setup import attach_operators, build_task, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
 from qprune.training.warm_start import WarmStart
 
 
-def _print(text: str | Text) -> None:
-    Console(soft_wrap=True, highlight=False).print(text)
-
-
 def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
-    """Carry out a run, or find it finished by its signature; return its row, printed.
-
-    An interrupted run is resumed; `force=true` starts afresh.
+    """Carry out, resume or find a run by its signature; return its row, printed.
 
     Args:
         config: Of the run, or its recipe.
         wait: Whether to wait for another process with the same run, and take its row, as the key `wait` says.
-        watch: What may stop the run early; ranks get it pickled.
+        watch: What may stop the run early, with StoppedEarly; ranks get it pickled.
 
     Raises:
         UserError: The config cannot be right; nothing is written.
-        StoppedEarly: The watch stopped the run.
     """
     recipe = Recipe.from_config(config)
     config = recipe.config
@@ -73,7 +64,7 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
             return _finished(folder, config)
         if config.force:
             folder.empty()
-        _print(f"run folder: {folder.path}")
+        say(f"run folder: {folder.path}")
         try:
             row = make_row(**launch(config.trainer.ranks, _train, recipe, folder, watch))
         except UserError:
@@ -84,12 +75,11 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
             raise
         folder.store(row)
         folder.remove_checkpoints()
-        _print(format_row(row))
+        say(format_row(row))
         return row
 
 
 def _finished(folder: RunFolder, config: RunConfig) -> Row:
-    """Return the row of a finished run, printed."""
     row = folder.row()
     if row.signature != identity.signature(config):
         raise UserError(
@@ -97,8 +87,8 @@ def _finished(folder: RunFolder, config: RunConfig) -> Row:
             f"{row.signature[:10]}; delete the folder, or type force=true"
         )
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
-    _print(f"finished before: {folder.path} (force=true runs it again)")
-    _print(format_row(row))
+    say(f"finished before: {folder.path} (force=true runs it again)")
+    say(format_row(row))
     return row
 
 
@@ -113,7 +103,7 @@ def plan(config: Recipe | identity.Config) -> str:
     console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
     sites = plan_of(recipe, task)
     attach_operators(recipe, task, sites)
-    _print_plan(console, _plan_rows(task, sites))
+    _print_plan(console, _plan_table(task, sites))
     return text.getvalue()
 
 
@@ -130,18 +120,10 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
     task.to(device)
     if first_rank:
         _describe(config, folder, task, sites, device)
-    loop = Loop(
-        epochs=recipe.limits.epochs,
-        checkpoints=folder.path / files.CHECKPOINTS,
-        metrics=folder.path / files.METRICS_FILE,
-        seed=config.seed,
-        precision=config.trainer.precision,
-        evaluate_every=config.trainer.evaluate_every,
-        checkpoint_minutes=config.trainer.checkpoint_minutes,
-        compile=config.trainer.compile,
-        watch=watch,
-        run=identity.signature(config),
-    )
+    options = config.trainer.model_dump(include={"precision", "evaluate_every", "checkpoint_minutes", "compile"})
+    curve, checkpoints = folder.path / files.METRICS_FILE, folder.path / files.CHECKPOINTS
+    run = identity.signature(config)
+    loop = Loop(recipe.limits.epochs, checkpoints, curve, config.seed, watch=watch, run=run, **options)
     # Compiled, the float prefix depends on the schedule too: steps that collect for it run eagerly.
     shared = config.trainer.warm_start and config.trainer.ranks == 1 and not config.trainer.compile
     trainer = Trainer(task, compressor, loop, device, WarmStart.of(config, task, device) if shared else None)
@@ -153,7 +135,6 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
 
 
 def _set_up_process(config: RunConfig) -> torch.device:
-    """Set threads, memory, native operators and seeds; return the device."""
     device = choose_device(config.trainer.device, rank_and_world()[0])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -171,10 +152,10 @@ def _set_up_process(config: RunConfig) -> torch.device:
 def _describe(config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device) -> None:
     """Write what is known before training, and print the plan."""
     write_atomically(folder.path / files.CONFIG_FILE, yaml.safe_dump(config.plain(), sort_keys=False).encode())
-    rows = _plan_rows(task, sites)
-    write_atomically(folder.path / files.PLAN_FILE, pd.DataFrame(rows).to_csv(index=False).encode())
+    table = _plan_table(task, sites)
+    write_atomically(folder.path / files.PLAN_FILE, table.to_csv(index=False).encode())
     write_json(folder.path / files.ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
-    _print_plan(Console(soft_wrap=True, highlight=False), rows)
+    _print_plan(Console(soft_wrap=True, highlight=False), table)
 
 
 def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
@@ -234,37 +215,34 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
     return row
 
 
-def _plan_rows(task: Task, sites: Plan) -> list[dict[str, Any]]:
+def _plan_table(task: Task, sites: Plan) -> pd.DataFrame:
     """Return a row per tensor with operators, then one per feature without."""
     rows = []
     for site in (s for s in sites.sites if s.kind == "weight" or s in sites.active):
-        weight = getattr(*weight_place(task.network, site.path)) if site.kind == "weight" else None
-        shape = "" if weight is None else "x".join(map(str, weight.shape))
-        rows.append(
-            {"tensor": site.path, "kind": site.kind, "shape": shape, "prune": site.prune, "quantize": site.quantize}
-        )
+        shape = ""
+        if site.kind == "weight":
+            shape = "x".join(map(str, getattr(*weight_place(task.network, site.path)).shape))
+        rows.append((site.path, site.kind, shape, site.prune, site.quantize))
     others = uncovered_features(task.network, task.example)
     times = Counter(stored.name for stored in others)
     for stored in others:
         # A module whose forward makes several has one name for all of them.
         several = times[stored.name] > 1 and stored.readers
         name = f"{stored.name}, read by {stored.readers[0]}" if several else stored.name
-        size = f"{stored.elements} elements"
-        rows.append({"tensor": name, "kind": "feature", "shape": size, "prune": False, "quantize": False})
-    return rows
+        rows.append((name, "feature", f"{stored.elements} elements", False, False))
+    return pd.DataFrame(rows, columns=["tensor", "kind", "shape", "prune", "quantize"])
 
 
-def _print_plan(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print the number of operators by kind, and the rows as a table."""
-    counts = {
-        f"{kind} {word}": sum(row[operator] for row in rows if row["kind"] == kind)
+def _print_plan(console: Console, plan: pd.DataFrame) -> None:
+    """Print the number of operators by kind, and the plan as a table."""
+    counts = [
+        f"{plan.loc[plan['kind'] == kind, operator].sum()} {kind} {word}"
         for kind in ("weight", "feature")
         for operator, word in (("quantize", "quantizers"), ("prune", "pruners"))
-    }
-    without = sum(not (row["prune"] or row["quantize"]) for row in rows)
-    console.print(f"plan: {', '.join(f'{n} {name}' for name, n in counts.items())}; {without} tensors left alone")
-    table = Table("tensor", "kind", "shape", "prune", "quantize", box=None, pad_edge=False)
-    for row in rows:
-        used = ("yes" if row[key] else "-" for key in ("prune", "quantize"))
-        table.add_row(row["tensor"], row["kind"], row["shape"], *used)
+    ]
+    without = (~(plan["prune"] | plan["quantize"])).sum()
+    console.print(f"plan: {', '.join(counts)}; {without} tensors not compressed")
+    table = Table(*plan.columns, box=None, pad_edge=False)
+    for *row, prune, quantize in plan.itertuples(index=False):
+        table.add_row(*row, "yes" if prune else "-", "yes" if quantize else "-")
     console.print(table)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +71,8 @@ class RunFolder:
         if not found:
             begun = next((each.path for each in folders if (each.path / CONFIG_FILE).exists()), None)
             unfinished = f"; the run in {begun} is not finished" if begun else ""
-            raise UserError(
-                f"no finished run below {results_dir} has a signature that begins with {signature}{unfinished}"
-            )
+            where = f"below {results_dir}"
+            raise UserError(f"no finished run {where} has a signature that begins with {signature}{unfinished}")
         if len(found) > 1:
             raise UserError(f"{len(found)} runs have a signature that begins with {signature}: give more digits")
         return found[0]
@@ -111,8 +110,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK_FILE)
-            lock.acquire(timeout=-1 if wait else 0)
+            held = FileLock(self.path / LOCK_FILE).acquire(timeout=-1 if wait else 0)
         except Timeout:
             raise UserError(
                 f"{self.path} is being run by another process; type wait=true to wait for it and take its row, or "
@@ -120,11 +118,9 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise explained(error, self.path) from error
-        try:
+        with held:
             remove_left_temporaries(self.path)
             yield
-        finally:
-            lock.release()
 
     def empty(self) -> None:
         """Remove everything but the lock."""
@@ -155,33 +151,27 @@ class RunFolder:
 
     def config(self) -> dict[str, Any] | None:
         """Return the resolved config, or None where the file is missing or unreadable."""
-        try:
+        with suppress(ValueError, yaml.YAMLError):
             config = yaml.load(self.config_text() or "", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (ValueError, yaml.YAMLError):
-            return None
-        return config if isinstance(config, dict) else None
+            return config if isinstance(config, dict) else None
+        return None
 
     def config_text(self) -> str | None:
         """Return the text of the config, or None where it is missing or unreadable."""
-        try:
+        with suppress(OSError, ValueError):
             return (self.path / CONFIG_FILE).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return None
+        return None
 
     def metrics(self) -> pd.DataFrame | None:
         """Return the curve, one line per epoch, or None where it is missing or unreadable."""
         import pandas as pd  # late: most of the command line does not need it
 
-        try:
+        with suppress(OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
             return pd.read_csv(self.path / METRICS_FILE)
-        except (OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
-            return None
+        return None
 
     def note_stopped(self, reason: str, optimistic: float) -> None:
-        """Note that the run was stopped early and might have reached `optimistic`.
-
-        It is no result: the checkpoints stay, and the run's own command goes on from them.
-        """
+        """Note that the run was stopped early and might have reached `optimistic`."""
         write_json(self.path / STOPPED_FILE, {"reason": reason, "optimistic_score": optimistic})
 
     def stopped(self) -> tuple[str, float] | None:
@@ -203,10 +193,9 @@ class RunFolder:
         write_atomically(self.path / SUMS_FILE, "".join(lines).encode())
 
     def check(self, *names: str) -> bool:
-        """Raise UserError unless these files are as the run wrote them; missing ones pass.
+        """Raise UserError unless these files are as the run wrote them.
 
-        Returns:
-            Whether there are checksums: a folder from before there were any is accepted.
+        Missing files pass, and all files of a folder from before there were checksums: then the result is False.
         """
         sums = self._sums()
         for name in names if sums is not None else ():
@@ -232,7 +221,6 @@ class RunFolder:
         return sums if len(sums) == len(lines) else {}  # damaged: no file is in it, so that each is refused
 
     def _content(self, name: str) -> bytes | None:
-        """Return the content of a file, or None where there is none."""
         try:
             # not Path.open: with it, ten thousand rows take twice the time
             with open(f"{self.path}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
@@ -250,10 +238,7 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def read_runs(folder: Path) -> tuple[list[tuple[RunFolder, Row]], list[str]]:
-    """As `read_rows`, with each row's folder.
-
-    Of several rows with one signature the first counts: a copied folder must not weigh twice.
-    """
+    """As `read_rows`, with folders; of rows with one signature the first counts."""
     found: dict[str, tuple[RunFolder, Row]] = {}
     problems = []
     # not Path.rglob: it takes longer than reading ten thousand rows

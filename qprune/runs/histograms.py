@@ -1,7 +1,5 @@
 """Fig. 2: the values of each quantized feature against the range of its grid."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 from qprune.compression.functional import integer_range
 from qprune.compression.prepare import FeatureOperators
-from qprune.compression.pruner import Pruner
 
 ELEMENTS = 1 << 22  # counted per site, the first ones that come: enough for a tail of one in a million
 _BINS, _BINS_IN_RANGE = 512, 128
@@ -21,18 +18,14 @@ _BINS, _BINS_IN_RANGE = 512, 128
 
 @dataclass
 class Counts:
-    """Counts of a feature's values in bins whose width doubles for far values.
-
-    The grid of `bits` and `decimal` has the range [-2^(bits-1), 2^(bits-1) - 1] * 2^-decimal, about 128 bins; `below`
-    and `above` count the values outside.
-    """
+    """Counts of a feature's values in bins whose width doubles for far values."""
 
     site: str
     bits: int
     decimal: int
     width: float = 0.0
     elements: int = 0
-    below: int = 0
+    below: int = 0  # the range of the grid: [-2^(bits-1), 2^(bits-1) - 1] * 2^-decimal
     above: int = 0
     least: float = float("inf")
     largest: float = float("-inf")
@@ -70,17 +63,14 @@ class Counts:
         low, high = self.range
         filled = self.counts.nonzero().flatten()
         first, last = int(filled[0]), int(filled[-1])
-        names = ("site", "bits", "decimal", "elements", "below", "above", "least", "largest", "width")
-        plain = {name: getattr(self, name) for name in names}
-        plain |= {"low": low, "high": high, "start": (first - _BINS // 2) * self.width}
-        return plain | {"counts": self.counts[first : last + 1].tolist()}
+        start, counts = (first - _BINS // 2) * self.width, self.counts[first : last + 1].tolist()
+        return vars(self) | {"low": low, "high": high, "start": start, "counts": counts}
 
 
 def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> list[dict[str, Any]]:
     """Count the values at every feature quantizer while `evaluate` runs, see `Counts`.
 
-    Pruned elements, which are zero and are not stored, are not counted. `evaluate` is broken off once every site has
-    seen `ELEMENTS` values.
+    Pruned elements are not counted. `evaluate` is broken off once every site has seen `ELEMENTS` values.
     """
     sites: list[tuple[FeatureOperators, Counts]] = []
     for operators in network.modules():
@@ -89,7 +79,8 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
             sites.append((operators, Counts(operators.site, quantizer.bits, int(quantizer.decimal))))
 
     def count(operators: Any, args: tuple[Any, ...], counts: Counts) -> None:
-        counts.add(_kept(args[0], operators.pruner))
+        x, pruner = args[0], operators.pruner
+        counts.add(x.masked_select(pruner.fitted(x).bool().expand_as(x)) if pruner and pruner.active else x)
         if all(each.elements >= ELEMENTS for _, each in sites):
             raise _Enough
 
@@ -103,10 +94,3 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
 
 class _Enough(BaseException):
     """Ends an evaluation whose result is not needed; no `except Exception` stops it."""
-
-
-def _kept(x: Tensor, pruner: Pruner | None) -> Tensor:
-    """Return the elements of a feature (B, C, ...) that its pruner keeps."""
-    if pruner is None or not pruner.active:
-        return x
-    return x.masked_select(pruner.fitted(x).bool().expand_as(x))

@@ -1,9 +1,8 @@
 """The runs that a sweep makes: which there are, how far each is, and how long the rest takes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,23 +20,17 @@ from qprune.runs.row import Row
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep; its overrides are as they would be typed.
+    """One run of a sweep."""
 
-    state: `done`, `running`, `interrupted`, `to do`, or `broken` for a row that cannot be read. row: if it is done.
-    """
-
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # as they would be typed
     config: RunConfig
     folder: Path
-    state: str
-    row: Row | None
+    state: str  # done, running, interrupted, to do, or broken for a row that cannot be read
+    row: Row | None  # if it is done
 
 
 def expand(arguments: Sequence[str], config_dir: str | None = None) -> list[str]:
-    """Replace +sweep=NAME by the overrides of that sweep, and drop those of retired keys, with a line printed.
-
-    What the sweep overrides and is given anyway is left out. Raises UserError for an unknown or broken sweep.
-    """
+    """Replace +sweep=NAME by its overrides of keys not given; drop retired keys."""
     given = {key_of(text) for text in arguments}
     expanded: list[str] = []
     for text in arguments:
@@ -61,7 +54,7 @@ def _named_sweep(name: str, config_dir: str | None) -> list[str]:
 
 
 def presets(kind: str, config_dir: str | None = None) -> dict[str, str]:
-    """Read the files of SWEEP or TABLE: the content by name, those in the folder `kind` of config_dir included."""
+    """Read the files of SWEEP or TABLE, also those below config_dir: text by name."""
     folders = [files("qprune") / "presets" / kind]
     if config_dir is not None and (Path(config_dir) / kind).is_dir():
         folders.append(Path(config_dir) / kind)
@@ -79,7 +72,7 @@ def yaml_value(text: str, where: str) -> Any:
 
 
 def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job]:
-    """List the runs that these overrides make, in the sweep's order; a run counts once. Raises UserError."""
+    """List the runs that these overrides make, in the sweep's order, each once."""
     found: dict[Path, Job] = {}
     with Composer(config_dir) as composer:
         for words in composer.jobs(overrides):
@@ -98,12 +91,10 @@ def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
     measured: dict[tuple[Any, ...], list[float]] = {}
     for folder in {Path(job.config.results_dir) / job.config.task.name for job in jobs}:
         for path in sorted(folder.glob(f"*/{TIMING_FILE}")):
-            try:
+            with suppress(ValueError, KeyError, TypeError):  # no measurement; the run itself is judged elsewhere
                 seconds = float(json.loads(path.read_bytes())["training_seconds"])
                 kind = _kind(RunConfig.check(RunFolder(path.parent).config() or {}))
-            except (ValueError, KeyError, TypeError):
-                continue  # no measurement; the run itself is judged elsewhere
-            measured.setdefault(kind, []).append(seconds)
+                measured.setdefault(kind, []).append(seconds)
     left: dict[Path, float | None] = {}
     for job in jobs:
         if job.state != "done":
@@ -119,9 +110,8 @@ def time_left_text(jobs: Sequence[Job]) -> str:
     seconds = sum(seconds or 0.0 for seconds in left.values())
     text = f"about {duration(seconds)} of training on one process, from the measured steps of finished runs"
     if unknown:
-        text = (f"{text}; and " if seconds else "") + (
-            f"{unknown} runs of unknown length: no run of their task and budget is finished"
-        )
+        text = f"{text}; and " if seconds else ""
+        text += f"{unknown} runs of unknown length: no run of their task and budget is finished"
     return f"time left: {text}"
 
 
@@ -140,5 +130,7 @@ def _kind(config: RunConfig) -> tuple[Any, ...]:
 def _progress(job: Job) -> float:
     """Return the fraction of an interrupted run that its curve shows as trained."""
     curve = RunFolder(job.folder).metrics()
+    if curve is None or "epoch" not in curve or curve.empty:
+        return 0.0
     epochs = min(job.config.epochs, job.config.budget.epochs or job.config.epochs)
-    return 0.0 if curve is None or "epoch" not in curve or not len(curve) else min(1.0, curve["epoch"].max() / epochs)
+    return min(1.0, float(curve["epoch"].max()) / epochs)

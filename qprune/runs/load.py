@@ -1,7 +1,5 @@
 """A finished run reloaded: its task, trained network and the network's inputs."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -9,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -43,7 +41,7 @@ class FinishedRun:
     compressor: Compressor
 
     @classmethod
-    def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
+    def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reload a run, found by folder or signature, on the CPU. Raises UserError.
 
         `changes` are machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
@@ -133,10 +131,7 @@ class _InputFound(Exception):
 
 
 def count_features(folder: Path) -> None:
-    """Write the histograms of a finished run that was made before there were any.
-
-    The run's data must be there: where its config says, or below QPRUNE_DATA. Raises UserError naming what is not.
-    """
+    """Write the histograms of a finished run that has none. Raises UserError."""
     root = os.environ.get("QPRUNE_DATA")
     run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
     trainer, device = run.config.trainer, choose_device(run.config.trainer.device)

@@ -3,8 +3,6 @@
 A row holds no times, dates or paths: the same config and seed on the same machine give a file with the same bytes.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -24,10 +22,7 @@ Bits = Annotated[float, Field(ge=0)]
 class Row:
     """One finished run, checked by pydantic.
 
-    `metric` names the score of the last epoch, with its unit; `metrics` are further figures of that evaluation.
-    `marks` are reasons why the row may not pass for the paper's. `arithmetic` is the version of the arithmetic that the
-    run was trained with: rows of different versions differ in bits. Sizes in bits and performance densities are in
-    the accountings `paper` and `actual` (spec 5.2).
+    Sizes in bits and performance densities are in the accountings `paper` and `actual` (spec 5.2).
     """
 
     schema_version: Literal[1]
@@ -36,14 +31,14 @@ class Row:
     order: str
     notation: str
     seed: Annotated[int, Field(ge=0)]
-    metric: str
+    metric: str  # name of the score of the last epoch, with its unit
     score: float
     higher_is_better: bool
     epochs: Count
     steps: Count
     budget: str
     data_source: str
-    marks: list[str]
+    marks: list[str]  # reasons why the row may not pass for the paper's
     weight_sparsity: Fraction
     feature_sparsity: Fraction
     weight_bits_paper: Bits
@@ -54,8 +49,8 @@ class Row:
     feature_bits_actual: Bits
     input_bits_actual: Bits
     density_actual: float
-    metrics: dict[str, float]
-    arithmetic: Count = 1
+    metrics: dict[str, float]  # further figures of the last evaluation
+    arithmetic: Count = 1  # version of the arithmetic of training: rows of different versions differ in bits
 
 
 _ROW = TypeAdapter(Row)
@@ -113,7 +108,7 @@ def format_row(row: Row) -> Text:
 
 
 def row_cells(row: Row) -> dict[str, str]:
-    """Return a row for a table of runs: text by heading; sizes in the accounting `actual`."""
+    """Return a row for a table of runs: text by heading, with `actual` sizes."""
     return {
         "recipe": row.notation,
         "task": row.task,

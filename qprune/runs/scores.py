@@ -1,8 +1,5 @@
 """Scores of finished runs: their units, and the Pareto front."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
 
 _UNITS = {"db": ("dB", "dB"), "percent": ("%", "pp")}  # of a score, and of a difference: pp are percentage points
@@ -21,15 +18,10 @@ def unit_of_difference(metric: str) -> str:
 def pareto_front(scores: Sequence[float], densities: Sequence[float], higher_is_better: bool) -> list[int]:
     """Return the places of the points that no other one beats, by score.
 
-    To beat is to be at least as good in score and density, and better in one of them: of points that are the same in
-    both, none beats another, and the front has all of them or none.
+    To beat is to be at least as good in score and density, and better in one of them: equal points beat none.
     """
-    sign = 1 if higher_is_better else -1
-    front: list[int] = []
-    densest, last = -math.inf, (math.nan, math.nan)
-    for i in sorted(range(len(scores)), key=lambda i: (-sign * scores[i], -densities[i])):
-        here = (scores[i], densities[i])
-        if here[1] > densest or here == last:  # all before it are at least as good in score
-            front.append(i)
-            densest, last = here[1], here
+    points = [
+        (score if higher_is_better else -score, density) for score, density in zip(scores, densities, strict=True)
+    ]
+    front = [i for i, (s, d) in enumerate(points) if not any(a >= s and b >= d and (a, b) != (s, d) for a, b in points)]
     return sorted(front, key=lambda i: scores[i])

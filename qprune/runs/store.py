@@ -1,15 +1,11 @@
 """The stored runs that tables and figures read, checked against their files."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from operator import attrgetter
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import Self
 
 from qprune.config import signature as identity
 from qprune.errors import UserError
@@ -28,7 +24,7 @@ class Store:
     checked: set[str] = field(default_factory=set)
 
     @classmethod
-    def read(cls, folder: Path) -> Store:
+    def read(cls, folder: Path) -> Self:
         """Read all rows, also of `published` beside the folder; UserError without both."""
         published = folder.parent / PUBLISHED
         if not folder.is_dir() and not published.is_dir():
@@ -52,19 +48,10 @@ class Store:
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
-                for made in ("columns", "seeds"):
-                    self.__dict__.pop(made, None)
-
-    @functools.cached_property
-    def columns(self) -> pd.DataFrame:
-        """The rows as a table, a column per field, by signature."""
-        rows = self.rows.values()
-        columns = {each.name: list(map(attrgetter(each.name), rows)) for each in fields(Row)}
-        return pd.DataFrame(columns, index=pd.Index(list(self.rows), dtype="object"))
 
     @functools.cached_property
     def seeds(self) -> dict[tuple[str, str], set[int]]:
-        """The seeds of the rows, by order and task."""
+        """The seeds of the rows, by order and task, of rows left out later too."""
         found: dict[tuple[str, str], set[int]] = {}
         for row in self.rows.values():
             found.setdefault((row.order, row.task), set()).add(row.seed)

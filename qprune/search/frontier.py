@@ -28,16 +28,13 @@ SPREADS = 2.0  # the margin is at least so many standard deviations between seed
 
 @dataclass(frozen=True)
 class Point:
-    """A model of the grid. families: those in which it is compared.
-
-    size_bits: of weights, features and input, as planned (accounting `actual`).
-    """
+    """A model of the grid."""
 
     name: str
-    families: frozenset[str]
+    families: frozenset[str]  # in which it is compared
     bits: int
     sparsity: float
-    size_bits: float
+    size_bits: float  # of weights, features and input, as planned (accounting `actual`)
 
     @property
     def is_float(self) -> bool:
@@ -56,14 +53,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a point. scores: by seed; rows: of the same runs.
+    """What is known of a point."""
 
-    optimistic: of a run that was stopped early, the best score that it could still have reached but for the margin.
-    """
-
-    scores: Mapping[int, float] = field(default_factory=dict)
-    optimistic: float | None = None
-    rows: Sequence[Row] = ()
+    scores: Mapping[int, float] = field(default_factory=dict)  # by seed
+    optimistic: float | None = None  # of a run that was stopped early: the best score within its reach, without margin
+    rows: Sequence[Row] = ()  # of the same runs as `scores`
 
     @property
     def mean(self) -> float:
@@ -90,15 +84,12 @@ class Amount:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: largest loss, and largest size in bits (None: any).
-
-    margin: how far A1 and A2 may be off, and how much of a difference may be chance. metric: name of the score.
-    """
+    """What is asked; None: any loss, any size."""
 
     higher_is_better: bool
     max_loss: Amount | None = None
     max_size_bits: float | None = None
-    margin: Amount = Amount(1.0, True)
+    margin: Amount = Amount(1.0, True)  # how far A1 and A2 may be off, and how much of a difference may be chance
     metric: str = field(default="score", repr=False)
 
     @property
@@ -120,9 +111,8 @@ class Question:
 class Search:
     """The points, what is known of each, and what follows from it.
 
-    reference_score: the float network's, once there is one. margin: in the score's unit, as asked for, and at least
-    SPREADS deviations between seeds (pooled over points); infinite without a reference, when nothing is judged.
-    least_quality: what a model needs to lose no more than is allowed.
+    margin: in the score's unit, as asked for, and at least SPREADS deviations between seeds (pooled over points);
+    infinite without the float network's score, when nothing is judged.
     """
 
     def __init__(self, points: Sequence[Point], known: Mapping[Point, Known], question: Question) -> None:
@@ -131,7 +121,7 @@ class Search:
         self.finished = [point for point in points if self.known[point].scores]
         self.reference = next((point for point in points if point.is_float), None)
         self.reference_score: float | None = None
-        self.margin, self.least_quality = math.inf, -math.inf
+        self.margin, self.least_quality = math.inf, -math.inf  # the least: to lose no more than is allowed
         if self.reference in self.finished:
             self.reference_score = self.known[self.reference].mean
             found = [self.known[point] for point in self.finished]
@@ -212,7 +202,7 @@ class Search:
         mine, size = self.reached(point), self.size(point)
         better = [p for p in self.finished if self.reached(p) > mine and not self.exceeds(p, size)]
         smaller = [p for p in self.finished if self.reached(p) == mine and self.exceeds(point, self.size(p))]
-        return max([p for p in self.finished if p in better or p in smaller], key=self.reached, default=None)
+        return max(better + smaller, key=self.reached, default=None)
 
     def front(self) -> list[Point]:
         """Return the finished points that none dominates, the smallest first."""
@@ -228,8 +218,8 @@ class Search:
     def close_calls(self, answer: Point) -> list[Point]:
         """Return smaller points that miss the score by less than the margin."""
         least = self.least_quality
-        smaller = [point for point in self.finished if self.size(point) < self.size(answer)]
-        return sorted((p for p in smaller if least - self.margin <= self.reached(p) < least), key=self.size)
+        close = [p for p in self.finished if least - self.margin <= self.reached(p) < least]
+        return sorted((p for p in close if self.size(p) < self.size(answer)), key=self.size)
 
 
 def in_order(points: Iterable[Point]) -> list[Point]:
@@ -238,18 +228,17 @@ def in_order(points: Iterable[Point]) -> list[Point]:
     So both ends and the corners come first, and what they show spares runs between them. Of equally far points the
     milder comes first, since A1 says more from it.
     """
-    remaining = list(points)
-    ordered = [point for point in remaining if point.is_float]
-    remaining = [point for point in remaining if not point.is_float]
+    remaining = sorted(points, key=lambda point: not point.is_float)
+    ordered = [remaining.pop(0)] if remaining[0].is_float else []
     bits, sparsities = sorted({-p.bits for p in remaining}), sorted({p.sparsity for p in remaining})
-
-    def place(point: Point) -> tuple[float, float]:  # of bits and sparsity, from 0 (mild) to 1 (harsh)
-        ranks = bits.index(-point.bits), sparsities.index(point.sparsity)
-        return ranks[0] / max(1, len(bits) - 1), ranks[1] / max(1, len(sparsities) - 1)
+    place = {  # of bits and sparsity, from 0 (mild) to 1 (harsh)
+        p: (bits.index(-p.bits) / max(1, len(bits) - 1), sparsities.index(p.sparsity) / max(1, len(sparsities) - 1))
+        for p in remaining
+    }
 
     def rank(point: Point, family: str) -> tuple[float, float]:
-        near = [math.dist(place(point), place(other)) for other in ordered if family in other.families]
-        return min(near, default=math.inf), -sum(place(point))
+        near = [math.dist(place[point], place[other]) for other in ordered if family in other.families]
+        return min(near, default=math.inf), -sum(place[point])
 
     families = list(dict.fromkeys(family for point in remaining for family in sorted(point.families)))
     while remaining:

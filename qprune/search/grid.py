@@ -1,7 +1,5 @@
 """The grid of a search, read from KEY=VALUE: models, runs, question."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -35,21 +33,17 @@ Run = tuple[Point, int]  # a model and a seed
 
 @dataclass(frozen=True)
 class Grid:
-    """The models in the order of trying, their runs, and what is asked.
+    """The models, their runs, and what is asked."""
 
-    overrides, configs, signatures, folders: by run; a finished run may be in the folder `published`. stops: whether
-    hopeless runs are stopped early. exhaustive: whether every run is carried out to its end.
-    """
-
-    points: list[Point]
+    points: list[Point]  # in the order of trying
     seeds: list[int]
     overrides: dict[Run, list[str]]
     configs: dict[Run, RunConfig]
     signatures: dict[Run, str]
-    folders: dict[Run, RunFolder]
+    folders: dict[Run, RunFolder]  # of finished runs perhaps below `published`
     question: Question
-    stops: bool
-    exhaustive: bool
+    stops: bool  # whether hopeless runs are stopped early
+    exhaustive: bool  # whether every run is carried out to its end
 
     def config(self, point: Point | None = None) -> RunConfig:
         """Return the config of a model's first run, or of the first model's."""
@@ -57,11 +51,7 @@ class Grid:
 
 
 def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False) -> Grid:
-    """Read the grid that these words ask for; nothing is written.
-
-    Raises:
-        UserError: A word is wrong, or a stored row does not fit the files beside it.
-    """
+    """Read the grid of these words. Raises UserError, also for rows that were edited."""
     own, overrides = _separated(expand(arguments, config_dir))
     models: dict[Point, list[str]] = {}
     with Composer(config_dir) as composer:
@@ -134,11 +124,7 @@ def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[tuple[list[str], str, set[str]]]:
-    """Make the overrides of every cell; cells whose runs are the same are one.
-
-    Returns:
-        Of each cell: overrides without the seed, those of further keys that vary, and its families.
-    """
+    """Return each cell's overrides but the seed, further varied keys, and families."""
     bits, sparsities = _numbers("bits", choices["quantize.bits"]), _numbers("sparsity", choices["prune.sparsity"])
     others = {key: texts for key, texts in choices.items() if key not in DEFAULTS}
     fixed = [texts[0] for texts in others.values() if len(texts) == 1]

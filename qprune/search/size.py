@@ -1,7 +1,5 @@
 """The size that a run will end with, before it is trained."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

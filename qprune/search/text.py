@@ -1,7 +1,5 @@
 """What `qprune frontier` prints: plan, reasons, table and answer."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Collection
@@ -22,17 +20,13 @@ def asked_text(grid: Grid, runs: bool) -> str:
     """Say what is asked, and if there are to be runs, how they are spared."""
     asked = grid.question
     better, limits = "higher" if asked.higher_is_better else "lower", asked.limits_text("lose", "are")
-    text = (
-        f"{grid.config().task.name}, {asked.metric} ({better} is better): models that no other one beats in size and "
-    )
-    text += f"score, and that {limits}" if limits else "score"
+    text = f"{grid.config().task.name}, {asked.metric} ({better} is better): models that no other one beats"
+    text += f" in size and score{f', and that {limits}' if limits else ''}"
     if runs and grid.exhaustive:
         text += "\nevery run is carried out to its end"
     elif runs:
-        stopped = " or stopped early" if grid.stops else ""
-        text += (
-            f"\nmodels that cannot matter are left out{stopped}; margin for chance: {asked.amount_text(asked.margin)}"
-        )
+        text += f"\nmodels that cannot matter are left out{' or stopped early' if grid.stops else ''}"
+        text += f"; margin for chance: {asked.amount_text(asked.margin)}"
     return text
 
 
@@ -62,21 +56,20 @@ def outcome(grid: Grid, search: Search, failed: Collection[Run]) -> pd.DataFrame
         line |= {f"{kind}s_mb": _mean(search, point, f"{kind}_bits_actual") / 1e6 for kind in ("weight", "feature")}
         line |= {"size_mb": search.size(point) / 1e6}
         line |= {name: _mean(search, point, name) for name in ("density_actual", "density_paper")}
-        line["dominated_by"] = "" if rival is None else str(points.index(rival) + 1)
-        line["front"], line["allowed"] = "no" if rival else "yes", "yes" if search.is_allowed(point) else "no"
-        line |= {} if known.scores else {"front": "", "allowed": ""}
+        line |= {"front": "", "density_front": "", "dominated_by": "", "allowed": ""}
+        if known.scores:
+            line |= {"front": "no" if rival else "yes", "allowed": "yes" if search.is_allowed(point) else "no"}
+            line["dominated_by"] = str(points.index(rival) + 1) if rival else ""
         found.append(line | {"state": _state(grid, search, point, failed)})
     table = pd.DataFrame(found)
     table["density_front"] = density_front(table, search.question.higher_is_better)
-    columns = ["#", "model", "order", "bits", "sparsity", "n", "mean", "sd", *_NAMES]
-    return table[[*columns, "front", "density_front", "dominated_by", "allowed", "state"]]
+    return table
 
 
 def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
     """Return `yes` for models on the front of score and density, else `no`."""
     done = table[table["n"] > 0]
-    places = pareto_front(done["mean"].tolist(), done["density_actual"].tolist(), higher_is_better)
-    front = set(done.index[places])
+    front = done.index[pareto_front(done["mean"].tolist(), done["density_actual"].tolist(), higher_is_better)]
     return ["" if n == 0 else "yes" if i in front else "no" for i, n in table["n"].items()]
 
 
@@ -89,12 +82,10 @@ def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
     if grid.question.max_loss is not None and not grid.exhaustive:
         lines.append("models that lose more than is allowed are not looked for: among them the front may lack some")
     if grid.question.margin.of(search.reference_score or 0.0) < search.margin < math.inf:
-        lines.append(
-            f"margin for chance: {search.margin:.2g}{grid.question.unit}, {SPREADS:g} deviations between seeds"
-        )
+        margin = f"{search.margin:.2g}{grid.question.unit}"
+        lines.append(f"margin for chance: {margin}, {SPREADS:g} deviations between seeds")
     marks = dict.fromkeys(mark for known in search.known.values() for row in known.rows for mark in row.marks)
-    lines += [f"mark: {mark}" for mark in marks]
-    lines.append(answer_text(grid, search))
+    lines += [*(f"mark: {mark}" for mark in marks), answer_text(grid, search)]
     if missing := sum(state.endswith(MISSING) or state == "failed" for state in table["state"]):
         lines.append(f"not the last word: runs of {missing} models that could matter are missing")
     return "\n".join(lines)
@@ -107,7 +98,7 @@ def answer_text(grid: Grid, search: Search) -> str:
     tried = [point for point in search.finished if not point.is_float]
     if not tried:
         return "no answer: no compressed model is finished"
-    limits, answer = grid.question.limits_text("loses", "is"), search.answer()
+    limits, answer, unit = grid.question.limits_text("loses", "is"), search.answer(), grid.question.unit
     if not limits:
         dense = max(tried, key=lambda point: _mean(search, point, "density_actual"))
         return f"the greatest density has {_described(grid, search, dense)}\nmax_loss=1% or max_size=20Mb asks for more"
@@ -116,15 +107,13 @@ def answer_text(grid: Grid, search: Search) -> str:
         return f"answer: no model {limits}; the best one is {_described(grid, search, best)}"
     kind = "best" if grid.question.max_loss is None else "smallest"
     lines = [f"answer: the {kind} model that {limits} is {_described(grid, search, answer)}"]
-    words = [word for word in grid.overrides[answer, grid.seeds[0]] if not word.startswith("seed=")]
-    lines.append(
-        f"its runs: qprune list runs results_dir={grid.config().results_dir}; again: qprune run {shlex.join(words)}"
-    )
+    words = shlex.join(word for word in grid.overrides[answer, grid.seeds[0]] if not word.startswith("seed="))
+    lines.append(f"its runs: qprune list runs results_dir={grid.config().results_dir}; again: qprune run {words}")
     for point in search.close_calls(answer):
+        missing = f"misses it by {search.least_quality - search.reached(point):.2g}{unit}"
         lines.append(
-            f"close: {point.name} ({search.size(point) / 1e6:.4g} Mb) misses it by "
-            f"{search.least_quality - search.reached(point):.2g}{grid.question.unit}, less than the margin of "
-            f"{search.margin:.2g}{grid.question.unit}; more seeds could change the answer"
+            f"close: {point.name} ({search.size(point) / 1e6:.4g} Mb) {missing}, less than the margin of "
+            f"{search.margin:.2g}{unit}; more seeds could change the answer"
         )
     return "\n".join(lines)
 

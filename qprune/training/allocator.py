@@ -4,8 +4,6 @@ By default glibc returns large buffers to the system and pays page faults for fr
 time of a step of MobileNetV2.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

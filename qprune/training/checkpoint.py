@@ -1,7 +1,5 @@
 """Checkpoints: saved atomically, verified, and loaded without running code."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -10,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from qprune.atomic_write import write_atomically
 
@@ -53,14 +49,6 @@ def load_newest(folder: Path, latest: int | None = None) -> dict[str, Any] | Non
 def steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, the newest first."""
     return [_step(path) for path in _newest_first(folder)]
-
-
-def copied_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of `state` on the CPU, which training does not change."""
-    copied: dict[str, Any] = tree_map(
-        lambda leaf: leaf.to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, state
-    )
-    return copied
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -4,11 +4,9 @@ Operators are part of the graph: their modes are guards, their masks and fractio
 A graph therefore holds from one schedule event to the next, and the first event of each kind makes a new one. Steps
 that collect, smaller last batches and evaluation run eagerly: they are few, and each would need a graph of its own.
 
-A compiler adds the sums of convolutions and norms in an order of its own, as does another layout of the weights
-(`trainer.channels_last`). Results then differ in their last bits: both keys are part of a run's signature.
+A compiler adds sums in an order of its own, as does another layout of the weights (`trainer.channels_last`). Results
+then differ in their last bits: both keys are part of a run's signature.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -34,13 +32,11 @@ _CPU_OPTIONS = {
 
 
 class CompiledSteps:
-    """A network whose calls are compiled, and the context of each of its steps.
-
-    seconds: time of the steps in which something was compiled; it is not counted as training.
-    """
+    """A network whose calls are compiled, and the context of each of its steps."""
 
     def __init__(self, network: nn.Module, timeline: Timeline, device: torch.device) -> None:
-        self.timeline, self.device, self.seconds = timeline, device, 0.0
+        self.timeline, self.device = timeline, device
+        self.seconds = 0.0  # of the steps in which something was compiled; they are not counted as training
         self._seen: set[tuple[bool, bool, bool]] = set()
         self._compiling = False
         compile_network(network, device)
@@ -110,8 +106,8 @@ def fuse(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 def arrange(task: Task, channels_last: bool | None, compiled: bool, device: torch.device) -> None:
     """Lay out the weights (O, I, h, w) of a task with channels last, or first (False).
 
-    None: as the task has them, but channels last for steps that are compiled for a CPU, where inductor chooses that
-    for convolutions anyway: masks then have the strides of their features. Call it before operators are attached.
+    None: as the task has them, but channels last for steps that are compiled for a CPU, where inductor chooses that for
+    convolutions anyway: masks, which are attached later, then have the strides of their features.
     """
     if channels_last is None:
         if not compiled or device.type != "cpu":

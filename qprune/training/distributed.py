@@ -1,7 +1,6 @@
 """Devices and ranks: launch processes, share batches out, average gradients."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import logging
 import os
@@ -40,7 +39,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the autocast context of a precision; operators still compute in float32."""
-    one_of("trainer.precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
@@ -50,8 +48,6 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
 
     torch's elastic agent starts them, so that a rank that dies ends the others instead of hanging them.
     """
-    if ranks < 1:
-        raise UserError(f"trainer.ranks={ranks} is not a number of processes; type a whole number >= 1")
     if ranks == 1:
         return work(*args)
     config = LaunchConfig(
@@ -83,11 +79,9 @@ def _error_of_ranks(reports: Path) -> Exception:
     When one rank ends, the others fail in their communication with it: errors for the user take precedence.
     """
     failed = [json.loads(report.read_text()) for report in sorted(reports.iterdir())]
-    kinds: tuple[type[Exception], ...] = (UserError, RunFailure, StoppedEarly, Interrupted)
-    for kind in kinds:
-        for report in failed:
-            if report["kind"] == kind.__name__:
-                return kind(report["message"])
+    for kind, report in itertools.product((UserError, RunFailure, StoppedEarly, Interrupted), failed):
+        if report["kind"] == kind.__name__:
+            return kind(report["message"])
     last = "; ".join(f"rank {report['rank']} last said {report['kind']}: {report['message']}" for report in failed)
     return RunFailure(f"a rank died, and the others were stopped{': ' if last else ''}{last}")
 
@@ -133,17 +127,16 @@ def share_of(batch: Any) -> tuple[Any, float]:
         return part
 
     if isinstance(batch, list):
-        part = cut(batch)
-    else:
-        part = tree_map(lambda leaf: cut(leaf) if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
+        return cut(batch), fractions[0]
+    part = tree_map(lambda leaf: cut(leaf) if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
     return part, fractions[0]
 
 
 def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Have optimizers step on the whole batch's gradient, the ranks' weighted mean.
 
-    A hook on the optimizers rather than a wrapper around networks: names and deep copies stay as they are, and any
-    number of networks, calls and backward passes between two steps works.
+    A hook rather than a wrapper around networks: names and deep copies stay as they are, and any number of networks and
+    backward passes between two steps works.
     """
     if rank_and_world()[1] == 1:
         return
@@ -179,8 +172,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def take_from_first_rank(network: nn.Module) -> None:
     """Broadcast rank 0's weights and statistics, tensor by tensor in a fixed order.
 
-    Operators are left out: rank 0 alone collects, so that its sums differ from those of the others meanwhile; masks
-    and fraction bits are equal on all ranks anyway.
+    Operators are left out: rank 0 alone collects sums meanwhile; masks and fraction bits are equal on all ranks anyway.
     """
     if rank_and_world()[1] == 1:
         return

@@ -1,13 +1,10 @@
 """Early stopping: how far a run may still rise, judged by finished runs.
 
-A run is judged only after its last event, when nothing of the compression is still to come, and when no more epochs are
-left than it has trained since. Its optimistic end is its best score since then and the larger one of two rises: its own
-over as many epochs as are left (recovery slows down), and the largest that finished runs of the same schedule showed
-from that epoch, or a later one, to their end (the learning rate may fall). At least LEAST_RUNS of these must be there,
-one of them at least as compressed: the more is taken away, the more there is to recover.
+A run is judged only after its last event, and when no more epochs are left than it has trained since. Its optimistic
+end is its best score since then and the larger one of two rises: its own over as many epochs as are left (recovery
+slows down), and the largest that finished runs of the same schedule showed from that epoch, or a later one, to their
+end (the learning rate may fall). At least LEAST_RUNS of these must be there, one of them at least as compressed.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,37 +20,23 @@ LEAST_RUNS = 2
 
 @dataclass(frozen=True)
 class Watch:
-    """Decides after each epoch whether a run goes on; plain values, so it pickles.
+    """Decides after each epoch whether a run goes on; plain values, so it pickles."""
 
-    Attributes:
-        metric: The score's key in an epoch's row.
-        sign: 1, or -1 where lower is better.
-        last_event: In steps; rows from before are not looked at.
-        epochs: Length of the run.
-        rises: See `rises`.
-        needed: Quality (sign * score) that the optimistic end and `margin` together must reach.
-        margin: What may be chance.
-        why: For people, what needs so much.
-    """
-
-    metric: str
-    sign: int
-    last_event: int
-    epochs: int
-    rises: Mapping[int, float]
-    needed: float
-    margin: float
-    why: str
+    metric: str  # the score's key in an epoch's row
+    sign: int  # 1, or -1 where lower is better
+    last_event: int  # in steps; rows from before are not looked at
+    epochs: int  # length of the run
+    rises: Mapping[int, float]  # see `rises`
+    needed: float  # quality (sign * score) that the optimistic end and `margin` together must reach
+    margin: float  # what may be chance
+    why: str  # what needs so much, for people
 
     def __call__(self, epochs: Sequence[Mapping[str, Any]]) -> str | None:
         """Return the reason to stop, or None, from the rows of metrics.csv so far."""
         if (optimistic := self.optimistic(epochs)) is None or optimistic + self.margin >= self.needed:
             return None
-        best = self.sign * optimistic
-        return (
-            f"{self.metric} may reach {best:.4g} at its end, and {self.margin:.2g} is allowed for chance, but "
-            f"{self.why}"
-        )
+        best = f"{self.metric} may reach {self.sign * optimistic:.4g} at its end"
+        return f"{best}, and {self.margin:.2g} is allowed for chance, but {self.why}"
 
     def optimistic(self, epochs: Sequence[Mapping[str, Any]]) -> float | None:
         """Return the quality that the run may still reach, or None if unknown."""
@@ -82,8 +65,7 @@ def rises(curves: Sequence[Mapping[int, float]], sign: int) -> dict[int, float]:
     """
     if len(curves) < LEAST_RUNS:
         return {}
-    found: dict[int, float] = {}
-    largest = 0.0
+    found, largest = {}, 0.0
     for epoch in sorted(set.intersection(*map(set, curves)), reverse=True):
         largest = max(largest, *(sign * (curve[max(curve)] - curve[epoch]) for curve in curves))
         found[epoch] = largest
@@ -99,8 +81,6 @@ def last_event(config: RunConfig, steps_per_epoch: int) -> int:
     return max((event for event in events if event is not None), default=0)
 
 
-def rows_of(curve: pd.DataFrame | None) -> list[dict[str, Any]]:
+def rows_of(curve: pd.DataFrame | None) -> list[dict[Any, Any]]:
     """Return a stored curve as a watch's rows; epochs not evaluated hold NaN."""
-    if curve is None or not {"epoch", "step"} <= set(curve.columns):
-        return []
-    return [{str(key): value for key, value in row.items()} for row in curve.to_dict("records")]
+    return [] if curve is None or not {"epoch", "step"} <= set(curve.columns) else curve.to_dict("records")

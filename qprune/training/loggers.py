@@ -1,10 +1,7 @@
 """Training curves for viewers: metrics.csv, sent to a logger after training.
 
-metrics.csv is always written, epoch by epoch, and is what tables and figures read. A viewer gets the whole curve of a
-finished run at once, so that an interrupted and resumed run appears once and without gaps.
+A viewer gets the whole curve of a finished run at once: an interrupted and resumed run appears once and without gaps.
 """
-
-from __future__ import annotations
 
 import importlib
 import importlib.util
@@ -15,16 +12,14 @@ from typing import Any
 
 from qprune.errors import UserError, one_of
 
-# Loggers and the packages that they need
-MODULES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # all but csv need the package of this name
 
 
 def check_logger(name: str) -> None:
     """Raise UserError for an unknown logger, or one whose package is not installed."""
-    one_of("logger.name", name, MODULES)
-    module = MODULES[name]
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise UserError(f"logger={name} needs the package {module}; type: pip install 'qprune[{name}]'")
+    one_of("logger.name", name, LOGGERS)
+    if name != "csv" and importlib.util.find_spec(name) is None:
+        raise UserError(f"logger={name} needs the package {name}; type: pip install 'qprune[{name}]'")
 
 
 def log_curve(name: str, folder: Path, config: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:

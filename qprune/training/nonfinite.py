@@ -1,10 +1,8 @@
 """Numbers that are not finite, traced to their layer and step once noticed.
 
-Nothing here is part of a training step. A loss that is not finite shows when losses are averaged, which is at least
-before every checkpoint; the steps since the last good state are then trained again, with a look at every layer.
+A loss that is not finite shows when losses are averaged, at least before every checkpoint; the steps since the last
+good state are then trained again, with a look at every layer.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator

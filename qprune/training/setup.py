@@ -1,7 +1,5 @@
 """From a recipe to what is trained: task, plan, and operators."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -23,17 +21,14 @@ _FROM_RECIPE = ("data", "limits", "seed")  # arguments that every task takes
 
 
 def build_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
-    """Build the task of a recipe on a device, without operators; loads its data.
+    """Build the task of a recipe on a device, with its data, without operators.
 
-    Raises:
-        UserError: the class cannot be imported or is not trusted, or its constructor does not take the arguments.
+    Raises UserError for a class that cannot be imported, is not trusted, or does not take the arguments.
     """
     config, device = recipe.config, torch.device(device)
-    task_class = _task_class(config.task.class_path)
-    arguments = config.task.arguments
+    task_class, arguments = _task_class(config.task.class_path), config.task.arguments
     _check_arguments(task_class, arguments, config.task.class_path)
-    task: Task = task_class(data=recipe.data, limits=recipe.limits, seed=config.seed, **arguments)
-    task = task.to(device)
+    task = task_class(data=recipe.data, limits=recipe.limits, seed=config.seed, **arguments).to(device)
     arrange(task, config.trainer.channels_last, config.trainer.compile, device)
     return task
 
@@ -72,7 +67,6 @@ def _task_class(target: str) -> type[Task]:
 
 
 def _check_arguments(task_class: type[Task], arguments: Mapping[str, Any], target: str) -> None:
-    """Raise UserError unless a task's constructor takes these arguments."""
     legal = {k: v for k, v in inspect.signature(task_class.__init__).parameters.items() if k != "self"}
     for name, parameter in legal.items():
         given = name in (*_FROM_RECIPE, *arguments)

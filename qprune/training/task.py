@@ -1,7 +1,5 @@
 """The contract between the runner and a task."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -33,27 +31,18 @@ class Task(nn.Module, ABC):
     """One experiment: networks (as children), data, training step and evaluation.
 
     The constructor takes `data`, `limits` and `seed`, and arguments of its own, as keywords.
-
-    Attributes:
-        metric: Key of `evaluate()` that is the score.
-        higher_is_better: Which way the score is better.
-        network: The module that is compressed.
-        example: An input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on
-            which feature masks are sized.
-        size_example: The input, or arguments, at which the size of features is counted (spec 5.2).
-        train_batches: The training data.
-        marks: Reasons why the row may not pass for the paper's (synthetic data, a part of a set, ...).
-        dataset: Checksum of the decoded arrays by name of the set.
     """
 
-    metric: str
+    metric: str  #: Key of `evaluate()` that is the score.
     higher_is_better: bool
-    network: nn.Module
+    network: nn.Module  #: The module that is compressed.
+    #: An input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on which
+    #: feature masks are sized.
     example: Tensor | tuple[Any, ...]
-    size_example: Tensor | tuple[Any, ...]
+    size_example: Tensor | tuple[Any, ...]  #: Likewise; at its size, features are counted (spec 5.2).
     train_batches: Batches
-    marks: list[str]
-    dataset: dict[str, str]
+    marks: list[str]  #: Reasons why the row may not pass for the paper's (synthetic data, a part of a set, ...).
+    dataset: dict[str, str]  #: Checksum of the decoded arrays by name of the set.
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

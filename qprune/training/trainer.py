@@ -1,7 +1,6 @@
 """The one training loop: steps, events, evaluation, checkpoints, stopping."""
 
-from __future__ import annotations
-
+import copy
 import math
 import signal
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from qprune.atomic_write import write_atomically
@@ -31,7 +29,7 @@ from qprune.training.distributed import (
     share_of,
     take_from_first_rank,
 )
-from qprune.training.progress import Reporter, Status
+from qprune.training.progress import Reporter, say
 from qprune.training.task import Task
 from qprune.training.warm_start import WarmStart
 
@@ -44,34 +42,19 @@ Watch = Callable[[list[dict[str, Any]]], str | None]
 
 @dataclass(frozen=True)
 class Loop:
-    """How a run is trained.
-
-    Attributes:
-        epochs: Length of training.
-        checkpoints: Folder of the run's checkpoints; training resumes from the newest.
-        metrics: CSV file that gets one line per epoch.
-        seed: Of all random numbers of training and evaluation.
-        precision: `float32`, or the type of autocast.
-        evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
-        checkpoint_minutes: Time after which a checkpoint is written in the middle of an epoch.
-        checkpoint_seconds_apart: Time after which one is written at the end of an epoch.
-        compile: Whether steps are compiled, see `CompiledSteps`.
-        watch: Called by rank 0 with the epochs so far (as in `metrics`) after each but the last. A reason that it
-            returns stops the run early.
-        run: The run's signature: a checkpoint of another run is refused.
-    """
+    """How a run is trained."""
 
     epochs: int
-    checkpoints: Path
-    metrics: Path
-    seed: int
-    precision: str = "float32"
-    evaluate_every: int = 1
-    checkpoint_minutes: float = 5.0
-    checkpoint_seconds_apart: float = 20.0
-    compile: bool = False
-    watch: Watch | None = None
-    run: str = ""
+    checkpoints: Path  # folder; training resumes from the newest checkpoint
+    metrics: Path  # CSV file that gets one line per epoch
+    seed: int  # of all random numbers of training and evaluation
+    precision: str = "float32"  # or the type of autocast
+    evaluate_every: int = 1  # epochs; the last one is always evaluated
+    checkpoint_minutes: float = 5.0  # after which a checkpoint is written in the middle of an epoch
+    checkpoint_seconds_apart: float = 20.0  # after which one is written at the end of an epoch
+    compile: bool = False  # see `CompiledSteps`
+    watch: Watch | None = None  # called by rank 0 after each epoch but the last; a reason stops the run early
+    run: str = ""  # its signature: a checkpoint of another run is refused
 
 
 class Trainer:
@@ -114,22 +97,22 @@ class Trainer:
         if self._restore():
             self._write_metrics()
         else:
-            self._initial = checkpoint.copied_to_cpu(self.state_dict())
+            self._initial = copy.deepcopy(self.state_dict())
         numbers = nonfinite.numbers_of(self.task)
         self._finite_names = numbers.keys() - nonfinite.not_finite(numbers.items())
-        with self._noting_signals(), Reporter(self.step, self.steps, silent=not self.main) as reporter:
+        reporter = Reporter(self.step, self.loop.epochs, self.steps_per_epoch, silent=not self.main)
+        with self._noting_signals(), reporter.bar or nullcontext():
             while self.step < self.steps:
                 epoch, offset = divmod(self.step, self.steps_per_epoch)
                 self._train_epoch(epoch, offset, reporter)
                 row = self._end_epoch(epoch)
-                reporter.show(self._status(row["loss"]), permanent=True)
+                reporter.show(self.step, self._status(row["loss"]), permanent=True)
                 if self.step < self.steps:
                     self._stop_or_save()
                     self._stop_early()
         self.compressor.at(self.steps)
-        evaluated = self.metrics and self.task.metric in self.metrics[-1]
-        final = self.metrics[-1] if evaluated else self._evaluate()
-        return {n: value for n, value in final.items() if n not in _EPOCH_COLUMNS and not n.startswith("loss")}
+        last = self.metrics[-1].items()  # the last epoch is always evaluated
+        return {name: value for name, value in last if name not in _EPOCH_COLUMNS and not name.startswith("loss")}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that training depends on, as tensors and plain values."""
@@ -219,7 +202,7 @@ class Trainer:
             seconds, started = time.monotonic() - started, time.monotonic()
             self.seconds += self.compiled.training_seconds(seconds) if self.compiled else seconds
             if reporter.due():
-                reporter.show(self._status(self._mean_loss()))
+                reporter.show(self.step, self._status(self._mean_loss()))
             if self.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
                 self._stop_or_save()
 
@@ -259,25 +242,17 @@ class Trainer:
             metrics = self.task.evaluate()
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         # A picture or a class that is made of NaN may score all the same.
-        layers = [nonfinite.readable(name) or "the network" for name, is_good in good.items() if not is_good]
+        layers = (nonfinite.readable(name) or "the network" for name, is_good in good.items() if not is_good)
         bad += [f"the output of {layer} is not finite" for layer in layers]
         if bad:
             raise RunFailure(f"{bad[0]} in the evaluation after step {self.step} ({self._phase}); no row is written")
         return metrics
 
-    def _status(self, loss: float) -> Status:
-        scores = [row[self.task.metric] for row in self.metrics if self.task.metric in row]
-        return Status(
-            step=self.step,
-            steps=self.steps,
-            epoch=min(self.loop.epochs, (self.step - 1) // self.steps_per_epoch + 1),
-            epochs=self.loop.epochs,
-            loss=loss,
-            phase=self.compressor.timeline.phase(self.step - 1),
-            metric=self.task.metric,
-            score=scores[-1] if scores else None,
-            sparsity=self.compressor.sparsity,
-        )
+    def _status(self, loss: float) -> str:
+        scores = [f"{row[self.task.metric]:.3f}" for row in self.metrics if self.task.metric in row]
+        zeros = ", ".join(f"{kind[0]} {value:.1%}" for kind, value in self.compressor.sparsity.items() if value > 0)
+        text = f"loss {loss:.4g}  {self.task.metric} {scores[-1] if scores else '-'}  {self._phase}"
+        return f"{text}  zeros {zeros}" if zeros else text
 
     def _mean_loss(self) -> float:
         """Return the mean loss of the epoch so far. Raises RunFailure if not finite."""
@@ -287,7 +262,6 @@ class Trainer:
         return sum(float(total) for total in self._loss_sums.values()) / max(1, self._loss_count)
 
     def _require_finite(self) -> None:
-        """Raise RunFailure for weights or statistics that became NaN or infinite."""
         numbers = nonfinite.numbers_of(self.task).items()
         if bad := nonfinite.not_finite((name, tensor) for name, tensor in numbers if name in self._finite_names):
             raise self._failure(f"{bad[0]} is not finite")
@@ -306,8 +280,7 @@ class Trainer:
                 self.load_state_dict(self._initial)
             else:
                 self._restore()
-            console = Console(stderr=True, soft_wrap=True, highlight=False)
-            console.print(f"{noticed}; the steps from {self.step} on are trained again to find the layer")
+            say(f"{noticed}; the steps from {self.step} on are trained again to find the layer", stderr=True)
             found = nonfinite.trace(self.task, self._finite_names, self._replay(last))
         return RunFailure(
             f"{noticed}{found}; the newest checkpoint is from before; try a lower learning rate or "

@@ -1,22 +1,19 @@
 """Warm start (`trainer.warm_start`): runs of a sweep share a float prefix.
 
-Recipes of one task and seed differ only in their operators, and these do nothing before the first event or its window
-(in the paper's recipes, 40 to 80 % of training). The shared prefix is the state at the last end of an epoch before
-that, without operators. It is kept below `results_dir/warm_starts`, which may be deleted at any time.
+Operators do nothing before the first event or its window (in the paper's recipes, 40 to 80 % of training). The shared
+prefix is the state at the last end of an epoch before that, kept without operators below `results_dir/warm_starts`.
 """
 
-from __future__ import annotations
-
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 import qprune
 from qprune.atomic_write import explained, remove_left_temporaries
@@ -24,6 +21,7 @@ from qprune.compression.operator import Operator
 from qprune.config import signature as identity
 from qprune.config.schema import RunConfig
 from qprune.training import checkpoint
+from qprune.training.progress import say
 from qprune.training.task import Task
 
 FOLDER = "warm_starts"
@@ -34,23 +32,23 @@ _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 class WarmStart:
-    """The shared float prefixes that a run may begin from or leave, in `folder`.
+    """Float prefixes, in the `folder` of runs that agree in all that these depend on.
 
-    The folder is that of runs that agree in all that float training depends on. `reading` is False for a run that is
-    to be trained in full (`force=true`).
+    `reading` is False for a run that is to be trained in full (`force=true`).
     """
 
     def __init__(self, folder: Path, task: Task, reading: bool = True) -> None:
         self.folder, self.task, self.reading = folder, task, reading
 
     @classmethod
-    def of(cls, config: RunConfig, task: Task, device: torch.device) -> WarmStart:
+    def of(cls, config: RunConfig, task: Task, device: torch.device) -> Self:
         """Return that of a run; this machine's arithmetic is part of what must agree."""
         kept = identity.without(identity.identity(config), _OPERATOR_KEYS)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         machine = {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
-        key = identity.digest({"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__})
-        folder = Path(config.results_dir, FOLDER, f"{config.task.name}-seed{config.seed}-{key[:10]}")
+        agreed = {"run": kept, "machine": machine, "data": task.dataset, "qprune": qprune.__version__}
+        key = identity.short_hash([json.dumps(agreed, sort_keys=True)])
+        folder = Path(config.results_dir, FOLDER, f"{config.task.name}-seed{config.seed}-{key}")
         if folder.is_dir():  # a killed writer may have left something
             with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):  # in use, or not ours to change
                 remove_left_temporaries(folder)
@@ -91,7 +89,7 @@ class WarmStart:
             places = [{"params": [number[parameter] for parameter in group]} for group in groups]
             merged = [old | new for old, new in zip(state["param_groups"], places, strict=True)]
             optimizers_state[name] = state | {"param_groups": merged}
-        Console(soft_wrap=True, highlight=False).print(
+        say(
             f"warm start: the first {saved['step']} steps are loaded from {self.folder}, where a run with the same "
             "float prefix left them (trainer.warm_start=false trains them again)"
         )

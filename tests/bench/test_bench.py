@@ -1,7 +1,5 @@
 """Sections are measured one by one; steps are compared in turns, each pair in a process of its own."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

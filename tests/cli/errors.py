@@ -1,7 +1,5 @@
 """Bad input and failing runs: what tests ask of the command line's answer to them."""
 
-from __future__ import annotations
-
 import pytest
 
 from qprune.cli import main as cli

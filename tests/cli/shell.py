@@ -1,7 +1,5 @@
 """Commands as a shell starts them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Shell completion, in a real shell."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

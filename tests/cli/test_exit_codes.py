@@ -1,7 +1,5 @@
 """Failures: one paragraph, an exit code, and the traceback for who asks."""
 
-from __future__ import annotations
-
 import errno
 
 import pytest
@@ -12,6 +10,11 @@ from qprune.errors import RunFailure, UserError
 from tests.cli.errors import fails_with
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
+FULL = (
+    "no space is left on the disk to write {}; free some, or choose another folder with results_dir=..., and start the "
+    "same command again: it resumes from the last checkpoint"
+)
+BUG = "This is a bug of qprune; please report it with the traceback that the same command prints with --debug"
 
 
 @pytest.mark.parametrize(
@@ -19,14 +22,7 @@ SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
     [
         (UserError("prune.sparsity=2 is wrong"), 2, "prune.sparsity=2 is wrong"),
         (RunFailure("no loss\n  at all"), 1, "no loss at all"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "/results/x"),
-            1,
-            (
-                "no space is left on the disk to write /results/x; free some, or choose another folder with "
-                "results_dir=..., and start the same command again: it resumes from the last checkpoint"
-            ),
-        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/results/x"), 1, FULL.format("/results/x")),
         (
             PermissionError(errno.EACCES, "Permission denied", "/results/x"),
             2,
@@ -35,20 +31,10 @@ SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
         (
             RuntimeError("PytorchStreamWriter failed writing file: No space left on device"),
             1,
-            (
-                "no space is left on the disk to write the results folder; free some, or choose another folder with "
-                "results_dir=..., and start the same command again: it resumes from the last checkpoint"
-            ),
+            FULL.format("the results folder"),
         ),
         (MemoryError(), 1, "out of memory (MemoryError); smaller batches need less: budget.batch_size=..."),
-        (
-            ZeroDivisionError("division by zero"),
-            1,
-            (
-                "ZeroDivisionError: division by zero. This is a bug of qprune; please report it with the traceback "
-                "that the same command prints with --debug"
-            ),
-        ),
+        (ZeroDivisionError("division by zero"), 1, f"ZeroDivisionError: division by zero. {BUG}"),
     ],
 )
 def test_failures_are_one_paragraph_and_an_exit_code(
@@ -65,9 +51,7 @@ def test_an_error_within_another_is_found() -> None:
     assert failures.explain(outer) == (2, "task.scale=0 is no magnification")
 
 
-def test_debug_anywhere_shows_the_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     fails_with(RunFailure("no loss"), monkeypatch)
     assert cli.main(["run", "--debug", *SMOKE]) == 1
     assert "in execute\n" in capsys.readouterr().err

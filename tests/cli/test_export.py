@@ -1,7 +1,5 @@
 """`qprune export` and `qprune verify` as they are typed: a real run, real files, and every way to be told no."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

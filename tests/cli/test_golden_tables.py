@@ -4,8 +4,6 @@ The networks are counted as torch's `meta` tensors: their shapes are all that a 
 espcn are in test_tables.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The report: self-contained, escaped, and in a real browser where this machine has one."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Iterator
@@ -87,7 +85,7 @@ def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
     ("number", "said"),
     [("-1", "--runs=-1 is not a whole number >= 0"), ("few", "argument --runs: invalid int value: 'few'")],
 )
-def test_a_number_of_runs_is_checked(
+def test_the_number_of_runs_ischecked(
     number: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", f"results_dir={tmp_path}", f"--runs={number}"]) == 2

@@ -1,7 +1,5 @@
 """What is started: one run, or all combinations of a sweep."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -48,7 +46,7 @@ def test_a_sweep_goes_on_after_failures_and_names_them_all(
     assert json.loads((notes / "job-2.json").read_text(encoding="utf-8"))["exit_code"] == 1
 
 
-def test_a_signal_stops_a_sweep_and_not_only_its_job(
+def test_a_signal_stops_a_whole_sweep(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails_with(Interrupted("stopped by SIGTERM after step 8 of 24, with everything saved"), monkeypatch)

@@ -1,7 +1,5 @@
 """Sweeps: named ones, plans, summaries, launchers, two at once, and one that is killed half-way."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Exact texts for what was mistyped, before anything is started."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +59,7 @@ LISTS = "tasks, orders, budgets, data, schedules, runs"
         ("sweep seed=1,abc", SEED),
         ("run prune=3", f"prune=3: prune is a section, with the keys {PRUNE}; set one of them"),
         ("run quantize.saturate=0.1", "quantize.saturate=0.1 is not a list; type it as quantize.saturate=[...]"),
-        (
-            "run seed",
-            f"'seed' is not of the form KEY=VALUE (missing EQUAL at '<EOF>'); {QUOTE}",
-        ),
+        ("run seed", f"'seed' is not of the form KEY=VALUE (missing EQUAL at '<EOF>'); {QUOTE}"),
         ("run --cfg job -m", "--multirun and --cfg cannot be given together; type one of them"),
         ("run --resolve", "--resolve belongs to --cfg; type --cfg job --resolve"),
         ("run schedule=cifar/prune", None),
@@ -115,9 +110,8 @@ def test_a_schedule_that_is_missing_says_where_to_write_it(capsys: pytest.Captur
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "mine.yaml").write_text("# @package _global_\ntask: {name: mine}\n", encoding="utf-8")
     assert error_of(capsys, "run", "--config-dir", str(tmp_path), "task=mine", "order=prune_first") == (
-        "there is no schedule 'mine/prune_first' for this task in this order; write one as "
-        "schedule/mine/prune_first.yaml "
-        "in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER (qprune list schedules)"
+        "there is no schedule 'mine/prune_first' for this task in this order; write one as schedule/mine/prune_first."
+        "yaml in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER (qprune list schedules)"
     )
 
 
@@ -197,7 +191,7 @@ def test_a_signature_is_that_of_the_whole_config(overrides: list[str], source: s
         ("run", ["task=espcn", "--cfg", "job", "data=synthetic", "results_dir={}"]),
     ],
 )
-def test_keys_may_stand_on_both_sides_of_an_option(
+def test_keys_may_surround_options(
     verb: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([verb, *(word.format(tmp_path) for word in words)]) == 0, capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Rows stay what they are: signatures of published runs do not change when keys are added, renamed or retired."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

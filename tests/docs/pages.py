@@ -1,7 +1,5 @@
 """Read the pages of the documentation: fenced blocks, and the modules of docs/extensions."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys

@@ -1,7 +1,5 @@
 """Hold the pages to the code: snippets, outputs, commands, error texts, names."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex
@@ -34,9 +32,7 @@ def test_code_prints_what_is_said(page: str, capsys: pytest.CaptureFixture[str])
         assert names["compressor"].describe()
 
 
-def test_the_quick_start_prints_what_is_said(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_quick_start(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = next(b.text for b in blocks("quickstart", "") if "data=synthetic" in b.text)
     assert cli.main(shlex.split(command)[1:]) == 0

@@ -3,8 +3,6 @@
 Imported by the fork server before it forks; importing it computes nothing with more than one thread.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import shutil
@@ -62,13 +60,8 @@ class Places:
         torch.nn.modules.module.register_module_forward_hook(lambda *_: self.reach("layer"))
         register_optimizer_step_pre_hook(lambda *_: self.reach("before an optimizer"))
         register_optimizer_step_post_hook(lambda *_: self.reach("after an optimizer"))
-        backward, fsync, replace, unlink, rmtree = (
-            torch.Tensor.backward,
-            os.fsync,
-            Path.replace,
-            Path.unlink,
-            shutil.rmtree,
-        )
+        backward, fsync, replace = torch.Tensor.backward, os.fsync, Path.replace
+        unlink, rmtree = Path.unlink, shutil.rmtree
 
         def reaching_backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
             self.reach("backward pass")
@@ -81,13 +74,9 @@ class Places:
 
         def reaching_replace(path: Path, target: Any) -> Path:
             name = Path(target).name
-            kind = (
-                name
-                if name in WRITTEN
-                else ("a warm start" if "warm_starts" in Path(target).parts else "a checkpoint")
-                if name.endswith(".pt")
-                else "another file"
-            )
+            kind = name if name in WRITTEN else "another file"
+            if name.endswith(".pt"):
+                kind = "a warm start" if "warm_starts" in Path(target).parts else "a checkpoint"
             self.reach(f"before {kind} is in place")
             done = replace(path, target)
             self.reach(f"after {kind} is in place")
@@ -101,13 +90,8 @@ class Places:
             self.reach("before checkpoints are removed")
             rmtree(*args, **kwargs)
 
-        torch.Tensor.backward = reaching_backward
-        os.fsync, Path.replace, Path.unlink, shutil.rmtree = (
-            reaching_fsync,
-            reaching_replace,
-            reaching_unlink,
-            reaching_rmtree,
-        )
+        torch.Tensor.backward, os.fsync, Path.replace = reaching_backward, reaching_fsync, reaching_replace
+        Path.unlink, shutil.rmtree = reaching_unlink, reaching_rmtree
         for task in (cifar.Cifar, espcn.Espcn, cyclegan.CycleGAN):
             task.evaluate = self._around(task.evaluate)
 

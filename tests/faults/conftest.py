@@ -1,7 +1,5 @@
 """How much of the suite is run, and the figures that it prints at its end."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +17,8 @@ def figure(record_property: Callable[[str, Any], None]) -> Callable[[str], None]
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    figures = [
-        value
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "figure"
-    ]
+    called = [report for report in reports if getattr(report, "when", "") == "call"]
+    figures = [value for report in called for name, value in report.user_properties if name == "figure"]
     if figures:
         terminalreporter.section("figures of the fault suite")
         for line in figures:

@@ -1,7 +1,5 @@
 """Configs and files that are wrong in random ways, in a process of limited memory that is forked for the purpose."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
@@ -47,8 +45,7 @@ def in_limits(work: Callable[..., Counter[str]], notes: str, *arguments: Any) ->
 
 def counted(examples: int, strategy: Any, judge: Callable[[Any], str]) -> Counter[str]:
     """Count what `judge` says of so many examples, the same ones each time."""
-    found: Counter[str] = Counter()
-    health = list(HealthCheck)
+    found, health = Counter[str](), list(HealthCheck)
 
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=health)
     @given(strategy)

@@ -1,7 +1,5 @@
 """Very small runs that pass through every phase: an epoch of float training, masks at four events, quantization."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from qprune.config.compose import compose_run
@@ -13,11 +11,7 @@ _SMALL = (
 _ORDERS = {
     "prune_first": ("order=prune_first", "schedule.t_p=1", "schedule.dt_p=0.5", "schedule.t_qw=3", "schedule.t_qf=3.5"),
     "quantize_first": (
-        "order=quantize_first",
-        "schedule.t_p=2.25",
-        "schedule.dt_p=0.25",
-        "schedule.t_qw=1.5",
-        "schedule.t_qf=2",
+        *("order=quantize_first", "schedule.t_p=2.25", "schedule.dt_p=0.25", "schedule.t_qw=1.5", "schedule.t_qf=2"),
     ),
 }
 # 16 steps, 8 for CIFAR's larger network
@@ -26,8 +20,7 @@ RECIPES = {
     "cifar": ("task=cifar", *_ORDERS["prune_first"], "budget.batch_size=3", "budget.steps_per_epoch=2"),
     "cyclegan": (
         *("task=cyclegan", *_ORDERS["prune_first"], "budget.batch_size=2", "budget.steps_per_epoch=4"),
-        *("task.image_size=32", "task.width=4", "task.blocks=1", "task.pool_size=2"),
-        "prune.window=4",
+        *("task.image_size=32", "task.width=4", "task.blocks=1", "task.pool_size=2", "prune.window=4"),
     ),
 }
 

@@ -1,14 +1,13 @@
 """Disks that are full or cannot be written, files that vanish or break, clocks that jump: an error, nothing lost."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -52,6 +51,17 @@ def steps_saved(folder: Path) -> int:
     return int(saved["step"])
 
 
+def before_updates(optimizer: type[torch.optim.Optimizer], act: Callable[[], object]) -> Any:
+    """Return a context in which `act` is called before every update of an optimizer of this class."""
+    step = optimizer.step
+
+    def acting(self: Any, *args: Any) -> Any:
+        act()
+        return step(self, *args)
+
+    return patch.object(optimizer, "step", acting)
+
+
 def test_a_disk_that_is_full_in_the_middle_keeps_the_last_good_checkpoint(tmp_path: Path, mount_point: Path) -> None:
     """A real file system of 200 kB that something else fills up; the run ends when it does, and resumes when it may."""
     if not (ROOT and shutil.which("mount") and mounted(mount_point, "-o", "size=200k")):
@@ -59,20 +69,15 @@ def test_a_disk_that_is_full_in_the_middle_keeps_the_last_good_checkpoint(tmp_pa
     expected = execute(toy_config(tmp_path / "whole"))
     cfg = toy_config(mount_point / "runs", "trainer.checkpoint_minutes=0")
     folder, filler = identity.run_folder(cfg), mount_point / "filler"
-    step = torch.optim.Adam.step
 
-    def filling(optimizer: Any, *args: Any) -> Any:
+    def fill() -> None:
         if filler.exists() is False and len(checkpoint.steps(folder / "checkpoints")) == checkpoint.KEPT:
             with pytest.raises(OSError, match="No space left"):
                 filler.write_bytes(bytes(1 << 20))
-        return step(optimizer, *args)
 
-    torch.optim.Adam.step = filling  # type: ignore[method-assign]
-    try:
-        with pytest.raises(RunFailure, match="no space is left on the disk to write .*; free some, or choose another"):
-            execute(cfg)
-    finally:
-        torch.optim.Adam.step = step  # type: ignore[method-assign]
+    refused = pytest.raises(RunFailure, match="no space is left on the disk to write .*; free some, or choose another")
+    with before_updates(torch.optim.Adam, fill), refused:
+        execute(cfg)
     assert steps_saved(folder) >= 2
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "result.json").exists()
@@ -104,20 +109,19 @@ def test_a_folder_that_becomes_read_only_keeps_the_checkpoints(tmp_path: Path, m
         pytest.skip("file systems can only be mounted by root")
     expected = execute(toy_config(tmp_path / "whole"))
     cfg = toy_config(mount_point / "runs", "trainer.checkpoint_minutes=0")
-    folder, step = identity.run_folder(cfg), torch.optim.Adam.step
+    folder = identity.run_folder(cfg)
+    closed: list[Path] = []
 
-    def closing(optimizer: Any, *args: Any) -> Any:
-        if len(checkpoint.steps(folder / "checkpoints")) == checkpoint.KEPT:
-            make_read_only(folder / "checkpoints")
-            torch.optim.Adam.step = step  # type: ignore[method-assign]
-        return step(optimizer, *args)
+    def close() -> None:
+        if not closed and len(checkpoint.steps(folder / "checkpoints")) == checkpoint.KEPT:
+            closed.append(folder / "checkpoints")
+            make_read_only(*closed)
 
-    torch.optim.Adam.step = closing  # type: ignore[method-assign]
+    refused = pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)")
     try:
-        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+        with before_updates(torch.optim.Adam, close), refused:
             execute(cfg)
     finally:
-        torch.optim.Adam.step = step  # type: ignore[method-assign]
         subprocess.run(["umount", str(folder / "checkpoints")], check=True, capture_output=True)
     assert steps_saved(folder) >= 2
     assert execute(cfg) == expected
@@ -155,20 +159,15 @@ def test_a_picture_that_is_lost_in_mid_run_is_named_and_the_checkpoint_stays(dam
             *("trainer.threads=1", "budget.epochs=null", "trainer.keep_memory=false"),
         )
     )
-    folder, step = identity.run_folder(cfg), torch.optim.SGD.step
+    folder = identity.run_folder(cfg)
 
-    def damaging(optimizer: Any, *args: Any) -> Any:
+    def harm() -> None:
         if checkpoint.steps(folder / "checkpoints"):
-            picture.unlink() if damage == "vanished" else picture.write_bytes(whole[:300])
-            torch.optim.SGD.step = step  # type: ignore[method-assign]
-        return step(optimizer, *args)
+            picture.unlink(missing_ok=True) if damage == "vanished" else picture.write_bytes(whole[:300])
 
-    torch.optim.SGD.step = damaging  # type: ignore[method-assign]
-    try:
-        with pytest.raises(UserError, match=r"000002\.jpg cannot be decoded .*; fetch the file again, or remove it"):
-            execute(cfg)
-    finally:
-        torch.optim.SGD.step = step  # type: ignore[method-assign]
+    refused = pytest.raises(UserError, match=r"000002\.jpg cannot be decoded .*; fetch the file again, or remove it")
+    with before_updates(torch.optim.SGD, harm), refused:
+        execute(cfg)
     assert steps_saved(folder) >= 1
     picture.write_bytes(whole)
     row = execute(cfg)

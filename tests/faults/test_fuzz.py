@@ -1,7 +1,5 @@
 """Configs and files from strangers: each is used as it is meant or refused with a clear error; nothing breaks."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -25,13 +23,7 @@ COMMANDS = 240 if LONG else 15
 FILES = 150 if LONG else 20
 CHECKPOINTS = 300 if LONG else 20
 
-_TINY = {
-    "pix2pix": ("task.image_size=32", "task.width=4"),
-    "cyclegan": (),
-    "espcn": (),
-    "cifar": (),
-    "faster_rcnn": ("task.on_synthetic.short_side=96",),
-}
+_TINY = {"pix2pix": ("task.image_size=32", "task.width=4"), "faster_rcnn": ("task.on_synthetic.short_side=96",)}
 
 
 def in_limits(work: Callable[..., Any], notes: Path, *arguments: Any) -> dict[str, int]:
@@ -83,7 +75,7 @@ def finished(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "name", ["result.json", "SHA256SUMS", "config.yaml", "metrics.csv", "network.safetensors", "timing.json"]
 )
-def test_a_changed_file_of_a_finished_run_is_noticed(
+def test_a_changed_file_of_a_run_is_noticed(
     name: str, finished: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     counts = in_limits(fuzzing.fuzz_row, tmp_path / "notes", finished, name, FILES)
@@ -91,7 +83,7 @@ def test_a_changed_file_of_a_finished_run_is_noticed(
     figure(f"{counts['noticed']} mutations of {name}: 0 crashes, 0 wrong numbers accepted")
 
 
-def test_a_changed_row_of_before_there_were_checksums_breaks_nothing(
+def test_a_changed_row_without_checksums_breaks_nothing(
     finished: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     (finished / "SHA256SUMS").unlink()

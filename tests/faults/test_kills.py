@@ -1,7 +1,5 @@
 """Runs that are killed (SIGKILL) in the middle of anything and started again end with the same bits, and count once."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import random
@@ -129,9 +127,7 @@ def killed_and_resumed(task: str, kills: int, folder: Path, seed: int) -> Tally:
 
 @pytest.mark.parametrize("part", range(2 if LONG else 1))
 @pytest.mark.parametrize("task", KILLS)
-def test_killed_runs_end_with_the_same_bits(
-    task: str, part: int, tmp_path: Path, figure: Callable[[str], None]
-) -> None:
+def test_killed_runs_end_with_equal_bits(task: str, part: int, tmp_path: Path, figure: Callable[[str], None]) -> None:
     parts = 2 if LONG else 1
     started = time.monotonic()
     tally = killed_and_resumed(task, -(-KILLS[task] // parts), tmp_path, seed=part)

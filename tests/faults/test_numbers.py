@@ -1,7 +1,5 @@
 """NaN and infinity: where they begin is said by layer, step and phase, and the last good checkpoint stays good."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,12 @@ def fails(folder: Path, harm: Any, **changes: Any) -> str:
     saved = checkpoint.load_newest(folder / "checkpoints")
     assert saved is None or all(torch.isfinite(value).all() for value in saved["task"].values())
     return str(error.value)
+
+
+def first_hook(module: Any, hook: Any) -> None:
+    """Call `hook` after `module`, before the operators of its feature."""
+    handle = module.register_forward_hook(hook)
+    module._forward_hooks.move_to_end(handle.id, last=False)
 
 
 @pytest.mark.parametrize("minutes", [0.0, 5.0], ids=["from a checkpoint", "from the beginning"])
@@ -81,9 +85,7 @@ def test_a_feature_is_named_at_the_event_that_would_decide_on_it(tmp_path: Path)
             observing = trainer.step == 17 and module.training
             return output.clamp(min=float("inf")) if observing else output
 
-        hooks = trainer.task.network[1]._forward_hooks
-        handle = trainer.task.network[1].register_forward_hook(overflow)
-        hooks.move_to_end(handle.id, last=False)  # before the operators of this feature
+        first_hook(trainer.task.network[1], overflow)
 
     message = fails(tmp_path, harm)
     assert "not finite" in message
@@ -104,8 +106,7 @@ def test_a_feature_that_is_not_finite_makes_no_score(value: float, tmp_path: Pat
             return {"negative_mse": 1.0}
 
         trainer.task.evaluate = evaluate
-        handle = trainer.task.network[1].register_forward_hook(spoil)
-        trainer.task.network[1]._forward_hooks.move_to_end(handle.id, last=False)
+        first_hook(trainer.task.network[1], spoil)
 
     message = fails(tmp_path, harm)
     assert "the output of 1 is not finite in the evaluation after step 21 (phase P 4/4 Q(w,f)); no row" in message

@@ -1,7 +1,5 @@
 """Code that a config names does not run unless the user said so: tasks, and what Hydra and logging would call."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -41,9 +39,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 PLAN = ("plan", "task=espcn", "data=synthetic", "budget=smoke", "task._target_=strange_tasks.Mine")
 
 
-def test_a_task_of_another_package_is_refused_with_what_to_type(
-    stranger: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_of_another_package_is_refused(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(PLAN) == 2
     assert capsys.readouterr().err == (
         "error: task._target_=strange_tasks.Mine is code outside qprune, and a run would execute it; if you trust the "
@@ -89,10 +85,7 @@ def test_what_is_no_path_of_a_class_is_named(target: object) -> None:
     ("text", "said"),
     [
         ("hydra: {callbacks: {x: {_target_: strange_tasks.Mine}}}", "hydra.callbacks.x._target_=strange_tasks.Mine is"),
-        (
-            "hydra: {job_logging: {handlers: {x: {class: strange_tasks.Mine}}}}",
-            "handlers.x.class=strange_tasks.Mine is",
-        ),
+        ("hydra: {job_logging: {handlers: {x: {class: strange_tasks.Mine}}}}", "x.class=strange_tasks.Mine is"),
         ("hydra: {job_logging: {handlers: {x: {(): strange_tasks.Mine}}}}", "handlers.x.()=strange_tasks.Mine is"),
         (
             "hydra: {hydra_logging: {handlers: {x: {stream: 'ext://strange_tasks.Mine'}}}}",

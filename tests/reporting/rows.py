@@ -1,7 +1,5 @@
 """Stored rows for tests of tables, comparisons and reports: made from real configs, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures are true to their data: what is drawn is read back from axes and compared with rows and schedules."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -49,9 +47,8 @@ def row(tmp_path: Path) -> Row:
 
 
 def lines(figure: Figure, axis: int) -> list[tuple[list[float], list[float]]]:
-    return [
-        (list(map(float, x)), list(map(float, y))) for x, y in (line.get_data() for line in figure.axes[axis].lines)
-    ]
+    data = [line.get_data() for line in figure.axes[axis].lines]
+    return [(list(map(float, x)), list(map(float, y))) for x, y in data]
 
 
 def test_zeros_step_at_the_events_and_meet_what_was_measured(row: Row) -> None:
@@ -255,16 +252,9 @@ def words(figure: Figure) -> list[str]:
 
 def test_each_finished_model_has_its_bits_inside() -> None:
     figure = figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)
-    assert {at: text.get_text() for at, text in numbers(figure, 0).items()} == {
-        (10.0, 30.0): "4",
-        (12.0, 29.0): "6",
-        (20.0, 31.0): "8",
-    }
-    assert {at: text.get_text() for at, text in numbers(figure, 1).items()} == {
-        (9.0, 30.0): "4",
-        (8.0, 29.0): "6",
-        (8.5, 31.0): "8",
-    }
+    by_size, by_density = ({at: text.get_text() for at, text in numbers(figure, i).items()} for i in range(2))
+    assert by_size == {(10.0, 30.0): "4", (12.0, 29.0): "6", (20.0, 31.0): "8"}
+    assert by_density == {(9.0, 30.0): "4", (8.0, 29.0): "6", (8.5, 31.0): "8"}
     for text in numbers(figure, 0).values():
         across, down = text.xyann
         assert across == 0
@@ -283,8 +273,7 @@ def test_points_of_the_front_are_filled_and_lie_above_others() -> None:
 
 def test_what_was_asked_is_told_in_the_legend() -> None:
     asked = figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5, "size_mb": 15.0}, False)
-    assert {"score that is needed; beyond it the front may lack models", "largest size that is allowed"} <= {
-        *words(asked)
-    }
+    needed = "score that is needed; beyond it the front may lack models"
+    assert {needed, "largest size that is allowed"} <= {*words(asked)}
     assert "score that is needed" in words(figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5}, True))
     assert not any("needed" in text for text in words(figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)))

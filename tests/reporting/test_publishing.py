@@ -1,8 +1,7 @@
 """Published rows: what is copied, what is not, and how they stand beside one's own."""
 
-from __future__ import annotations
-
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,22 +12,21 @@ import yaml
 from qprune.atomic_write import write_json
 from qprune.config.compose import Composer
 from qprune.errors import UserError
-from qprune.reporting.publishing import publish
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "publish_results.py"
+publish = runpy.run_path(str(SCRIPT))["publish"]
+
 
 def runs_of(folder: Path, *seeds: int) -> list[Row]:
     with Composer() as composer:
-        rows = [
-            store_row(composer, ["task=espcn", f"seed={seed}", f"data.root={folder}/files"], folder) for seed in seeds
-        ]
+        words = ["task=espcn", f"data.root={folder}/files"]
+        rows = [store_row(composer, [*words, f"seed={seed}"], folder) for seed in seeds]
     for path in folder.rglob("config.yaml"):
-        write_json(
-            path.parent / "environment.json",
-            {"command": ["qprune run", "task=espcn", f"data.root={folder}/files", f"results_dir={folder}"]},
-        )
+        environment = {"command": ["qprune run", *words, f"results_dir={folder}"]}
+        write_json(path.parent / "environment.json", environment)
         (path.parent / "network.safetensors").write_bytes(b"weights")
         (path.parent / "pictures").mkdir()
         (path.parent / "pictures" / "test.png").write_bytes(b"png")
@@ -49,9 +47,8 @@ def test_a_published_row_is_light_and_tells_no_folder_of_the_machine(tmp_path: P
         *("result.json", "config.yaml", "environment.json", "metrics.csv", "test.png", "SHA256SUMS")
     }
     for row in rows:
-        done = subprocess.run(
-            ["sha256sum", "-c", "SHA256SUMS"], cwd=store_folder(folder, row), capture_output=True, check=False
-        )
+        place, command = store_folder(folder, row), ["sha256sum", "-c", "SHA256SUMS"]
+        done = subprocess.run(command, cwd=place, capture_output=True, check=False)
         assert done.stdout == b"config.yaml: OK\nmetrics.csv: OK\nresult.json: OK\n"
     assert [path.parts[1].split("-seed")[1][0] for path in files if path.name == "test.png"] == ["0"]
     for path in files:
@@ -104,6 +101,5 @@ def test_a_row_that_was_edited_is_not_published(tmp_path: Path) -> None:
 
 def test_the_script_says_what_is_new(tmp_path: Path) -> None:
     runs_of(tmp_path / "runs", 0)
-    script = Path(__file__).parents[2] / "scripts" / "publish_results.py"
-    done = subprocess.run([sys.executable, script, tmp_path / "runs"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path / "runs"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"1 new rows in {tmp_path / 'published'}\n")

@@ -1,7 +1,5 @@
 """A run's folder: checksums, the state of a run, the note of a stopped one, and the search by signature."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Histograms of features: counts by hand, wider bins for far values, pruned elements left out, nothing changed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

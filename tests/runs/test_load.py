@@ -1,7 +1,5 @@
 """A finished run reloaded: its histograms, its fraction bits for another run, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

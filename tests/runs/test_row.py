@@ -1,7 +1,5 @@
 """Signatures, run folders, notation, and rows that are stored, checked and printed."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -122,9 +120,7 @@ def test_run_folders_are_named_for_people_and_by_the_signature() -> None:
         (["quantize"], {}, {"feature_bits": None, "bits": 4}, "Q4(w,f)"),
     ],
 )
-def test_notation_is_the_paper_s(
-    order: list[str], prune: dict[str, Any], quantize: dict[str, Any], expected: str
-) -> None:
+def test_notation(order: list[str], prune: dict[str, Any], quantize: dict[str, Any], expected: str) -> None:
     defaults = {"bits": 8, "feature_bits": 8, "targets": "wf"}
     pruned = {"sparsity": 0.5, "targets": "wf"} | prune
     assert notation({"order": {"steps": order}, "prune": pruned, "quantize": defaults | quantize}) == expected

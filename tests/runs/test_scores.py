@@ -1,7 +1,5 @@
 """The front by hand, and against its definition: what no other point beats."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """The search without training: the front, what is left out and what may not be, the order of runs, and the answer."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -23,10 +21,8 @@ def grid(orders: tuple[str, ...] = ORDERS) -> list[Point]:
     points = [FLOAT]
     for bits, sparsity in itertools.product(BITS, SPARSITIES):
         families = [frozenset(orders)] if sparsity == 0 else [frozenset([order]) for order in orders]
-        points += [
-            Point(f"{'+'.join(sorted(f))} {bits} {sparsity}", f, bits, sparsity, bits * (1 - sparsity) * 1e6)
-            for f in families
-        ]
+        size, name = bits * (1 - sparsity) * 1e6, f"{bits} {sparsity}"
+        points += [Point(f"{'+'.join(sorted(f))} {name}", f, bits, sparsity, size) for f in families]
     return points
 
 
@@ -110,7 +106,7 @@ def test_runs_are_spared_where_scores_fall_steeply() -> None:
     done = carried_out(points, truth, Question(True, Amount(1.0, True)))
     assert done.answer() == point(points, 6, 0.0)  # loses 0.1 of 0.3 dB; with a quarter of zeros, 0.35
     assert [(p.bits, p.sparsity) for p in done.finished if p.bits < 6 and ORDERS[0] in p.families] == [
-        *((3, 0.0), (3, 0.75), (4, 0.0), (4, 0.5)),
+        *((3, 0.0), (3, 0.75), (4, 0.0), (4, 0.5))
     ]
     assert (len(done.finished), len(points)) == (19, 29)
 
@@ -168,10 +164,8 @@ def test_a_stopped_run_speaks_for_itself_and_with_a_margin_for_others() -> None:
     question = Question(True, Amount(1.0, False), margin=Amount(0.5, False))
     known = {FLOAT: Known({0: 30.0}), stopped: Known(optimistic=28.3)}
     found = Search(points, known, question)
-    said = (
-        "loses too much: {} was stopped when it could still reach score {}, and 29 is needed to lose no more than is "
-    )
-    said += "allowed"
+    said = "loses too much: {} was stopped when it could still reach score {}, "
+    said += "and 29 is needed to lose no more than is allowed"
     assert found.verdict(stopped) == said.format("it", "28.3")
     assert found.verdict(harsher) is None  # 28.3 + 0.5 is not below 29 - 0.5
     known[stopped] = Known(optimistic=27.9)

@@ -1,7 +1,5 @@
 """Runs of the adversarial tasks on networks of a few hundred weights, through every phase."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +29,11 @@ def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:
     return task, Trainer(task, compressor, loop, torch.device("cpu"))
 
 
-class KilledError(Exception):
-    """Stands for a process that died between two instructions."""
-
-
-def killed(recipe: Recipe, folder: Path, step: int) -> None:
-    """Train until `step` is about to begin, and die."""
-    task, trainer = prepared(recipe, folder)
-    train_step = task.train_step
-
-    def dying(batch: Any) -> Any:
-        if trainer.step == step:
-            raise KilledError
-        return train_step(batch)
-
-    task.train_step = dying
-    try:
-        trainer.fit()
-    except KilledError:
-        return
-    raise AssertionError(f"the run never came to step {step}")
-
-
-def assert_same_state(a: Task, b: Task) -> None:
-    """Weights, statistics, operators and memory, to the last bit."""
-    first, second = a.state_dict(), b.state_dict()
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
-    for name, pictures in a.memory().items():
-        assert all(torch.equal(x, y) for x, y in zip(pictures, b.memory()[name], strict=True)), name
+def train(task: Task, epochs: int) -> dict[str, torch.Tensor]:
+    """Train for some epochs without operators; return the losses of the last step."""
+    for epoch in range(epochs):
+        task.begin_epoch(epoch)
+        task.train()
+        for batch in task.train_batches.epoch(epoch):
+            losses = task.train_step(batch)
+    return losses

@@ -6,6 +6,7 @@ from torchvision.transforms.v2 import functional as reference
 from qprune.errors import UserError
 from qprune.tasks.cifar import MEAN, STD, Cifar
 from qprune.training.task import DataOptions, Limits
+from tests.tasks.adversarial_runs import train
 
 SYNTHETIC = DataOptions(source="synthetic")
 SMOKE = Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64)
@@ -90,11 +91,7 @@ def test_a_network_learns_the_synthetic_set_within_sixty_steps() -> None:
     task.network = tiny_network()  # the full one takes a minute
     task.optimizers()
     untrained = task.evaluate()["top1_percent"]
-    for epoch in range(4):
-        task.begin_epoch(epoch)
-        task.train()
-        for batch in task.train_batches.epoch(epoch):
-            losses = task.train_step(batch)
+    losses = train(task, 4)
     assert losses["loss"].shape == ()
     assert not losses["loss"].requires_grad
     assert untrained < 25

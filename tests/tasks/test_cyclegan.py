@@ -7,7 +7,8 @@ import torch
 from qprune.errors import UserError
 from qprune.tasks.cyclegan import CycleGAN
 from qprune.training.task import DataOptions, Limits
-from tests.tasks.adversarial_runs import assert_same_state, killed, prepared, recipe_of
+from tests.tasks.adversarial_runs import prepared, recipe_of, train
+from tests.training.toy import assert_same_state, killed
 
 SYNTHETIC = DataOptions("synthetic")
 
@@ -21,16 +22,9 @@ def task_with(limits: Limits | None = None, data: DataOptions = SYNTHETIC, **arg
 
 def test_recipe_of_cyclegan_is_that_of_the_paper() -> None:
     task = task_with(Limits(epochs=300), image_size=None, width=None, blocks=9)
-    for network in (task.network, task.back):
-        assert sum(p.numel() for p in network.parameters()) == 11_378_179
-    assert sum(p.numel() for p in task.judge_a.parameters()) == 2_764_737
     assert sum(p.numel() for p in task.paper_network.parameters()) == 11_383_427
-    assert (task.train_batches.batch_size, task.cycle_weight, task.identity_weight, task.pool_a.size) == (
-        1,
-        10,
-        0.5,
-        50,
-    )
+    assert (task.train_batches.batch_size, task.pool_a.size) == (1, 50)
+    assert (task.cycle_weight, task.identity_weight) == (10, 0.5)
     assert (task.example.shape, task.train_batches.a.shape[1:]) == ((1, 3, 256, 256), (3, 286, 286))
     for optimizer in (task.generator_optimizer, task.judge_optimizer):
         assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (2e-4, (0.5, 0.999))
@@ -40,11 +34,7 @@ def test_recipe_of_cyclegan_is_that_of_the_paper() -> None:
 def test_translations_come_closer_to_the_other_domain() -> None:
     task = task_with(Limits(epochs=4, steps_per_epoch=24), width=8, learning_rate=1e-3)
     before = task.evaluate()["fid_proxy"]
-    for epoch in range(4):
-        task.begin_epoch(epoch)
-        task.train()
-        for batch in task.train_batches.epoch(epoch):
-            losses = task.train_step(batch)
+    losses = train(task, 4)
     assert task.evaluate()["fid_proxy"] < 0.7 * before
     assert {*losses} == {"generators", "cycle", "identity", "judges"}
     assert not any(loss.requires_grad for loss in losses.values())
@@ -114,7 +104,7 @@ def test_a_resumed_translation_equals_an_uninterrupted_one(task: str, order: str
     whole, trainer = prepared(recipe, tmp_path / "whole")
     expected = trainer.fit()
     assert task == "pix2pix" or len(whole.memory()["pool_a"]) == 2  # full: pictures were exchanged
-    killed(recipe, tmp_path / "killed", step)
+    killed(prepared(recipe, tmp_path / "killed")[1], step)
     resumed, trainer = prepared(recipe, tmp_path / "killed")
     assert trainer.fit() == expected
     assert_same_state(resumed, whole)

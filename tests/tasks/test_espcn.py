@@ -10,6 +10,7 @@ from PIL import Image
 from qprune.errors import UserError
 from qprune.tasks.espcn import Espcn
 from qprune.training.task import DataOptions, Limits
+from tests.tasks.adversarial_runs import train
 
 SYNTHETIC = DataOptions(source="synthetic")
 
@@ -34,9 +35,7 @@ def test_weights_lie_and_are_updated_in_fast_ways_that_change_nothing_else() -> 
     assert not task.network.conv2.weight.is_contiguous()
     before = {name: p.detach().clone() for name, p in task.network.named_parameters()}
     task.train_step(next(task.train_batches.epoch(0)))
-    plain = {
-        name: torch.nn.Parameter(value.clone(memory_format=torch.contiguous_format)) for name, value in before.items()
-    }
+    plain = {n: torch.nn.Parameter(v.clone(memory_format=torch.contiguous_format)) for n, v in before.items()}
     optimizer = torch.optim.Adam(plain.values(), lr=1e-3)
     for name, p in task.network.named_parameters():
         plain[name].grad = p.grad
@@ -64,11 +63,7 @@ def test_the_network_gains_ten_decibels_on_the_synthetic_set_within_64_steps() -
     task = task_with(Limits(epochs=4, steps_per_epoch=16, batch_size=32, test_samples=64))
     assert task.marks == ["synthetic data", "training set: 256 of 512"]
     untrained = task.evaluate()["psnr_db"]
-    for epoch in range(4):
-        task.begin_epoch(epoch)
-        task.train()
-        for batch in task.train_batches.epoch(epoch):
-            losses = task.train_step(batch)
+    losses = train(task, 4)
     assert not losses["loss"].requires_grad
     assert task.evaluate()["psnr_db"] > untrained + 10
 
@@ -111,9 +106,7 @@ def test_other_images_are_marked_and_may_lie_anywhere(tmp_path: Path) -> None:
 
 
 def test_missing_folders_and_roots_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"data\.root is not set; give the folder that holds t91 and set5, or type data="
-    ):
+    with pytest.raises(UserError, match=r"data\.root is not set; give the folder that holds t91 and set5, or type"):
         task_with(Limits(epochs=1), DataOptions("real"))
     (tmp_path / "t91").mkdir()
     Image.effect_noise((60, 64), 50).save(tmp_path / "t91" / "a.png")

@@ -1,7 +1,5 @@
 """Memory that training frees is kept for the next step."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """trainer.compile and channels_last: which steps are compiled, how many graphs, and the same bits where promised."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,9 +45,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch.compiler.config.recompile_limit = limit
 
 
-def test_a_compiled_run_trains_as_an_eager_one_with_a_graph_per_kind_of_event(
-    graphs: list[int], tmp_path: Path
-) -> None:
+def test_a_compiled_run_trains_as_an_eager_one_with_a_graph_per_event(graphs: list[int], tmp_path: Path) -> None:
     eager, compiled = (prepared(tmp_path / f"{word}", compile=word) for word in (False, True))
     compiling.fuse(eager[2].optimizers.values())  # which rounds in another order
     assert compiled[2].fit() == eager[2].fit()

@@ -1,7 +1,5 @@
 """When a run may be stopped: after its last event, with what finished runs show of how far it still rises."""
 
-from __future__ import annotations
-
 import math
 import pickle
 from typing import Any

@@ -1,13 +1,11 @@
 """Curves in viewers: TensorBoard read back with its own reader, services by stand-ins and, if there, themselves."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -28,13 +26,13 @@ class Recorder:
         self.lines: list[tuple[dict[str, float], int]] = []
         self.started: dict[str, Any] = {}
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def start(self, **options: Any) -> Recorder:
+    def start(self, **options: Any) -> Self:
         self.started = options
         return self
 

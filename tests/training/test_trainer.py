@@ -1,7 +1,5 @@
 """The loop: resumed equals uninterrupted, signals, losses that are not finite, what is logged."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path
@@ -15,27 +13,12 @@ from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
 from qprune.training import checkpoint
 from qprune.training import distributed as processes
 from qprune.training.distributed import share_of
-from tests.training.toy import Toy, prepared
+from tests.training.toy import Toy, assert_same_state, before_step, killed, prepared
 
 
-class KilledError(Exception):
-    """Stands for a process that died between two instructions."""
-
-
-def state_of(task: Toy) -> dict[str, Any]:
-    return task.state_dict() | task.memory()
-
-
-def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
-        assert same, name
-
-
-def uninterrupted(folder: Path) -> tuple[dict[str, float], dict[str, Any], str]:
+def uninterrupted(folder: Path) -> tuple[dict[str, float], Toy, str]:
     task, _, trainer = prepared(folder)
-    return trainer.fit(), state_of(task), (folder / "metrics.csv").read_text()
+    return trainer.fit(), task, (folder / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("killed_at", range(1, 24))
@@ -43,22 +26,10 @@ def uninterrupted(folder: Path) -> tuple[dict[str, float], dict[str, Any], str]:
 def test_resumed_equals_uninterrupted(killed_at: int, every_step: bool, tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
     folder = tmp_path / "killed"
-    minutes = 0.0 if every_step else 5.0
-    task, _, trainer = prepared(folder, checkpoint_minutes=minutes)
-    step = task.train_step
-
-    def dying(batch: Any) -> Any:
-        if trainer.step == killed_at:
-            raise KilledError
-        return step(batch)
-
-    task.train_step = dying  # type: ignore[method-assign]
-    with pytest.raises(KilledError):
-        trainer.fit()
+    killed(prepared(folder, checkpoint_minutes=0.0 if every_step else 5.0)[2], killed_at)
     task, _, trainer = prepared(folder)
-    result = trainer.fit()
-    assert result == expected[0]
-    assert_same_state(state_of(task), expected[1])
+    assert trainer.fit() == expected[0]
+    assert_same_state(task, expected[1])
     assert (folder / "metrics.csv").read_text() == expected[2]
     assert len(list((folder / "checkpoints").iterdir())) == checkpoint.KEPT
 
@@ -71,28 +42,20 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-100])
     task, _, trainer = prepared(tmp_path / "torn")
     with pytest.warns(UserWarning, match="is damaged .its checksum differs.; the checkpoint before it is used"):
-        result = trainer.fit()
-    assert result == expected[0]
-    assert_same_state(state_of(task), expected[1])
+        assert trainer.fit() == expected[0]
+    assert_same_state(task, expected[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_finish_the_step_and_save(number: signal.Signals, tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
-    task, _, trainer = prepared(tmp_path / "stopped")
-    step = task.train_step
-
-    def signalled(batch: Any) -> Any:
-        if trainer.step == 7:
-            os.kill(os.getpid(), number)
-        return step(batch)
-
-    task.train_step = signalled  # type: ignore[method-assign]
+    _, _, trainer = prepared(tmp_path / "stopped")
+    before_step(trainer, 7, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 8 of 24, with everything saved"):
         trainer.fit()
     task, _, trainer = prepared(tmp_path / "stopped")
     assert trainer.fit() == expected[0]
-    assert_same_state(state_of(task), expected[1])
+    assert_same_state(task, expected[1])
 
 
 def test_a_watch_sees_every_epoch_and_stops_without_loss(tmp_path: Path) -> None:
@@ -109,19 +72,13 @@ def test_a_watch_sees_every_epoch_and_stops_without_loss(tmp_path: Path) -> None
         trainer.fit()
     task, _, trainer = prepared(tmp_path / "stopped", watch=watch)
     assert trainer.fit() == expected[0]
-    assert_same_state(state_of(task), expected[1])
+    assert_same_state(task, expected[1])
     assert seen == [1, 2, 3, 4, 5, 6, 7]  # not asked after the last epoch: there is nothing left to stop
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     task, _, trainer = prepared(tmp_path)
-    step = task.train_step
-
-    def diverging(batch: Any) -> Any:
-        task.factor = float("nan") if trainer.step >= 10 else 1.0
-        return step(batch)
-
-    task.train_step = diverging  # type: ignore[method-assign]
+    before_step(trainer, 10, lambda: setattr(task, "factor", float("nan")))
     with pytest.raises(RunFailure, match=r"the loss 'loss' is nan by step 12 \(phase P 3/4\)"):
         trainer.fit()
     saved = checkpoint.load_newest(tmp_path / "checkpoints")
@@ -150,7 +107,7 @@ def test_evaluation_changes_no_random_number_of_training(tmp_path: Path) -> None
     first.fit()
     seldom, _, second = prepared(tmp_path / "seldom", evaluate_every=8)
     second.fit()
-    assert_same_state(state_of(often), state_of(seldom))
+    assert_same_state(often, seldom)
 
 
 def test_one_process_takes_the_whole_batch() -> None:

@@ -1,7 +1,5 @@
 """Runs that share a float prefix end as if they had not, to the last bit."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -36,9 +34,7 @@ def finished(folder: Path, *overrides: str) -> tuple[dict[str, bytes], int]:
         ("cyclegan", "quantize_first", ("prune_first",)),  # it remembers pictures, and has four networks
     ],
 )
-def test_a_run_with_a_warm_start_equals_one_trained_in_full(
-    task: str, first: str, others: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_warm_start_equals_training_in_full(task: str, first: str, others: tuple[str, ...], tmp_path: Path) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     _, taken = finished(shared, f"task={task}", f"order={first}")
     assert taken == 0

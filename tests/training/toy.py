@@ -1,11 +1,10 @@
 """A task that trains in milliseconds, with everything that a real one has: two losses, dropout, norms, memory."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -94,3 +93,35 @@ def prepared(folder: Path, **changes: Any) -> tuple[Toy, Compressor, Trainer]:
     places = {"checkpoints": folder / "checkpoints", "metrics": folder / "metrics.csv"}
     loop = Loop(epochs=8, seed=0, checkpoint_seconds_apart=0.0, **places, **changes)
     return task, compressor, Trainer(task, compressor, loop, torch.device("cpu"))
+
+
+def before_step(trainer: Trainer, number: int, act: Callable[[], object]) -> None:
+    """Have `act` called when step `number` is about to begin."""
+    train_step = trainer.task.train_step
+
+    def acting(batch: Any) -> dict[str, Tensor]:
+        if trainer.step == number:
+            act()
+        return train_step(batch)
+
+    trainer.task.train_step = acting  # type: ignore[method-assign]
+
+
+class KilledError(Exception):
+    """Stands for a process that died between two instructions."""
+
+
+def killed(trainer: Trainer, step: int) -> None:
+    """Train until `step` is about to begin, and die."""
+
+    def die() -> None:
+        raise KilledError
+
+    before_step(trainer, step, die)
+    with pytest.raises(KilledError):
+        trainer.fit()
+
+
+def assert_same_state(a: Task, b: Task) -> None:
+    """Weights, statistics, operators and memory, to the last bit."""
+    torch.testing.assert_close(a.state_dict() | a.memory(), b.state_dict() | b.memory(), rtol=0, atol=0)

@@ -1,7 +1,5 @@
 """Searches for tests: small ones on ESPCN, and rows with made-up scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a search is asked: models and their runs, sizes, and what is refused."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

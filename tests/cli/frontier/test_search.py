@@ -1,7 +1,5 @@
 """The runs that a search picks, and what it says of them; and a whole search that trains."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -16,16 +14,16 @@ from qprune.cli import main as cli
 from qprune.cli.frontier import searched
 from qprune.config.schema import RunConfig
 from qprune.errors import Interrupted, RunFailure, UserError
-from qprune.reporting.publishing import publish
 from qprune.runs import execute as runner
 from qprune.runs.folder import read_rows
 from qprune.search.grid import grid_of
 from qprune.search.text import density_front
 from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
 from tests.reporting.rows import store_row_of
+from tests.reporting.test_publishing import publish
 
 
-def test_seeds_go_round_by_round_and_only_to_what_is_worth_it(
+def test_seeds_go_round_by_round_to_what_pays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], made_up: list[str]
 ) -> None:
     keys = [*SMOKE, *SMALL, "seed=range(3)", "max_loss=2%", "margin=0.1dB", f"results_dir={tmp_path}"]
@@ -125,9 +123,7 @@ def test_a_row_of_another_run_is_refused(tmp_path: Path, made_up: list[str]) -> 
         searched(grid)
 
 
-def test_published_rows_are_taken_as_they_are(
-    tmp_path: Path, made_up: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_published_rows_count(tmp_path: Path, made_up: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Of three published models, one has a row of its own too, which counts; the other two are run."""
     runs = tmp_path / "runs"
     words = [*SMOKE, *SMALL, f"results_dir={runs}"]

@@ -1,7 +1,5 @@
 """Runs that a search stops early: which are watched, and what is left of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -64,7 +62,7 @@ def test_what_is_watched_and_what_is_not(tmp_path: Path, made_up: list[str]) -> 
     assert next_run(grid, searched(grid), ()) == ((points["Q4(w,f)"], 0), 0)
 
 
-def test_a_run_that_its_watch_stops_leaves_a_note(
+def test_a_run_that_is_stopped_leaves_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: list[str]
 ) -> None:
     def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:

@@ -79,7 +79,7 @@ class Evil:
         ([1, 2, 3], "cannot be read as a CIFAR-10 batch"),
     ],
 )
-def test_a_file_that_is_no_batch_is_named_and_runs_nothing(
+def test_a_file_that_is_no_batch_runs_nothing(
     tmp_path: Path, batch: object, problem: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "data_batch_1", batch)
@@ -115,7 +115,7 @@ def test_an_accepted_copy_is_marked(root: Path) -> None:
     assert pictures.train_labels.dtype == torch.int64
 
 
-def test_a_copy_with_the_published_checksums_is_not_marked(
+def test_a_copy_with_published_checksums_is_unmarked(
     root: Path, batch_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     md5 = hashlib.md5(batch_file.read_bytes()).hexdigest()

@@ -100,10 +100,8 @@ def test_a_box_is_cut_at_the_edge_of_the_picture(root: Path) -> None:
 @pytest.mark.parametrize("box", [(50, 4, 60, 10), (9, 9, 5, 12), (8, 5, 7, 9), (3, 31, 9, 40)])
 def test_boxes_without_area_in_the_picture_are_refused(root: Path, box: tuple[int, int, int, int]) -> None:
     xml_of(root).write_text(annotation(CAT.format(corners(*box))))
-    shown = ", ".join(map(str, box))
-    with pytest.raises(
-        UserError, match=rf"000001\.xml: the box {shown} of a cat has no area inside the picture of 40x30; mend the"
-    ):
+    shown = f"the box {', '.join(map(str, box))} of a cat"
+    with pytest.raises(UserError, match=rf"000001\.xml: {shown} has no area inside the picture of 40x30; mend the"):
         pictures(root)
 
 
@@ -141,10 +139,8 @@ def test_missing_files_are_named(root: Path) -> None:
 
 
 def test_a_missing_split_lists_those_that_are_there(root: Path) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"task\.train_split=test: there is no readable list .*test\.txt \(lists there: mine, trainval\)",
-    ):
+    said = r"task\.train_split=test: there is no readable list .*test\.txt \(lists there: mine, trainval\)"
+    with pytest.raises(UserError, match=said):
         pictures(root, "test")
     (root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match=r"empty\.txt names no picture; choose another list"):
@@ -161,9 +157,7 @@ def test_a_broken_picture_and_one_of_another_size_are_named(root: Path) -> None:
         pictures(root)[0]
 
 
-def test_without_a_folder_the_archives_are_fetched_or_the_remedy_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_folder_the_archives_are_fetched_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     def unreachable(root: str, year: str, image_set: str, download: bool) -> None:
@@ -175,9 +169,7 @@ def test_without_a_folder_the_archives_are_fetched_or_the_remedy_is_told(
     with pytest.raises(UserError, match=r"there is no .*VOC2007, and it could not be fetched .*set data\.root=FOLDER"):
         pictures(tmp_path)
     assert asked == [("2007", "trainval")]
-    with pytest.raises(
-        UserError, match=r"task\.train_split=mine is not a published split \(train, val, trainval, test"
-    ):
+    with pytest.raises(UserError, match=r"train_split=mine is not a published split \(train, val, trainval, test"):
         pictures(tmp_path, "mine")
 
 

@@ -269,7 +269,11 @@ class Compressor:
                 state = {"operator": "prune", "elements": operator.mask.numel(), "sparsity": 1.0 - operator.density}
             else:
                 assert isinstance(operator, Quantizer)
-                state = {"operator": "quantize", "bits": operator.bits, "decimals": operator.decimal.flatten().tolist()}
+                state = {
+                    "operator": "quantize",
+                    "bits": operator.bits,
+                    "decimals": operator.fraction_bits.flatten().tolist(),
+                }
             rows.append(row | state)
         return rows
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qprune.compression.operator import Operator
 from qprune.compression.prepare import INPUT_CHILD, OUTPUT_CHILD, FeatureOperators, find_operators
-from qprune.compression.pruner import Pruner
+from qprune.compression.pruner import tile_mask
+from qprune.errors import UserError
 
 
 def convert(network: nn.Module) -> nn.Module:
@@ -29,6 +29,9 @@ def convert(network: nn.Module) -> nn.Module:
 
     Args:
         network: A network with operators; it is not changed.
+
+    Raises:
+        UserError: The network cannot be copied.
     """
     converted = with_plain_weights(network)
     for module in list(converted.modules()):
@@ -40,9 +43,17 @@ def convert(network: nn.Module) -> nn.Module:
 
 def with_plain_weights(network: nn.Module) -> nn.Module:
     """Return a copy with plain weights, on their grids, and with the operators of features as they are."""
-    copied = copy.deepcopy(network)
+    try:
+        copied = copy.deepcopy(network)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        raise UserError(
+            f"{type(network).__name__} cannot be copied, and convert works on a copy: {error}. Detach tensors that a "
+            "forward pass leaves in attributes (self.last = x.detach()), and give classes that hold locks, files or "
+            "streams a __deepcopy__"
+        ) from error
     for placed in find_operators(copied):
         operator = placed.operator
+        operator.settle()
         operator.active, operator.observing, operator.owner = operator.acts, False, ()
         operator.start_window()
     shared: dict[int, nn.Parameter] = {}
@@ -55,17 +66,23 @@ def with_plain_weights(network: nn.Module) -> nn.Module:
 
 
 class _Function(nn.Module):
-    """What active operators compute, in a form that torch.fx traces: no branch depends on a tensor or its size."""
+    """What active operators compute, in a form that torch.fx traces: no branch depends on a tensor or its size.
 
-    mask: Tensor
+    Masks and fraction bits are buffers of the names that they have in the operators. Each function takes x, or what is
+    made of it: torch.fx computes those of buffers alone while it traces.
+    """
 
     def __init__(self, operators: FeatureOperators) -> None:
         super().__init__()
         pruner, quantizer = operators.pruner, operators.quantizer
-        self.pruner = (pruner,) if pruner is not None and pruner.acts else ()
-        self.quantizer = (quantizer,) if quantizer is not None and quantizer.acts else ()
-        if self.pruner:
-            self.register_buffer("mask", self.pruner[0].mask.clone())
+        self.masks = (pruner,) if pruner is not None and pruner.acts else ()
+        self.grids = (quantizer,) if quantizer is not None and quantizer.acts else ()
+        for masks in self.masks:
+            self.pruner = nn.Module()
+            self.pruner.register_buffer("mask", masks.mask.clone())
+        for grids in self.grids:
+            self.quantizer = nn.Module()
+            self.quantizer.register_buffer("decimal", grids.fraction_bits)  # whole numbers survive `.half()`
 
     def forward(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Forward hook: return the output after the operators."""
@@ -74,37 +91,17 @@ class _Function(nn.Module):
     def operate(self, x: Tensor) -> Tensor:
         """Return x (B, ...), masked and on the grid, in x's type."""
         wide = x.float()
-        for pruner in self.pruner:
-            wide = wide * self.fitted(x, pruner).float()
-        for quantizer in self.quantizer:
+        for pruner in self.masks:
+            mask, sizes = self.pruner.get_buffer("mask"), range(2, pruner.mask.dim() + 1)
+            if pruner.granularity == "element" and sizes:
+                mask = tile_mask(wide.new_ones(()) * mask, tuple(x.shape[dim] for dim in sizes), pruner.border)
+            wide = wide * mask
+        for quantizer in self.grids:
             low, high = quantizer.grid.bounds
-            scale = 2.0 ** int(quantizer.decimal)
-            clamped = (wide * scale).clamp(low, high)
+            scale = torch.exp2(wide.new_ones(()) * self.quantizer.get_buffer("decimal"))
             rounding: Callable[[Tensor], Tensor] = _ROUNDINGS[quantizer.rounding]
-            wide = rounding(clamped) * (1 / scale)
+            wide = rounding((wide * scale).clamp(low, high)) / scale
         return wide.type_as(x)
-
-    def fitted(self, x: Tensor, pruner: Pruner) -> Tensor:
-        """Return the mask tiled over x's size, as `pruner.tile_mask`, by functions that take symbolic sizes."""
-        mask, dims = self.mask, pruner.mask.dim()
-        if pruner.granularity != "element" or dims < 2:
-            return mask
-        for dim in range(1, dims):
-            tile, length = pruner.mask.shape[dim], x.shape[dim + 1]
-            tiles: list[Any] = [1] * dims
-            if pruner.border == "keep":
-                tiles[dim] = length // tile
-                before = (length - length // tile * tile) // 2
-                padding = [0] * (2 * (dims - 1 - dim))
-                rest = length - length // tile * tile - before
-                mask = F.pad(mask.repeat(tiles), [*padding, before, rest], value=1.0)
-            else:
-                whole = length // tile
-                # At least one tile, as whole + 1 // (whole + 1) counts it: traced sizes have no maximum.
-                offset = (length - (whole + 1 // (whole + 1)) * tile) // 2
-                tiles[dim] = whole + 2
-                mask = mask.repeat(tiles).narrow(dim, (0 - offset) % tile, length)
-        return mask
 
 
 class _InputFunction(_Function):
@@ -128,7 +125,7 @@ def _replace(module: nn.Module, name: str, operators: FeatureOperators) -> None:
     delattr(module, name)
     at_input = name == INPUT_CHILD
     function = (_InputFunction if at_input else _Function)(operators)
-    if function.pruner or function.quantizer:
+    if function.masks or function.grids:
         generated = fx.symbolic_trace(function)
         module.add_module(name, generated)
         (module.register_forward_pre_hook if at_input else module.register_forward_hook)(generated)
@@ -140,15 +137,19 @@ def _make_plain(layer: nn.Module, shared: dict[int, nn.Parameter]) -> None:
     `remove_parametrizations` deletes the property from the layer's class, which a deep copy shares with its original
     (https://github.com/pytorch/pytorch/pull/80811), so that the original would lose its weight too.
     """
-    weights = {}
+    weights: dict[str, nn.Parameter] = {}
+    order: tuple[str, ...] = ()
     for name, chain in layer.parametrizations.items():  # type: ignore[operator, union-attr]
-        value, original = getattr(layer, name).detach().clone(), chain.original
+        original = chain.original
+        value = getattr(layer, name).detach().to(original.dtype, copy=True)
         same = shared.setdefault(id(original), nn.Parameter(value, requires_grad=original.requires_grad))
         weights[name] = same if torch.equal(same, value) else nn.Parameter(value, requires_grad=original.requires_grad)
+        order = max(order, *(each.order for each in chain if isinstance(each, Operator)), key=len)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     others = dict(layer.named_parameters(recurse=False))
     for name in others:
         delattr(layer, name)
-    for name, parameter in {**weights, **others}.items():  # weights first, as torch's layers have them
-        layer.register_parameter(name, parameter)
+    found = weights | others
+    for name in dict.fromkeys((*order, *found)):
+        layer.register_parameter(name, found[name])

@@ -26,7 +26,9 @@ class Operator(nn.Module):
         first_sample: Position of this process's batch in the global batch; set with `observing`.
         sample_limit: Number of leading samples of this process's batch that belong to the window (spec 2.3), or None
             for all; set with `observing`.
-        updates: Buffer, number of events that have fired; the operator acts from the first one on.
+        updates: Buffer, number of events that have fired; the operator acts from the first one on. A float, as all
+            buffers are, so that an average over training (EMA, SWA) that includes buffers has it too.
+        order: Names of the layer's parameters in the order that they have in the float network (weights only).
         window: What was observed since `start_window`, or None. No buffer: its size changes, and data parallel
             training would overwrite it with rank 0's. `Compressor.state_dict` saves it.
     """
@@ -44,7 +46,8 @@ class Operator(nn.Module):
         # The compressed network, in a tuple so that it is not a submodule. Its mode decides about observation: an
         # operator inside a frozen norm is always in evaluation mode, and has to observe all the same.
         self.owner: tuple[nn.Module, ...] = ()
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int32))
+        self.order: tuple[str, ...] = ()
+        self.register_buffer("updates", torch.zeros(()))
         self.register_load_state_dict_pre_hook(_adopt_sizes)
         self.register_load_state_dict_post_hook(_adopt_mode)
 
@@ -56,6 +59,16 @@ class Operator(nn.Module):
     def acts(self) -> bool:
         """Whether it changes its input, also where no compressor drives it; may wait for the device."""
         return bool(self.updates > 0) if self.active is None else self.active
+
+    @property
+    def averaged(self) -> bool:
+        """Whether buffers may hold averages: those of a copy, or swapped in for evaluation."""
+        return self.active is None or not self.training
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Replace averages in buffers by the values that they stand for."""
+        self.updates.ceil_()
 
     @property
     def collecting(self) -> bool:
@@ -103,6 +116,7 @@ class Operator(nn.Module):
                 "compressed once; begin from a fresh copy of it (copy.deepcopy before the first time)"
             )
         self.size_for_weight(weight)
+        self.order = tuple(name for name, _ in layer.named_parameters(recurse=False))
         parametrize.register_parametrization(layer, name, self)
         return layer
 
@@ -134,4 +148,6 @@ def _adopt_sizes(module: nn.Module, state_dict: dict[str, Any], prefix: str, *ar
 def _adopt_mode(module: nn.Module, incompatible_keys: Any) -> None:
     """Have an operator act after loading a state if it acted when that was saved."""
     assert isinstance(module, Operator)
-    module.active = bool(module.updates > 0)
+    if module.active is not None:
+        module.settle()
+        module.active = bool(module.updates > 0)

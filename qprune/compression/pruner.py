@@ -104,8 +104,7 @@ class Pruner(Operator):
 
     def fitted(self, x: Tensor) -> Tensor:
         """Return the mask, tiled to x's size where x is a feature of another size than those of training."""
-        # Averages of weights over training average the mask as well: of its values, the nearer one counts.
-        mask = self.mask if self.active is not None else (self.mask > 0.5).to(self.mask.dtype)
+        mask = self._nearest() if self.averaged else self.mask
         if self.granularity != "element" or not self.of_samples or x.shape[1:] == mask.shape or not mask.numel():
             return mask if mask.numel() else mask.new_ones(())
         if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing can be tiled
@@ -115,10 +114,20 @@ class Pruner(Operator):
             )
         return tile_mask(mask, tuple(x.shape[2:]), self.border)
 
+    def _nearest(self) -> Tensor:
+        """Return the mask, of averaged values the nearer of 0 and 1."""
+        return (self.mask > 0.5).to(self.mask.dtype)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Replace averages in buffers by the values that they stand for."""
+        super().settle()
+        self.mask.copy_(self._nearest())
+
     @property
     def density(self) -> float:
         """Fraction of ones in the mask; 1 before it is sized."""
-        return float(self.mask.mean(dtype=torch.float64)) if self.mask.numel() else 1.0
+        return float(self._nearest().mean(dtype=torch.float64)) if self.mask.numel() else 1.0
 
     def extra_repr(self) -> str:
         return f"sparsity={self.sparsity}, {self.granularity}, mask={tuple(self.mask.shape)}, active={self.active}"
@@ -130,16 +139,17 @@ def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tens
     Border `tile` continues the pattern beyond them, and takes the mask's centre where the map is smaller; `keep`
     leaves everything beyond whole tiles unpruned, so that a map smaller than the mask is not pruned.
     """
+    tiles = mask.shape
     for dim, length in enumerate(size, start=1):
-        tile = mask.shape[dim]
-        whole = length // tile * tile
-        offset = (length - whole) // 2 if whole else (length - tile) // 2
-        position = torch.arange(length, device=mask.device) - offset
+        tile = tiles[dim]
+        whole = length // tile
+        # No branch on a size, and sums of ones in place of `torch.arange`: torch.fx traces this for converted networks.
+        at_least_one = whole + 1 // (whole + 1)
+        position = mask.new_ones([length], dtype=torch.int64).cumsum(0) - (1 + (length - at_least_one * tile) // 2)
         repeated = mask.index_select(dim, position % tile)
         if border == "keep":
-            shape = [1] * mask.dim()
-            shape[dim] = -1
-            outside = ((position < 0) | (position >= whole)).view(shape)
+            shape = [-1 if each == dim else 1 for each in range(len(size) + 1)]
+            outside = ((position < 0) | (position >= whole * tile)).view(shape)
             repeated = torch.where(outside, torch.ones_like(repeated), repeated)
         mask = repeated
     return mask

@@ -43,7 +43,7 @@ class Quantizer(Operator):
         axis: The dimension with a d of its own per index (weights only), or None.
 
     Attributes:
-        decimal: Buffer, int32, 0-d or (C,): d.
+        decimal: Buffer, 0-d or (C,): d, or 0 before the event that chooses it.
         window: float64, (2, K): the candidates, and the sum of squared errors of each (features only); with
             `saturate`, whose quantiles are known only at the end, the values themselves, float32.
         searches: Whether an event chooses d.
@@ -74,7 +74,7 @@ class Quantizer(Operator):
                     f"decimal={each} is not a number of fraction bits from -{_LARGEST_DECIMAL} to {_LARGEST_DECIMAL}"
                 )
         self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
-        self.register_buffer("decimal", torch.tensor(decimal if isinstance(decimal, int) else 0, dtype=torch.int32))
+        self.register_buffer("decimal", torch.tensor(float(decimal) if isinstance(decimal, int) else 0.0))
         self.keeps_values = self.saturate != (0.0, 1.0)
 
     @property
@@ -91,6 +91,22 @@ class Quantizer(Operator):
     def axis(self) -> int | None:
         """The dimension with a d of its own per index, or None."""
         return self.grid.axis
+
+    @property
+    def fraction_bits(self) -> Tensor:
+        """d as int32, also where `decimal` is an average over training."""
+        return self._of_average().to(torch.int32) if self.averaged else self.decimal.to(torch.int32)
+
+    def _of_average(self) -> Tensor:
+        # Before the event, `decimal` and `updates` are 0, then d and 1: the quotient of their averages is d.
+        share = self.updates.clamp(torch.finfo(torch.float32).tiny, 1.0) if self.searches else 1.0
+        return (self.decimal / share).round()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Replace averages in buffers by the values that they stand for."""
+        self.decimal.copy_(self._of_average())
+        super().settle()
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Give `decimal` one entry per index of `axis`."""
@@ -169,11 +185,13 @@ class Quantizer(Operator):
             self.observe(x)
         if self.active is False:
             return x
-        out: Tensor = FakeQuantize.apply(x, self.decimal, mask, self.grid)
+        out: Tensor = FakeQuantize.apply(x, self.fraction_bits, mask, self.grid)
         return out if self.active else torch.where(self.updates > 0, out, x if mask is None else x * mask)
 
     def extra_repr(self) -> str:
-        shown = self.decimal.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"
+        shown = (
+            self.fraction_bits.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"
+        )
         return f"bits={self.bits}, decimal={shown}, {self.rounding}, active={self.active}"
 
 

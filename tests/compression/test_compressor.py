@@ -200,29 +200,6 @@ def test_what_a_network_does_belongs_to_its_state() -> None:
     assert torch.equal(again.convert()(batch(9)), net(batch(9)))
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_an_average_begun_at_step_0_is_compressed(by_hand: bool) -> None:
-    net = network()
-    compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
-    average = copy.deepcopy(net).eval() if by_hand else torch.optim.swa_utils.AveragedModel(net).eval()
-    for step in range(STEPS):
-        train(net, compressor, range(step, step + 1))
-        if by_hand:  # as timm's ModelEmaV3: floats are averaged, masks too, and integers copied
-            with torch.no_grad():
-                for ours, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-                    ours.copy_(ours.lerp(theirs, 0.5) if ours.is_floating_point() else theirs)
-        else:
-            average.update_parameters(net)
-    inner = average if by_hand else average.module
-    feature: list[Tensor] = []
-    inner[4].register_forward_hook(lambda _m, _a, out: feature.append(out))
-    with torch.no_grad():
-        average(batch(9))
-    on_grid = feature[0] * 2.0 ** inner[4].output_operators.quantizer.decimal
-    assert torch.equal(on_grid, on_grid.round())
-    assert float((inner[3][0].weight == 0).float().mean()) >= 0.5
-
-
 def test_steps_that_go_back_and_windows_without_their_beginning_are_refused() -> None:
     net, compressor = trained()
     with pytest.raises(UserError, match=r"at\(2\) after at\(7\): pass the optimizer step since training began"):

@@ -26,8 +26,8 @@ class Block:
         return found[1] if found else ""
 
 
-def blocks(page: str, language: str) -> list[Block]:
-    """Return the blocks of a page in a language, in order, without directives other than `code-block`."""
+def blocks(page: str, *languages: str) -> list[Block]:
+    """Return the blocks of a page in some languages, in order, without directives other than `code-block`."""
     found: list[Block] = []
     head: str | None = None
     lines: list[str] = []
@@ -41,7 +41,7 @@ def blocks(page: str, language: str) -> list[Block]:
             head = None
         else:
             lines.append(line)
-    return [block for block in found if block.language == language]
+    return [block for block in found if block.language in languages]
 
 
 def extension(name: str) -> Any:

@@ -23,10 +23,13 @@ def names(group: str) -> list[str]:
     return [name for name, _ in choices(group)]
 
 
+PAPER_S = ("baseline", "prune_first", "prune_only", "quantize_first", "quantize_only")
+
+
 @pytest.mark.parametrize("order", names("order"))
 @pytest.mark.parametrize("task", names("task"))
 def test_every_task_composes_in_every_order(task: str, order: str) -> None:
-    config = config_of(f"task={task}", f"order={order}")
+    config = config_of(f"task={task}", f"order={order}", f"protocol={'paper' if order in PAPER_S else 'factorial'}")
     assert config["task"]["name"] == task
     assert config["order"]["name"] == order
     recipe = Recipe.from_config(config)  # times in the order's order, within the epochs
@@ -34,12 +37,37 @@ def test_every_task_composes_in_every_order(task: str, order: str) -> None:
 
 
 def test_orders_are_the_paper_s_rows() -> None:
-    assert {order: notation(config_of(f"order={order}")) for order in names("order")} == {
+    assert {order: notation(config_of(f"order={order}")) for order in PAPER_S} == {
         "baseline": "Baseline",
         "quantize_only": "Q8(w,f)",
         "prune_only": "P0.5(w,f)",
         "prune_first": "P0.5(w,f)->Q8(w,f)",
         "quantize_first": "Q8(w,f)->P0.5(w,f)",
+    }
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_mirrored_orders_have_the_same_events(task: str) -> None:
+    """Learning rates follow from the epoch, so that what is left after these events is the same too."""
+    schedules = {
+        order: Recipe.from_config(config_of(f"task={task}", f"order={order}", "protocol=factorial")).schedule
+        for order in names("order")
+        if order != "baseline"
+    }
+    pruned = {
+        order: (each.prune_times[0], each.prune_times[-1]) for order, each in schedules.items() if each.prune_times
+    }
+    quantized = {order: each.quantize_times for order, each in schedules.items() if each.quantize_times}
+    first, second = pruned["prune_first"], pruned["quantize_first"]
+    assert (quantized["quantize_first"], quantized["prune_first"]) == (first, second)
+    assert first[1] <= second[0]
+    assert pruned == {
+        **dict.fromkeys(("prune_first", "joint", "prune_only"), first),
+        **dict.fromkeys(("quantize_first", "joint_late", "prune_only_late"), second),
+    }
+    assert quantized == {
+        **dict.fromkeys(("quantize_first", "joint", "quantize_only"), first),
+        **dict.fromkeys(("prune_first", "joint_late", "quantize_only_late"), second),
     }
 
 

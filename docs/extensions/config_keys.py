@@ -94,8 +94,8 @@ def markdown_table(keys: list[Key]) -> str:
 
 
 def schedule_table(configs: Path = CONFIGS) -> str:
-    """All schedules: one row a file, one column a key."""
-    files = sorted((configs / "schedule").rglob("*.yaml"))
+    """All schedules but those of slots: one row a file, one column a key."""
+    files = sorted(path for path in (configs / "schedule").rglob("*.yaml") if path.parent.name != "slots")
     names = [key.path.removeprefix("schedule.") for key in keys_of(files[0])]
     rows = [f"| schedule | {' | '.join(f'`{name}`' for name in names)} |", f"|{' --- |' * (len(names) + 1)}"]
     for file in files:

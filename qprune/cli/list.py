@@ -15,7 +15,8 @@ from qprune.errors import UserError, one_of
 from qprune.runs.folder import read_rows
 from qprune.runs.row import Row, row_cells
 
-GROUPS = {"tasks": "task", "orders": "order", "budgets": "budget", "data": "data", "schedules": "schedule"}
+GROUPS = {"tasks": "task", "orders": "order", "protocols": "protocol", "schedules": "schedule"}
+GROUPS |= {"budgets": "budget", "data": "data"}
 RESULTS = "results_dir="
 RIGHT = ("seed", "score", "weights Mb", "features Mb", "density")  # columns of numbers
 

@@ -28,8 +28,9 @@ from qprune.config.signature import as_dict, short_hash
 from qprune.config.types import legal, schema_at
 from qprune.errors import UserError
 from qprune.runs.folder import LOCK_FILE
-from qprune.runs.jobs import Job, duration, expand, jobs_of, seconds_left, time_left_text
+from qprune.runs.jobs import Job, duration, expand, first_events, jobs_of, seconds_left, time_left_text
 
+_WARM_STARTS = "trainer.warm_start_at"
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -160,7 +161,8 @@ def _job(cfg: DictConfig) -> None:
         runner.execute(RunConfig.check(as_dict(cfg)), wait=True)  # another sweep may have this run
     except Exception as error:
         code, message = failures.report(error)
-    note = {"overrides": list(job.overrides.task), "exit_code": code, "message": message}
+    overrides = [text for text in job.overrides.task if key_of(text) != _WARM_STARTS]
+    note = {"overrides": overrides, "exit_code": code, "message": message}
     write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
     if code == failures.STOPPED:  # jobs behind a failed one still run; not so behind one that was told to stop
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
@@ -182,7 +184,7 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK_FILE):  # as long as it is held, no other sweep removes these notes
-            launch([f"hydra.sweep.dir='{place}'"])
+            launch([f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
         if isinstance(error, UserError) or not launcher or _outcomes(folder):

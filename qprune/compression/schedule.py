@@ -7,7 +7,7 @@ chosen at t_p + k * dt_p for k = 1..n (so nothing is pruned at t_p itself). Betw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -27,9 +27,10 @@ class Schedule:
     Args:
         t_qw, t_qf: When weights and features begin to be quantized.
         t_p, dt_p, n: Masks change at t_p + k * dt_p for k = 1..n.
+        prune_at: Rising times at which masks change, in place of t_p, dt_p and n.
 
     Raises:
-        UserError: A time is negative, t_p or dt_p is given alone, n < 1 or dt_p <= 0.
+        UserError: A time is negative, t_p or dt_p is given alone, n < 1, dt_p <= 0, or prune_at does not rise.
     """
 
     t_qw: float | None = None
@@ -37,6 +38,31 @@ class Schedule:
     t_p: float | None = None
     dt_p: float | None = None
     n: int = 4
+    prune_at: tuple[float, ...] = ()
+
+    @classmethod
+    def in_slots(cls, starts: Mapping[str, float], length: float, n: int = 4, targets: str = "wf") -> Schedule:
+        """Give each operator its first event at the start of a slot and its last at the end.
+
+        Operators that stand in slots of equal length have the same time to recover in either order.
+
+        Args:
+            starts: Start of the slot of `prune` and of `quantize` in epochs; an operator that is absent is not used.
+            length: Of each slot, in epochs.
+            n: Pruning events, evenly spaced. One alone is at the slot's end.
+            targets: What is quantized: weights (w) at the slot's start and features (f) at its end. One alone begins
+                at the slot's end.
+        """
+        if not (math.isfinite(length) and length > 0) or n < 1:
+            raise UserError(f"{n} events in slots of {length} epochs; type a number of events >= 1 and a length > 0")
+        prune: tuple[float, ...] = ()
+        if "prune" in starts:
+            prune = tuple(starts["prune"] + length * (k / (n - 1) if n > 1 else 1.0) for k in range(n))
+        weights = features = None
+        if "quantize" in starts:
+            features = starts["quantize"] + length if "f" in targets else None
+            weights = starts["quantize"] + (length if features is None else 0.0) if "w" in targets else None
+        return cls(t_qw=weights, t_qf=features, n=n, prune_at=prune)
 
     def __post_init__(self) -> None:
         for name in ("t_qw", "t_qf", "t_p"):
@@ -49,12 +75,17 @@ class Schedule:
             raise UserError(f"schedule.dt_p={self.dt_p} is not a length in epochs; type a number > 0")
         if not isinstance(self.n, int) or self.n < 1:
             raise UserError(f"schedule.n={self.n} is not a number of pruning events; type a whole number >= 1")
+        if self.prune_at and self.t_p is not None:
+            raise UserError("prune_at stands in place of t_p and dt_p; give one of them")
+        are_times = all(math.isfinite(time) and time >= 0 for time in self.prune_at)
+        if not are_times or list(self.prune_at) != sorted(self.prune_at):
+            raise UserError(f"prune_at={self.prune_at} are no rising times in epochs; type numbers >= 0")
 
     @property
     def prune_times(self) -> tuple[float, ...]:
         """Epochs at which masks change."""
         if self.t_p is None or self.dt_p is None:
-            return ()
+            return self.prune_at
         return tuple(self.t_p + k * self.dt_p for k in range(1, self.n + 1))
 
     @property
@@ -62,8 +93,16 @@ class Schedule:
         """Epochs at which quantization begins, weights before features."""
         return tuple(time for time in (self.t_qw, self.t_qf) if time is not None)
 
-    def check(self, order: Sequence[str], epochs: float) -> None:
-        """Raise UserError unless the phases stand in `order` (of 'prune' and 'quantize') and end before `epochs`."""
+    @property
+    def first_event(self) -> float | None:
+        """Epoch of the first event, before which training is float; None without events."""
+        return min((*self.prune_times, *self.quantize_times), default=None)
+
+    def check(self, order: Sequence[str], epochs: float, overlap: bool = False) -> None:
+        """Raise UserError unless the phases stand in `order` (of 'prune' and 'quantize') and end before `epochs`.
+
+        overlap: Whether events of both may fall between each other, in any order.
+        """
         times = {"prune": self.prune_times, "quantize": self.quantize_times}
         keys = {"prune": "schedule.t_p + n * schedule.dt_p", "quantize": "schedule.t_qw and schedule.t_qf"}
         for step in order:
@@ -74,13 +113,21 @@ class Schedule:
                     f"the last {step} event ({keys[step]}) is at epoch {max(times[step]):g}, but training ends "
                     f"at epoch {epochs:g} (in epochs of the recipe); raise epochs or choose earlier times"
                 )
-        for first, second in pairwise(order):
+        for first, second in pairwise(() if overlap else order):
             if max(times[first]) > min(times[second]):
                 raise UserError(
                     f"the order is {first} then {second}, but the last {first} event ({keys[first]}) is at epoch "
                     f"{max(times[first]):g} and the first {second} event ({keys[second]}) at {min(times[second]):g}; "
-                    f"move {keys[second]} to {max(times[first]):g} or later, or choose the other order"
+                    f"move {keys[second]} to {max(times[first]):g} or later, or choose the other order, or order=joint"
                 )
+
+    def __str__(self) -> str:
+        """Write the events: `weights quantized at 230; masks change at 115, 130, 145, 160`."""
+        named = (("weights", self.t_qw), ("features", self.t_qf))
+        parts = [f"{name} quantized at {time:g}" for name, time in named if time is not None]
+        if self.prune_times:
+            parts.append(f"masks change at {', '.join(f'{time:g}' for time in self.prune_times)}")
+        return "; ".join(parts) or "no events"
 
     def scaled(self, factor: float) -> Schedule:
         """Return the schedule with every time multiplied by `factor`."""
@@ -88,7 +135,8 @@ class Schedule:
         def at(time: float | None) -> float | None:
             return None if time is None else time * factor
 
-        return Schedule(at(self.t_qw), at(self.t_qf), at(self.t_p), at(self.dt_p), self.n)
+        prune_at = tuple(time * factor for time in self.prune_at)
+        return Schedule(at(self.t_qw), at(self.t_qf), at(self.t_p), at(self.dt_p), self.n, prune_at)
 
     def in_steps(
         self, steps_per_epoch: int, batch_size: int = 1, window: int = 1, samples_per_epoch: int | None = None
@@ -117,7 +165,12 @@ class Schedule:
         def steps(epochs: float) -> int:
             return math.floor(epochs * steps_per_epoch + 1e-6)  # 0.3 * 10 is 2.9999999999999996
 
-        prune: list[int] = []
+        prune = [steps(time) for time in self.prune_at]
+        if len(set(prune)) < len(prune):
+            raise UserError(
+                f"pruning events at epochs {', '.join(f'{time:g}' for time in self.prune_at)} fall together at "
+                f"{steps_per_epoch} steps an epoch; raise schedule.slots.length or the budget"
+            )
         if self.t_p is not None and self.dt_p is not None:
             start, interval = steps(self.t_p), steps(self.dt_p)
             if interval < 1:
@@ -172,6 +225,26 @@ class Timeline:
     steps_per_epoch: int = 1
     batch_size: int = 1
     last_batch_size: int = 1
+
+    def recovery(self, rates: Sequence[float]) -> dict[str, float]:
+        """Return what is left of training after the last event of each operator.
+
+        Args:
+            rates: Learning rate of every epoch of training.
+
+        Returns:
+            `epochs_after_pruning`, `rates_after_pruning`, and likewise of `quantization`: epochs, and the sum of their
+            learning rates, in which a part of an epoch counts as such. An operator without events is left out.
+        """
+        quantize = [step for step in (self.weight_step, self.feature_step) if step is not None]
+        found = {}
+        for name, events in (("pruning", self.prune_steps), ("quantization", quantize)):
+            if events:
+                last = max(events) / self.steps_per_epoch
+                parts = [min(1.0, max(0.0, epoch + 1 - last)) for epoch in range(len(rates))]
+                found[f"epochs_after_{name}"] = len(rates) - last
+                found[f"rates_after_{name}"] = sum(rate * part for rate, part in zip(rates, parts, strict=True))
+        return found
 
     def prune_events(self, step: int) -> int:
         """Return the number of pruning events up to and including `step`."""

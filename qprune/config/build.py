@@ -9,7 +9,6 @@ from qprune.compression.footprint import PaperSize
 from qprune.compression.schedule import Schedule
 from qprune.config.schema import RunConfig
 from qprune.config.signature import Config, as_dict
-from qprune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,6 @@ class Recipe:
         if not isinstance(config, RunConfig):
             config = RunConfig.check(as_dict(config))
         order = config.order.steps
-        if len(set(order)) != len(order):
-            raise UserError(f"order.steps={order} names an operator twice; type each at most once")
         pruning = PruneConfig(**config.prune.model_dump()) if "prune" in order else None
         quantization = None
         if "quantize" in order:
@@ -58,12 +55,9 @@ class Recipe:
             if config.quantize.decimal_from:
                 options["decimal"] = 0  # fixed from the start, hence no search; a run fills in the other run's values
             quantization = QuantizeConfig(**options)
-        schedule = _schedule(config, pruning, quantization)
-        schedule.check(order, config.epochs)
-        budget = config.budget
-        trained = min(config.epochs, budget.epochs or config.epochs)
+        budget, trained = config.budget, config.trained_epochs
         limits = Limits(trained, budget.steps_per_epoch, budget.batch_size, budget.test_samples)
-        return cls(config, pruning, quantization, schedule.scaled(trained / config.epochs), limits)
+        return cls(config, pruning, quantization, config.events(), limits)
 
     @property
     def data(self) -> DataOptions:
@@ -79,16 +73,3 @@ class Recipe:
         """Return the same recipe on data made in memory, which needs no files."""
         data = self.config.data.model_copy(update={"source": "synthetic"})
         return replace(self, config=self.config.model_copy(update={"data": data}))
-
-
-def _schedule(config: RunConfig, pruning: PruneConfig | None, quantization: QuantizeConfig | None) -> Schedule:
-    times = config.schedule.model_dump()
-    if pruning is None:
-        times |= {"t_p": None, "dt_p": None}
-    targets = "" if quantization is None else quantization.targets
-    for key, target in (("t_qw", "w"), ("t_qf", "f")):
-        if target not in targets:
-            times[key] = None
-        elif times[key] is None:
-            raise UserError(f"schedule.{key} is missing, and quantize.targets={targets} needs it; give it in epochs")
-    return Schedule(**times)

@@ -199,8 +199,8 @@ class Composer(ExitStack):
         if missing.startswith("schedule/"):
             raise UserError(
                 f"there is no schedule {missing.removeprefix('schedule/')!r} for this task in this order; write one as "
-                f"{missing}.yaml in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER "
-                "(qprune list schedules)"
+                f"{missing}.yaml in a folder given with --config-dir, borrow one with schedule=TASK/ORDER "
+                "(qprune list schedules), or type protocol=mirrored, which has times for every order"
             )
         raise UserError(f"there is no config {missing!r}" if missing else str(error).splitlines()[-1])
 

@@ -5,12 +5,13 @@ key, and with its default, a config is one run. Keys marked as `machine` say whe
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
+from qprune.compression.schedule import Schedule
 from qprune.config.types import STRICT, Fraction, Samples, explain
 from qprune.errors import UserError
 
@@ -83,6 +84,22 @@ class OrderSection(Section):
 
     name: Name = _key("of the order, in the result row")
     steps: list[Literal["prune", "quantize"]] = _key("operators in the order in which they begin")
+    slots: list[Literal[1, 2]] | None = _key(
+        "slot of each step with schedule.slots; null: the first, then the second; in one slot, events may interleave",
+        default=None,
+    )
+
+
+class SlotsSection(Section):
+    """Two slots of equal length; an operator has its first event at a slot's start and its last at the end."""
+
+    first: Time = _key("start of the first slot")
+    second: Time = _key("start of the second slot")
+    length: Interval = _key("of a slot")
+
+    def __str__(self) -> str:
+        starts = (self.first, self.second)
+        return f"slots {' and '.join(f'{start:g}-{start + self.length:g}' for start in starts)}"
 
 
 class ScheduleSection(Section):
@@ -93,6 +110,42 @@ class ScheduleSection(Section):
     t_p: Time | None = _key("epoch from which pruning is counted; null: never")
     dt_p: Interval | None = _key("time between pruning events, which are at t_p + k * dt_p, k = 1..n")
     n: Events = _key("number of pruning events")
+    slots: SlotsSection | None = _key(
+        "first, second, length: two equal slots in place of the times above (protocol=mirrored)", default=None
+    )
+
+    def at_times(self, order: Sequence[str], targets: str) -> Schedule:
+        """Build the schedule of operators with times of their own. targets: what is quantized."""
+        times = self.model_dump(exclude={"slots"})
+        if "prune" not in order:
+            times |= {"t_p": None, "dt_p": None}
+        for key, target in (("t_qw", "w"), ("t_qf", "f")):
+            if "quantize" not in order or target not in targets:
+                times[key] = None
+            elif times[key] is None:
+                raise UserError(
+                    f"schedule.{key} is missing, and quantize.targets={targets} needs it; give it in epochs"
+                )
+        return Schedule(**times)
+
+    def in_slots(self, slots: SlotsSection, numbers: Mapping[str, int], targets: str, epochs: int) -> Schedule:
+        """Build the schedule of operators in slots. numbers: 1 or 2, by operator; targets: what is quantized."""
+        for key in ("t_qw", "t_qf", "t_p", "dt_p"):
+            if getattr(self, key) is not None:
+                raise UserError(f"schedule.{key} and schedule.slots are both given; type null for one of them")
+        ends = slots.first + slots.length, slots.second + slots.length
+        if ends[0] > slots.second:
+            raise UserError(
+                f"schedule.slots: the first slot ends at epoch {ends[0]:g} and the second begins at {slots.second:g}; "
+                f"type schedule.slots.second={ends[0]:g} or later, or a smaller schedule.slots.length"
+            )
+        if ends[1] >= epochs:
+            raise UserError(
+                f"schedule.slots: the second slot ends at epoch {ends[1]:g}, but training at epoch {epochs} (in "
+                "epochs of the recipe); raise epochs, or choose earlier or shorter slots"
+            )
+        starts = {step: slots.first if number == 1 else slots.second for step, number in numbers.items()}
+        return Schedule.in_slots(starts, slots.length, self.n, targets)
 
 
 class BudgetSection(Section):
@@ -128,6 +181,11 @@ class TrainerSection(Section):
     kernels: bool = _key("on a CPU with a C compiler, operators in one pass, the same bits", machine=True, default=True)
     channels_last: bool | None = _key("memory layout of weights and features; null: the task's", default=None)
     compile: bool = _key("steps through torch.compile: pays after some thousand steps, other last bits", default=False)
+    warm_start_at: list[Time] = _key(
+        "first events of other runs, in trained epochs: a warm start is left for each; qprune sweep fills them in",
+        machine=True,
+        default=[],
+    )
     warm_start: bool = _key(
         "runs that differ only in order, prune, quantize or schedule train their float part once",
         machine=True,
@@ -201,6 +259,30 @@ class RunConfig(Section):
             return cls.model_validate(without_retired(config))
         except ValidationError as error:
             raise UserError(explain(error, json_schema())) from None
+
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs that are trained, within the budget."""
+        return min(self.epochs, self.budget.epochs or self.epochs)
+
+    def events(self) -> Schedule:
+        """Build the schedule of the operators in the order, in trained epochs.
+
+        Raises:
+            UserError: Times or slots are missing, contradict the order, or do not end before training does.
+        """
+        order, slots, targets = self.order.steps, self.order.slots, self.quantize.targets
+        if len(set(order)) != len(order):
+            raise UserError(f"order.steps={order} names an operator twice; type each at most once")
+        if slots is not None and len(slots) != len(order):
+            raise UserError(f"order.slots={slots} is not a slot for each of order.steps={order}; type 1 or 2 for each")
+        if self.schedule.slots is not None:
+            numbers: dict[str, int] = dict(zip(order, slots or (1, 2), strict=False))
+            schedule = self.schedule.in_slots(self.schedule.slots, numbers, targets, self.epochs)
+        else:
+            schedule = self.schedule.at_times(order, targets)
+        schedule.check(order, self.epochs, overlap=slots is not None and len(set(slots)) < len(order))
+        return schedule.scaled(self.trained_epochs / self.epochs)
 
     def plain(self) -> dict[str, Any]:
         """Return the config as plain values, as a run stores it in config.yaml."""

@@ -73,7 +73,7 @@ def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:
         unused += (*(f"prune.{name}" for name in names), "schedule.t_p", "schedule.dt_p", "schedule.n")
     if "quantize" not in order:
         unused += ("quantize", "schedule.t_qw", "schedule.t_qf")
-    return unused
+    return unused if order else (*unused, "schedule.slots", "order.slots")
 
 
 def run_folder(config: Config) -> Path:
@@ -86,11 +86,12 @@ def run_folder(config: Config) -> Path:
 
 
 def notation(config: Config, steps: Iterable[str] | None = None) -> str:
-    """Write a recipe, or `steps` of it, as the paper does: `P0.5(w,f)->Q8(w,f)`."""
+    """Write a recipe, or `steps` of it, as the paper does: `P0.5(w,f)->Q8(w,f)`; `+` joins what shares a slot."""
     values = as_dict(config)
     writers = {"prune": _pruning, "quantize": _quantization}
     steps = values["order"]["steps"] if steps is None else steps
-    return "->".join(writers[step](values[step]) for step in steps) or "Baseline"
+    slots = values["order"].get("slots") or (1, 2)
+    return ("->" if len(set(slots)) > 1 else "+").join(writers[step](values[step]) for step in steps) or "Baseline"
 
 
 def _pruning(options: Mapping[str, Any]) -> str:

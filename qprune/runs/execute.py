@@ -4,7 +4,6 @@ import io
 import random
 import shutil
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ from qprune.runs.environment import describe_environment
 from qprune.runs.folder import RunFolder
 from qprune.runs.histograms import feature_histograms
 from qprune.runs.load import copy_fraction_bits
-from qprune.runs.row import SCHEMA_VERSION, Row, format_row, make_row
+from qprune.runs.row import SCHEMA_VERSION, Row, format_row, make_row, recovery_lines
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
 from qprune.training.progress import say
-from qprune.training.setup import attach_operators, build_task, plan_of
+from qprune.training.setup import attach_operators, build_task, learning_rates, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
 from qprune.training.warm_start import WarmStart
@@ -98,11 +97,12 @@ def plan(config: Recipe | identity.Config) -> str:
     task = build_task(recipe)
     text = io.StringIO()
     console = Console(file=text, width=120, highlight=False)
-    times = ", ".join(f"{name} {value:g}" for name, value in asdict(recipe.schedule).items() if value is not None)
-    console.print(identity.notation(recipe.config))
-    console.print(f"{recipe.limits.epochs} epochs; schedule in epochs: {times}")
     sites = plan_of(recipe, task)
-    attach_operators(recipe, task, sites)
+    timeline = attach_operators(recipe, task, sites).timeline
+    console.print(identity.notation(recipe.config))
+    console.print(f"{recipe.limits.epochs} epochs; {recipe.schedule}")
+    for line in recovery_lines(timeline.recovery(learning_rates(task, recipe.limits.epochs))):
+        console.print(line)
     _print_plan(console, _plan_table(task, sites))
     return text.getvalue()
 
@@ -120,7 +120,8 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
     task.to(device)
     if first_rank:
         _describe(config, folder, task, sites, device)
-    options = config.trainer.model_dump(include={"precision", "evaluate_every", "checkpoint_minutes", "compile"})
+    names = {"precision", "evaluate_every", "checkpoint_minutes", "warm_start_at", "compile"}
+    options = config.trainer.model_dump(include=names)
     curve, checkpoints = folder.path / files.METRICS_FILE, folder.path / files.CHECKPOINTS
     run = identity.signature(config)
     loop = Loop(recipe.limits.epochs, checkpoints, curve, config.seed, watch=watch, run=run, **options)
@@ -186,6 +187,8 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
     marks = list(task.marks)
     if recipe.limits.epochs != config.epochs:
         marks.append(f"{recipe.limits.epochs} of {config.epochs} epochs (budget={config.budget.name})")
+    if recipe.order and (slots := config.schedule.slots):
+        marks.append(f"{slots}, not the paper's times")
     row: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "arithmetic": qprune.ARITHMETIC,
@@ -205,6 +208,7 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
         "weight_sparsity": sparsity["weight"],
         "feature_sparsity": sparsity["feature"],
         "metrics": {name: value for name, value in metrics.items() if name != task.metric},
+        "recovery": trainer.compressor.timeline.recovery([row["learning_rate"] for row in trainer.metrics]),
     }
     paper = paper_footprint(
         task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization

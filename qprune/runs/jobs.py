@@ -83,6 +83,18 @@ def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
     return list(found.values())
 
 
+def first_events(jobs: Sequence[Job]) -> list[float]:
+    """List the epochs, of those that are trained, at which operators of these runs begin.
+
+    A recipe that contradicts itself is left out: its own run says so.
+    """
+    found = set()
+    for job in jobs:
+        with suppress(UserError):
+            found.add(job.config.events().first_event)
+    return sorted(event for event in found if event is not None)
+
+
 def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
     """Estimate the seconds of training that unfinished runs still take, by folder.
 

@@ -3,6 +3,7 @@
 A row holds no times, dates or paths: the same config and seed on the same machine give a file with the same bytes.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -51,6 +52,7 @@ class Row:
     density_actual: float
     metrics: dict[str, float]  # further figures of the last evaluation
     arithmetic: Count = 1  # version of the arithmetic of training: rows of different versions differ in bits
+    recovery: dict[str, float] = Field(default_factory=dict)  # as `Timeline.recovery` returns; older rows have none
 
 
 _ROW = TypeAdapter(Row)
@@ -105,6 +107,16 @@ def format_row(row: Row) -> Text:
         f"{row.epochs} epochs, {row.steps} steps"
     )
     return Text("\n".join(lines + [f"  mark: {mark}" for mark in row.marks]))
+
+
+def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
+    """Say how much training is left after the last event of each operator."""
+    return [
+        f"after the last {name} event: {recovery[f'epochs_after_{name}']:.4g} epochs, their learning rates sum to "
+        f"{recovery[f'rates_after_{name}']:.3g}"
+        for name in ("pruning", "quantization")
+        if f"epochs_after_{name}" in recovery
+    ]
 
 
 def row_cells(row: Row) -> dict[str, str]:

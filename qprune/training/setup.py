@@ -52,6 +52,16 @@ def attach_operators(recipe: Recipe, task: Task, plan: Plan | None = None) -> Co
     return attach(task.network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
 
 
+def learning_rates(task: Task, epochs: int) -> list[float]:
+    """Return the learning rate of every epoch, of the first group of the first optimizer."""
+    [group, *_] = next(iter(task.optimizers().values())).param_groups
+    rates = []
+    for epoch in range(epochs):
+        task.begin_epoch(epoch)
+        rates.append(float(group["lr"]))
+    return rates
+
+
 def _task_class(target: str) -> type[Task]:
     require_trusted("task._target_", target)
     try:

@@ -4,7 +4,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from qprune.training.distributed import (
 )
 from qprune.training.progress import Reporter, say
 from qprune.training.task import Task
-from qprune.training.warm_start import WarmStart
+from qprune.training.warm_start import WarmStart, steps_to_leave
 
 # With several ranks, stopping and timed checkpoints must be agreed on; every step would cost a wait on the device.
 _STEPS_BETWEEN_AGREEMENTS = 16
@@ -52,6 +52,7 @@ class Loop:
     evaluate_every: int = 1  # epochs; the last one is always evaluated
     checkpoint_minutes: float = 5.0  # after which a checkpoint is written in the middle of an epoch
     checkpoint_seconds_apart: float = 20.0  # after which one is written at the end of an epoch
+    warm_start_at: Sequence[float] = ()  # first events of other runs in epochs; while it is float, a run serves them
     compile: bool = False  # see `CompiledSteps`
     watch: Watch | None = None  # called by rank 0 after each epoch but the last; a reason stops the run early
     run: str = ""  # its signature: a checkpoint of another run is refused
@@ -70,11 +71,13 @@ class Trainer:
         self.steps_per_epoch = len(task.train_batches)
         self.steps = loop.epochs * self.steps_per_epoch
         first = compressor.timeline.first_action
-        # Ends of epochs: the last before any operator acts or observes, and that at which the warm start is left. A
-        # run that is float throughout cannot know when others begin: half-way serves most.
+        # Ends of epochs: the last before any operator acts or observes, and those at which a warm start is left. When
+        # others begin is in `warm_start_at`; a run that is float throughout has no such time itself: half-way.
         last = self.steps - 1 if first is None else first
         self._float_steps = last // self.steps_per_epoch * self.steps_per_epoch
-        self._shared_steps = loop.epochs // 2 * self.steps_per_epoch if first is None else self._float_steps
+        own = loop.epochs // 2 * self.steps_per_epoch if first is None else self._float_steps
+        others = steps_to_leave(loop.warm_start_at, compressor.timeline)
+        self._shared_steps = {own, *(step for step in others if step <= self._float_steps)}
         self.steps_taken_over = 0  # from a warm start
         self.optimizers = task.optimizers()
         self.compiled = CompiledSteps(task.network, compressor.timeline, device) if loop.compile else None
@@ -225,7 +228,7 @@ class Trainer:
         recent = time.monotonic() - self._saved_at < apart
         if last or not any_rank(recent, self.device):
             self._save()
-        if self.warm_start is not None and self.step == self._shared_steps:
+        if self.warm_start is not None and self.step in self._shared_steps:
             self._require_finite()
             self.warm_start.save(self.state_dict(), self.optimizers)
         return row

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 import qprune
 from qprune.atomic_write import explained, remove_left_temporaries
 from qprune.compression.operator import Operator
+from qprune.compression.schedule import Timeline
 from qprune.config import signature as identity
 from qprune.config.schema import RunConfig
 from qprune.training import checkpoint
@@ -29,6 +31,14 @@ LOCK = ".lock"  # held by the one process that writes in a folder; readers need 
 # Keys that say only what operators do, where, when, and how they are counted.
 _OPERATOR_KEYS = frozenset(("order", "prune", "quantize", "schedule", "task.sites", "task.paper_size"))
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
+
+
+def steps_to_leave(events: Iterable[float], timeline: Timeline) -> set[int]:
+    """Return the ends of epochs before `events` and their windows, in steps. events: in trained epochs."""
+    epoch = timeline.steps_per_epoch
+    steps = [int(event * epoch + 1e-6) for event in events]
+    alone = [replace(timeline, prune_steps=(), weight_step=None, feature_step=step) for step in steps]
+    return {(each.first_action or 0) // epoch * epoch for each in alone} - {0}
 
 
 class WarmStart:

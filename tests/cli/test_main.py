@@ -55,7 +55,9 @@ def test_hydra_s_own_flags_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "task=espcn", "seed=5", "--cfg", "job", "--package", "prune"]) == 0
     assert "sparsity: 0.5\n" in capsys.readouterr().out
     assert cli.main(["run", "--help"]) == 0
-    assert "order: baseline, prune_first, prune_only, quantize_first, quantize_only\n" in capsys.readouterr().out
+    assert (
+        "order: baseline, joint, joint_late, prune_first, prune_only, prune_only_late, quant" in capsys.readouterr().out
+    )
     assert cli.main(["run", "--info", "defaults"]) == 0
     assert "schedule/cifar/prune_first" in capsys.readouterr().out
 
@@ -69,7 +71,7 @@ def test_plan_prints_what_the_runner_says(monkeypatch: pytest.MonkeyPatch, capsy
 def test_list_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert "\n  prune_first     Pruning, then quantization: P0.5(w,f)->Q8(w,f)\n" in printed
+    assert "\n  prune_first         Pruning, then quantization: P0.5(w,f)->Q8(w,f)\n" in printed
     assert "\n  espcn/quantize_first " in printed
     assert cli.main(["list", "budgets"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import pytest
@@ -113,6 +114,8 @@ def test_quantization_may_begin_with_the_last_pruning_event() -> None:
         ({"n": 0}, "schedule.n=0 is not a number of pruning events; type a whole number >= 1"),
         ({"t_p": 1}, "schedule.t_p and schedule.dt_p belong together"),
         ({"t_p": 1, "dt_p": 0}, "schedule.dt_p=0 is not a length in epochs; type a number > 0"),
+        ({"prune_at": (2, 1)}, "prune_at=(2, 1) are no rising times in epochs; type numbers >= 0"),
+        ({"prune_at": (2,), "t_p": 1, "dt_p": 1}, "prune_at stands in place of t_p and dt_p; give one of them"),
         ({"t_qw": -1}, "schedule.t_qw=-1 is not a time in epochs; type a number >= 0"),
     ],
 )
@@ -129,6 +132,50 @@ def test_events_that_fall_together_are_refused() -> None:
 
 def test_scaling_moves_every_time() -> None:
     assert CIFAR.scaled(0.5) == Schedule(t_qw=115, t_qf=117.5, t_p=50, dt_p=7.5, n=4)
+    slots = Schedule.in_slots({"prune": 10, "quantize": 20}, length=6)
+    assert slots.scaled(0.5) == Schedule.in_slots({"prune": 5, "quantize": 10}, length=3)
+
+
+def test_operators_in_a_slot_begin_and_end_together() -> None:
+    first, second = (Schedule.in_slots(starts, 6, n=4) for starts in ({"prune": 10}, {"quantize": 10}))
+    assert [*first.prune_times] == [10, 12, 14, 16]
+    assert [*second.quantize_times] == [10, 16]
+    assert Schedule.in_slots({"prune": 10}, 6, n=1).prune_times == (16,)
+    assert [Schedule.in_slots({"quantize": 10}, 6, targets=t).quantize_times for t in ("w", "f")] == [(16,), (16,)]
+
+
+def test_events_of_a_slot_are_rounded_one_by_one() -> None:
+    both = [
+        Schedule.in_slots({"prune": p, "quantize": q}, 1.5).in_steps(7) for p, q in ((3.5, 5.5), (5.5, 3.5), (3.5, 3.5))
+    ]
+    assert [timeline.prune_steps for timeline in both] == [(24, 28, 31, 35), (38, 42, 45, 49), (24, 28, 31, 35)]
+    assert [(timeline.weight_step, timeline.feature_step) for timeline in both] == [(38, 49), (24, 35), (24, 35)]
+    with pytest.raises(UserError, match="10, 10.3333, 10.6667, 11 fall together at 2 steps an epoch"):
+        Schedule.in_slots({"prune": 10}, 1).in_steps(2)
+
+
+def test_recovery_by_hand() -> None:
+    timeline = Schedule(t_qw=1, t_qf=2.5, t_p=0, dt_p=1, n=1).in_steps(4)
+    assert timeline.recovery([0.1, 0.2, 0.3, 0.4]) == {
+        "epochs_after_pruning": 3,
+        "rates_after_pruning": pytest.approx(0.9),
+        "epochs_after_quantization": 1.5,
+        "rates_after_quantization": pytest.approx(0.3 / 2 + 0.4),
+    }
+    assert Timeline(steps_per_epoch=4).recovery([0.1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("order", "pruning", "quantization"),
+    [("prune", (90, 0.914), (15, 0.0047)), ("quantize", (10, 0.0015), (80, 0.644))],
+)
+def test_the_paper_gives_the_orders_of_cifar_unlike_chances(
+    order: str, pruning: tuple[float, float], quantization: tuple[float, float]
+) -> None:
+    schedule = CIFAR if order == "prune" else Schedule(t_qw=160, t_qf=170, t_p=180, dt_p=15)
+    rates = [0.05 * (1 + math.cos(math.pi * epoch / 250)) for epoch in range(250)]
+    found = schedule.in_steps(391).recovery(rates)
+    assert list(found.values()) == pytest.approx([*pruning, *quantization], rel=0.04)
 
 
 @given(

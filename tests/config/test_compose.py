@@ -17,16 +17,18 @@ from tests.cli.errors import error_of
 GONE = "a key or group cannot be taken away; give it another value, or null where that is legal"
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 TASKS = ", ".join(name for name, _ in choices("task"))
-ORDERS = "baseline, prune_first, prune_only, quantize_first, quantize_only"
+ORDERS = "baseline, joint, joint_late, prune_first, prune_only, prune_only_late, quantize_first, quantize_only, "
+ORDERS += "quantize_only_late"
 VERBS = f"the verbs are {', '.join(cli.VERBS)}"
-TOP = "seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, logger, task"
+TOP = "seed, epochs, results_dir, force, wait, prune, quantize, order, schedule, budget, data, trainer, logger, task, "
+TOP += "protocol"
 QUANTIZE = "bits, feature_bits, targets, rounding, gradient, saturate, weight_axis, decimal, candidates, decimal_from"
 PRUNE = "sparsity, targets, window, granularity, rule, border"
 SEED = "seed='abc' is not a whole number in [0, 4611686018427387904]"
 TEXT = "is not text; quote what YAML reads as something else"
 NOT_FOUND = "KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_VARIABLE' not found\""
 QUOTE = "quote what Hydra reads as special, for example 'data.root=\"/a folder\"'"
-LISTS = "tasks, orders, budgets, data, schedules, runs"
+LISTS = "tasks, orders, protocols, schedules, budgets, data, runs"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ LISTS = "tasks, orders, budgets, data, schedules, runs"
         ),
         ("run sparsity=0.25", f"unknown key 'sparsity'; did you mean 'prune.sparsity'?; the keys are {TOP}"),
         ("run oder=baseline", f"unknown key 'oder'; did you mean 'order'?; the keys are {TOP}"),
-        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; the keys are {TOP}"),
+        ("run +sead=1", f"unknown key 'sead'; did you mean 'seed'?; the keys are {TOP.removesuffix(', protocol')}"),
         ("run +seed=1", "+seed=1: seed is a key already; type seed=1"),
         ("run ~seed", f"~seed: {GONE}"),
         ("run ~order", f"~order: {GONE}"),
@@ -111,7 +113,8 @@ def test_a_schedule_that_is_missing_says_where_to_write_it(capsys: pytest.Captur
     (tmp_path / "task" / "mine.yaml").write_text("# @package _global_\ntask: {name: mine}\n", encoding="utf-8")
     assert error_of(capsys, "run", "--config-dir", str(tmp_path), "task=mine", "order=prune_first") == (
         "there is no schedule 'mine/prune_first' for this task in this order; write one as schedule/mine/prune_first."
-        "yaml in a folder given with --config-dir, or borrow one with schedule=TASK/ORDER (qprune list schedules)"
+        "yaml in a folder given with --config-dir, borrow one with schedule=TASK/ORDER (qprune list schedules), or "
+        "type protocol=mirrored, which has times for every order"
     )
 
 

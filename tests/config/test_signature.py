@@ -59,3 +59,22 @@ def test_later_and_retired_keys_change_no_run() -> None:
         section[name] = True
     assert signature(old) == signature(config) == signature(checked)
     assert RunConfig.check(old).trainer == checked.trainer
+
+
+def test_a_protocol_is_no_part_of_what_a_run_is() -> None:
+    """A run of both protocols is trained once; the paper's and a baseline stay what they are."""
+    with Composer() as composer:
+
+        def named(*words: str) -> str:
+            return composer.signature(["task=espcn", *words], 0)
+
+        for order in ("prune_first", "quantize_first", "quantize_only"):
+            mirrored, factorial, paper = (
+                named(f"order={order}", f"protocol={name}") for name in ("mirrored", "factorial", "paper")
+            )
+            assert mirrored == factorial != paper == named(f"order={order}")
+        assert named("order=baseline", "protocol=mirrored") == named("order=baseline")
+        alone = [named(f"order={name}", "protocol=factorial") for name in ("quantize_only", "quantize_only_late")]
+        assert len({*alone}) == 2
+        few = named("order=prune_only_late", "protocol=factorial", "quantize.bits=4")
+        assert few == named("order=prune_only_late", "protocol=factorial")

@@ -12,6 +12,7 @@ import torch
 import qprune
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
+from qprune.runs.jobs import expand
 from tests.docs.pages import DOCS, blocks
 
 ROOT = DOCS.parent
@@ -80,7 +81,7 @@ def test_commands_are_such_as_qprune_takes(command: str) -> None:
     with Composer() as composer:
         if verb == "run":
             composer.refuse_several(words)
-        for job in composer.jobs(words)[:40]:
+        for job in composer.jobs(expand(words))[:40]:
             assert composer.checked(job)
 
 

@@ -174,6 +174,9 @@ def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> N
     assert "P0.5(w,f)->Q8(w,f)" in text
     counts = "2 weight quantizers, 1 weight pruners, 2 feature quantizers, 1 feature pruners"
     assert f"plan: {counts}; 1 tensors not compressed" in text
+    assert "8 epochs; weights quantized at 5; features quantized at 6; masks change at 1, 2, 3, 4\n" in text
+    assert "after the last pruning event: 4 epochs, their learning rates sum to 0.0226\n" in text  # 0.01 * 0.9^epoch
+    assert "after the last quantization event: 2 epochs, their learning rates sum to 0.0101\n" in text
     assert "4       feature  1 elements  -      -" in text
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 

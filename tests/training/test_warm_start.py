@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from qprune.cli import main as cli
 from qprune.compression.schedule import Schedule
 from qprune.config import signature as identity
 from qprune.config.compose import Composer
 from qprune.runs import execute as run
-from qprune.training.warm_start import FOLDER, LOCK
+from qprune.training.warm_start import FOLDER, LOCK, steps_to_leave
 
 EQUAL = ("result.json", "network.safetensors", "metrics.csv", "operators.json")
 SMALL = ("data=synthetic", "budget=smoke", "budget.steps_per_epoch=10", "budget.batch_size=2", "prune.window=2")
@@ -45,6 +46,24 @@ def test_a_warm_start_equals_training_in_full(task: str, first: str, others: tup
         assert (taken > 0, none) == (True, 0), order
         assert warm == in_full, order
     assert not (alone / FOLDER).exists()
+
+
+def test_a_sweep_trains_the_float_part_once(tmp_path: Path) -> None:
+    """Whatever begins first: runs leave a warm start for every order and protocol of the sweep."""
+    keys = [*SMALL, "budget.epochs=20", "budget.steps_per_epoch=4", "task=espcn", f"results_dir={tmp_path}"]
+    orders = "order=quantize_first,prune_first,quantize_only_late,baseline"
+    assert cli.main(["sweep", *keys, orders, "protocol=mirrored"]) == 0
+    taken = {
+        path.parent.name.partition("-")[0]: json.loads(path.read_bytes())["steps_taken_over"] // 4
+        for path in tmp_path.rglob("timing.json")
+    }
+    # Events at 14 and 16 of 20 epochs; a window of 2 samples is one step, so that prune first is float for 13 epochs
+    assert taken == {"quantize_first": 0, "prune_first": 13, "quantize_only_late": 14, "baseline": 16}
+
+
+def test_where_warm_starts_are_left_by_hand() -> None:
+    timeline = Schedule(t_qw=9, t_qf=9.5).in_steps(10, batch_size=4, window=8)
+    assert steps_to_leave([5, 5.5, 0.1], timeline) == {40, 50}  # two steps are observed before an event
 
 
 def test_a_float_run_leaves_its_first_half(tmp_path: Path) -> None:

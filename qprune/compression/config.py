@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qprune.compression.functional import integer_range
+from qprune.compression.functional import check_saturate, integer_range
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import AUTHORS_DECIMALS, Quantizer
 from qprune.errors import UserError, one_of
@@ -15,6 +15,7 @@ from qprune.errors import UserError, one_of
 TARGETS = ("w", "f", "wf")
 WEIGHT_AXES = ("authors", "tensor", "output")
 CANDIDATES = ("any", "authors")
+OBJECTIVES = ("saturated", "literal")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -72,6 +73,8 @@ class QuantizeConfig:
         decimal: A fixed d for all, or None for d*.
         candidates: Of which d* is chosen: `any`, those that suit the scale of each tensor; or `authors`, 0 to 19, under
             which magnitudes above 2^(N-1) are cut off.
+        objective: What d* minimizes where features saturate: the error of Q(S(x)) (`saturated`, the authors' code), or
+            of Q(x) (`literal`, Eq. 7 as printed), each against S(x).
 
     Raises:
         UserError: A value is not legal.
@@ -86,9 +89,11 @@ class QuantizeConfig:
     weight_axis: str = "authors"
     decimal: int | None = None
     candidates: str = "any"
+    objective: str = "saturated"
 
     def __post_init__(self) -> None:
         one_of("quantize.candidates", self.candidates, CANDIDATES)
+        one_of("quantize.objective", self.objective, OBJECTIVES)
         one_of("quantize.targets", self.targets, TARGETS)
         one_of("quantize.weight_axis", self.weight_axis, WEIGHT_AXES)
         integer_range(self.bits)
@@ -101,7 +106,8 @@ class QuantizeConfig:
 
     def for_features(self) -> Quantizer:
         """Build a quantizer for a feature map."""
-        return Quantizer(self.bits_of_features, self._decimal, self.rounding, self.gradient, self.saturate)
+        saturate = check_saturate(self.saturate)._replace(literal=self.objective == "literal")
+        return Quantizer(self.bits_of_features, self._decimal, self.rounding, self.gradient, saturate)
 
     def for_weights(self, layer: nn.Module, name: str = "weight") -> Quantizer:
         """Build a quantizer for the parameter `name` of `layer`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,8 +90,7 @@ def saturate(x: Tensor, low: float, high: float) -> Tensor:
         x: Any shape.
         low, high: Fractions with 0 <= low < high <= 1; quantiles are interpolated linearly.
     """
-    low, high = check_saturate((low, high))
-    if (low, high) == (0.0, 1.0):
+    if not check_saturate((low, high)).clips:
         return x
     values = x.detach().flatten()
     values = values if values.dtype == torch.float64 else values.float()
@@ -101,14 +101,33 @@ def saturate(x: Tensor, low: float, high: float) -> Tensor:
 _saturate = saturate  # `optimal_decimal` has an argument of this name
 
 
-def check_saturate(bounds: Sequence[float]) -> tuple[float, float]:
-    """`bounds` as a pair of quantiles, or a UserError."""
-    if len(bounds) != 2 or not 0.0 <= bounds[0] < bounds[1] <= 1.0:
+class Saturation(NamedTuple):
+    """Quantiles of Eq. 6, and the error in which they are used.
+
+    Attributes:
+        low, high: Fractions with 0 <= low < high <= 1.
+        literal: Whether d* minimizes |Q(x, d) - S(x)|^2, as Eq. 7 is printed, instead of the authors'
+            |Q(S(x), d) - S(x)|^2 (spec decision 7). Without saturation the two are one.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    literal: bool = False
+
+    @property
+    def clips(self) -> bool:
+        """Whether anything is cut off."""
+        return (self.low, self.high) != (0.0, 1.0)
+
+
+def check_saturate(bounds: Sequence[float]) -> Saturation:
+    """Return quantiles (low, high), or a `Saturation`, as the latter; raise UserError for others."""
+    if len(bounds) not in (2, 3) or not 0.0 <= bounds[0] < bounds[1] <= 1.0:
         raise UserError(
             f"saturate={list(bounds)!r} is not a pair of rising quantiles within [0, 1]; "
             "type saturate=[0.0,1.0] for none, or for example saturate=[0.0001,0.9999]"
         )
-    return float(bounds[0]), float(bounds[1])
+    return Saturation(float(bounds[0]), float(bounds[1]), bool(bounds[2:] and bounds[2]))
 
 
 def candidate_decimals(largest: Tensor, bits: int) -> Tensor:
@@ -136,9 +155,14 @@ def candidate_decimals(largest: Tensor, bits: int) -> Tensor:
 
 
 def squared_errors(
-    x: Tensor, bits: int, decimals: Iterable[int | Tensor], rounding: str = "trunc", axis: int | None = None
+    x: Tensor,
+    bits: int,
+    decimals: Iterable[int | Tensor],
+    rounding: str = "trunc",
+    axis: int | None = None,
+    wanted: Tensor | None = None,
 ) -> Tensor:
-    """Sum (Q(x, d) - x)^2 for each candidate d, without host syncs.
+    """Sum (Q(x, d) - y)^2 for each candidate d, without host syncs; y is `wanted`, or x.
 
     Q(x, d) - x is exact in float32 where nothing saturates, since grids are powers of two; squares are added in
     float64.
@@ -146,16 +170,22 @@ def squared_errors(
     Returns:
         float64, (K,) for K candidates, or (K, C) with `axis` of size C.
     """
-    rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows, targets = _rows(x, axis), _rows(x if wanted is None else wanted, axis)
+    length = max(1, _SEARCH_CHUNK // rows.shape[0])
     sums = []
     for decimal in decimals:
         total = torch.zeros(rows.shape[0], dtype=torch.float64, device=x.device)
-        for part in rows.split(max(1, _SEARCH_CHUNK // rows.shape[0]), dim=1):
-            total += (fake_quantize(part, bits, decimal, rounding, "ste") - part).double().square().sum(-1)
+        for part, target in zip(rows.split(length, dim=1), targets.split(length, dim=1), strict=True):
+            total += (fake_quantize(part, bits, decimal, rounding, "ste") - target).double().square().sum(-1)
         sums.append(total)
     errors = torch.stack(sums)
     return errors[:, 0] if axis is None else errors
+
+
+def _rows(x: Tensor, axis: int | None) -> Tensor:
+    """Return x as (C, M), a row per index of `axis`, or as (1, M), in float32 or float64."""
+    rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def optimal_decimal(
@@ -168,13 +198,13 @@ def optimal_decimal(
 ) -> Tensor:
     """Choose d* (Eq. 5 and 7): the candidate with the least squared error.
 
-    The error is that of Q(S(x), d) - S(x), as in the authors' code (spec decision 7). Of equal errors, the smallest d
-    wins.
+    The error is that of Q(S(x), d) - S(x), as in the authors' code, or that of Eq. 7 as printed, see `Saturation`. Of
+    equal errors, the smallest d wins.
 
     Args:
         x: Any shape; finite.
         bits: N, from 2 to 16.
-        saturate: Quantiles (low, high) of Eq. 6.
+        saturate: Quantiles (low, high) of Eq. 6, or a `Saturation`.
         decimals: The candidates; None: those that x's scale suggests, see `candidate_decimals`.
         rounding: As in `fake_quantize`.
         axis: The dimension with a d of its own per index, or None.
@@ -190,14 +220,14 @@ def optimal_decimal(
         raise UserError(f"no decimal can be chosen from {len(given or ())} candidates and {x.numel()} values")
     if not all_finite(x):
         raise UserError("the values to choose decimal bits for are not all finite")
-    x = _saturate(x, *check_saturate(saturate))
+    low, high, literal = check_saturate(saturate)
+    wanted = _saturate(x, low, high)
     if given is None:
-        candidates = candidate_decimals(
-            x.abs().amax() if axis is None else x.movedim(axis, 0).flatten(1).abs().amax(1), bits
-        )
+        largest = wanted.abs().amax() if axis is None else wanted.movedim(axis, 0).flatten(1).abs().amax(1)
+        candidates = candidate_decimals(largest, bits)
     else:
         candidates = torch.tensor(given, dtype=torch.int32, device=x.device)
-    return least_error(squared_errors(x, bits, candidates, rounding, axis), candidates)
+    return least_error(squared_errors(x if literal else wanted, bits, candidates, rounding, axis, wanted), candidates)
 
 
 def least_error(errors: Tensor, candidates: Tensor) -> Tensor:

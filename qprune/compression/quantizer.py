@@ -39,7 +39,7 @@ class Quantizer(Operator):
             those that the scale of what is observed suggests.
         rounding: `trunc`, `floor` or `nearest`.
         gradient: `clip_value`, `ste` or `in_range`.
-        saturate: Quantiles (low, high) of Eq. 6.
+        saturate: Quantiles (low, high) of Eq. 6, or a `Saturation`.
         axis: The dimension with a d of its own per index (weights only), or None.
 
     Attributes:
@@ -75,7 +75,7 @@ class Quantizer(Operator):
                 )
         self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
         self.register_buffer("decimal", torch.tensor(float(decimal) if isinstance(decimal, int) else 0.0))
-        self.keeps_values = self.saturate != (0.0, 1.0)
+        self.keeps_values = self.saturate.clips
 
     @property
     def bits(self) -> int:

@@ -22,7 +22,7 @@ RETIRED = {
     "trainer.share_stem": "it is called trainer.warm_start now",
 }
 # Arguments that tasks took on after rows had been published, with their defaults (as in the tasks' constructors)
-LATER_ARGUMENTS: dict[str, Any] = {"task.further_test_folders": []}
+LATER_ARGUMENTS: dict[str, Any] = {"task.further_test_folders": [], "task.initialization": "default"}
 
 _NAME = "a name of at most 64 letters, digits, '_', '-' and '.'"
 # Names become parts of paths
@@ -73,6 +73,9 @@ class QuantizeSection(Section):
     rounding: Literal["trunc", "floor", "nearest"] = _key("toward zero (authors), down (Eq. 1), or to the nearest")
     gradient: Literal["clip_value", "ste", "in_range"] = _key("Eq. 2, passed through, or so where nothing is clipped")
     saturate: list[Fraction] = _key("quantiles (low, high) of features that the grid covers (Eq. 6), low < high")
+    objective: Literal["saturated", "literal"] = _key(
+        "error that d* of features minimizes: of Q(S(x)), as the authors' code, or of Q(x), Eq. 7", default="saturated"
+    )
     weight_axis: Literal["authors", "tensor", "output"] = _key("which weights share decimal bits (spec 1.4)")
     decimal: Digits | None = _key("decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)")
     candidates: Literal["any", "authors"] = _key("of d*: any, or the authors' 0 to 19", default="authors")

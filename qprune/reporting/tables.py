@@ -50,9 +50,9 @@ class OtherMethod(Section):
 
     label: str
     score: float
-    weight_mb: float
-    feature_mb: float
-    density: float
+    weight_mb: float | None = None  # as the paper prints it, as the next two
+    feature_mb: float | None = None
+    density: float | None = None
     weights: int | None = None  # elements, as the accounting `paper` counts them
     features: int | None = None  # likewise: twice (spec 5.1)
     weight_bits: float = 32.0
@@ -61,8 +61,9 @@ class OtherMethod(Section):
     feature_sparsity: float = 0.0
 
     def sizes_mb(self) -> tuple[float, float]:
-        """Return Mb of weights and of features: counted where the elements are known."""
-        weight, feature = self.weight_mb, self.feature_mb
+        """Return Mb of weights and of features: counted where the elements are known, NaN where nothing is."""
+        printed = (self.weight_mb, self.feature_mb)
+        weight, feature = (math.nan if size is None else size for size in printed)
         if self.weights is not None:
             weight = self.weights * self.weight_bits * (1 - self.weight_sparsity) / 1e6
         if self.features is not None:

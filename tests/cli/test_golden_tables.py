@@ -37,8 +37,8 @@ ABOVE = {
     ("cyclegan", "Q12(w,f)->P0.5(w,f)"): 1.052,
     ("faster_rcnn", "P0.5(w)->Q8(w,f)"): 1.08,
     ("faster_rcnn", "Q8(w,f)->P0.5(w)"): 1.08,
-    ("faster_rcnn", "P0.5(w,f)->Q8(w,f)"): 1.051,  # of channels alone, as the authors' code: all weights are charged
-    ("faster_rcnn", "Q8(w,f)->P0.5(w,f)"): 1.059,
+    ("faster_rcnn", "P0.5(w,f)->Q8(w,f)"): 1.079,  # 0.928 and 0.892 (spec 5.3)
+    ("faster_rcnn", "Q8(w,f)->P0.5(w,f)"): 1.088,
 }
 
 
@@ -71,6 +71,8 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFram
     with Composer() as composer:
         for _, part in parts:
             for row in part.rows:
+                if row.score is None:  # the paper has no such row
+                    continue
                 overrides = [*part.overrides, *row.overrides, *keys]
                 bits = size(composer.config(overrides))
                 fields: dict[str, Any] = {f"{kind}_bits_paper": bits.size_bits(kind) for kind in ("weight", "feature")}
@@ -88,6 +90,7 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFram
 @pytest.mark.parametrize("task", ["pix2pix", "cyclegan", "faster_rcnn"])
 def test_densities_are_the_printed_ones_where_they_follow(task: str, tmp_path: Path) -> None:
     table = joined(task, tmp_path)
+    table = table[table["paper_score"].notna()]
     assert len(table) >= 5
     assert (table["n"] == 1).all()
     assert table["difference"].abs().max() == 0

@@ -28,8 +28,8 @@ def table_of(folder: Path) -> str:
 
 def test_a_named_sweep_gives_way_to_what_is_typed() -> None:
     order = "order=baseline,prune_first,quantize_first"
-    assert expand(["+sweep=table4", "task=espcn"]) == [order, "seed=range(5)", "task=espcn"]
-    assert expand(["sweep=table4", "seed=1"]) == [order, "seed=1"]
+    assert expand(["+sweep=table4", "task=espcn"]) == [order, "prune.targets=wf", "seed=range(5)", "task=espcn"]
+    assert expand(["sweep=table4", "seed=1"]) == [order, "prune.targets=wf", "seed=1"]
 
 
 def test_an_unknown_or_broken_sweep_is_named(tmp_path: Path) -> None:

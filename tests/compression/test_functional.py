@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from qprune.compression.fake_quantize import FakeQuantize, Grid, power_of_two
 from qprune.compression.functional import (
+    Saturation,
     all_finite,
     fake_quantize,
     integer_range,
@@ -180,6 +181,26 @@ def test_ties_go_to_the_smallest_decimal_even_with_unsorted_candidates() -> None
 def test_saturation_ignores_outliers() -> None:
     x = torch.cat([torch.linspace(-1, 1, 10_000), torch.tensor([3000.0])])
     assert int(optimal_decimal(x)) < int(optimal_decimal(x, saturate=(0.001, 0.999))) == 7
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**16), st.sampled_from([6, 8, 12]))
+def test_both_errors_of_saturation_are_minimized_as_written(seed: int, bits: int) -> None:
+    """The authors' Q(S(x)) - S(x), and Eq. 7 as printed, Q(x) - S(x)."""
+    x = torch.randn(300, generator=torch.Generator().manual_seed(seed)) ** 3  # heavy tails
+    saturated = saturate(x, 0.01, 0.99)
+    for literal, quantized in ((False, saturated), (True, x)):
+        errors = [float((fake_quantize(quantized, bits, d) - saturated).double().square().sum()) for d in range(20)]
+        chosen = optimal_decimal(x, bits, Saturation(0.01, 0.99, literal), range(20))
+        assert int(chosen) == min(range(20), key=lambda d: (errors[d], d))
+
+
+def test_eq_7_as_printed_may_choose_other_fraction_bits() -> None:
+    """At CycleGAN's 12 bits and quantiles: an outlier that reaches beyond S(x) on a wide grid counts in Eq. 7 alone."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(20_000, generator=generator) ** 3 * 2 ** float(torch.rand((), generator=generator))
+    found = [optimal_decimal(x, 12, Saturation(0.0001, 0.9999, literal), range(20)) for literal in (False, True)]
+    assert [int(decimal) for decimal in found] == [4, 5]
 
 
 def test_each_channel_gets_its_own_decimal() -> None:

@@ -53,7 +53,7 @@ def test_later_and_retired_keys_change_no_run() -> None:
     old = copy.deepcopy(checked.plain())
     for key in LATER_KEYS:
         section, name = at(old, key)
-        del section[name]
+        section.pop(name, None)  # an argument may be another task's
     for key in RETIRED:
         section, name = at(old, key)
         section[name] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,14 @@ from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.cifar10 import ClassifiedPictures, load_cifar10
-from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.parts import kept_apart, part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic import classified_gratings
+from qprune.tasks.models.initialisation import xavier_
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
 from qprune.tasks.models.modes import evaluating
 from qprune.tasks.optimizers import set_learning_rate
-from qprune.training.task import DataOptions, Limits, Task
+from qprune.training.task import VALIDATION, DataOptions, Limits, Task
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's red, green and blue
 STD = (0.2023, 0.1994, 0.2010)
@@ -39,6 +41,7 @@ class Cifar(Task):
         learning_rate: Of the first epoch, falling to 0 along half a cosine.
         momentum: Of SGD.
         weight_decay: Of SGD, for all parameters.
+        initialization: `default` (PyTorch's) or `xavier`, which the paper's Table 1 names (Glorot and Bengio 2010).
 
     Raises:
         UserError: The data is not usable.
@@ -46,11 +49,14 @@ class Cifar(Task):
 
     metric = "top1_percent"
     higher_is_better = True
+    validates = True
     train_batches: TensorBatches
     mean: Tensor
     std: Tensor
     test_images: Tensor
     test_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
     optimizer: torch.optim.SGD
 
     def __init__(
@@ -64,6 +70,7 @@ class Cifar(Task):
         learning_rate: Rate = 0.1,
         momentum: Momentum = 0.9,
         weight_decay: Weight = 5e-4,
+        initialization: Literal["default", "xavier"] = "default",
     ) -> None:
         super().__init__()
         self.epochs = limits.epochs
@@ -73,14 +80,21 @@ class Cifar(Task):
         with seeded(seed, "network"):
             # channels last: faster on a CPU, and what tensor cores want
             self.network: MobileNetV2 = MobileNetV2().to(memory_format=torch.channels_last)
+            if initialization == "xavier":
+                xavier_(self.network)
 
         pictures, self.marks = _pictures(data)
         self.dataset = {
             "train": checksum((pictures.train_images.numpy(), pictures.train_labels.numpy())),
             "test": checksum((pictures.test_images.numpy(), pictures.test_labels.numpy())),
         }
-        rows, batch, marks = training_part(len(pictures.train_labels), batch_size, limits)
+        training, apart = kept_apart(len(pictures.train_labels), data.validation)
+        if len(apart):
+            self.marks.append(f"{len(apart)} of {len(pictures.train_labels)} training pictures kept apart for choices")
+        rows, batch, marks = training_part(len(training), batch_size, limits)
+        rows = training[rows]
         test_rows, test_marks = part("test set", len(pictures.test_labels), limits.test_samples)
+        apart = apart[part("", len(apart), limits.test_samples)[0]]
         self.marks += marks + test_marks
         self.initial_rate = learning_rate * batch / batch_size
         self.train_batches = TensorBatches(
@@ -92,6 +106,7 @@ class Cifar(Task):
         )
         example = torch.zeros(1, 3, 32, 32)
         self._hold(test_images=pictures.test_images[test_rows], test_labels=pictures.test_labels[test_rows])
+        self._hold(validation_images=pictures.train_images[apart], validation_labels=pictures.train_labels[apart])
         self._hold(mean=torch.tensor(MEAN)[:, None, None], std=torch.tensor(STD)[:, None, None])
         self._hold(example=example, size_example=example.clone())
 
@@ -129,19 +144,26 @@ class Cifar(Task):
         return {"loss": loss.detach()}
 
     def evaluate(self) -> dict[str, float]:
-        """Return the top-1 accuracy in percent and the mean cross entropy on the test set."""
+        """Return top-1 accuracy in percent and mean cross entropy, of the test set and of pictures kept apart."""
         with evaluating(self.network):
-            # sums stay on the device until the end: one synchronisation per evaluation
-            right = torch.zeros((), dtype=torch.int64, device=self.test_labels.device)
-            loss = torch.zeros((), device=self.test_labels.device)
-            for pictures, labels in zip(
-                self.test_images.split(self.eval_batch_size), self.test_labels.split(self.eval_batch_size), strict=True
-            ):
-                logits = self.network(self.normalised(pictures)).float()
-                right += (logits.argmax(dim=1) == labels).sum()
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-        count = len(self.test_labels)
-        return {self.metric: 100 * right.item() / count, "test_loss": loss.item() / count}
+            accuracy, loss = self._scores(self.test_images, self.test_labels)
+            found = {self.metric: accuracy, "test_loss": loss}
+            if len(self.validation_labels):
+                accuracy, loss = self._scores(self.validation_images, self.validation_labels)
+                found |= {f"{VALIDATION}{self.metric}": accuracy, f"{VALIDATION}loss": loss}
+        return found
+
+    def _scores(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Return accuracy in percent and mean cross entropy; sums stay on the device until the end."""
+        right = torch.zeros((), dtype=torch.int64, device=labels.device)
+        loss = torch.zeros((), device=labels.device)
+        for pictures, classes in zip(
+            images.split(self.eval_batch_size), labels.split(self.eval_batch_size), strict=True
+        ):
+            logits = self.network(self.normalised(pictures)).float()
+            right += (logits.argmax(dim=1) == classes).sum()
+            loss += F.cross_entropy(logits, classes, reduction="sum")
+        return 100 * right.item() / len(labels), loss.item() / len(labels)
 
     def density(self, score: float, size_bits: float) -> float:
         """Return percent per Mb, with 1 Mb = 10^6 bits."""

@@ -20,7 +20,7 @@ from qprune.errors import UserError, one_of
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.images import NamedImage, read_images
-from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.parts import kept_apart, part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.superres import ImagePairs
 from qprune.tasks.data.synthetic import textured_pictures
@@ -28,7 +28,7 @@ from qprune.tasks.metrics.psnr import psnr_db
 from qprune.tasks.models.espcn import ESPCN
 from qprune.tasks.models.modes import evaluating
 from qprune.tasks.optimizers import set_learning_rate
-from qprune.training.task import DataOptions, Limits, Task
+from qprune.training.task import VALIDATION, DataOptions, Limits, Task
 
 # Of the decoded images of Yang et al. 2010 (91) and Bevilacqua et al. 2012 (5), in the order of their file names.
 PUBLISHED = {
@@ -62,6 +62,7 @@ class Espcn(Task):
 
     metric = "psnr_db"
     higher_is_better = True
+    validates = True
     train_batches: TensorBatches
     optimizer: torch.optim.Adam
 
@@ -96,7 +97,10 @@ class Espcn(Task):
                 for kind, name in (("train", "the published 91-image set"), ("test", "the published Set5"))
                 if self.dataset[kind] != PUBLISHED[kind]
             ]
-        low, high = ImagePairs(train, scale, smallest=patch).patches(patch, stride)
+        training, apart = (rows.tolist() for rows in kept_apart(len(train), data.validation))
+        self.validation_images = ImagePairs([train[row] for row in apart], scale, smallest=patch)
+        self.marks += [f"{len(apart)} of {len(train)} training images kept apart for choices"] if apart else []
+        low, high = ImagePairs([train[row] for row in training], scale, smallest=patch).patches(patch, stride)
         rows, batch, marks = training_part(len(low), batch_size, limits)
         test_rows, test_marks = part("test set", len(test), limits.test_samples)
         self.marks += marks + test_marks
@@ -132,13 +136,13 @@ class Espcn(Task):
         return {"loss": loss.detach()}
 
     def evaluate(self) -> dict[str, float]:
-        """Return the mean PSNR in dB over whole test images, of the test set and of each further one."""
+        """Return the mean PSNR in dB over whole images: of the test set, further ones, and those kept apart."""
+        sets = {self.metric: self.test_images, f"{VALIDATION}{self.metric}": self.validation_images}
+        further = {f"{self.metric}_{name}": pairs for name, pairs in self.further_tests.items()}
         with evaluating(self.network):
-            further = {f"{self.metric}_{name}": self._psnr_db(pairs) for name, pairs in self.further_tests.items()}
-            return {self.metric: self._psnr_db(self.test_images)} | further
+            return {n: self._psnr_db(p) for n, p in (sets | further).items() if isinstance(p, ImagePairs) and len(p)}
 
-    def _psnr_db(self, pairs: nn.Module) -> float:
-        assert isinstance(pairs, ImagePairs)
+    def _psnr_db(self, pairs: ImagePairs) -> float:
         return torch.stack([psnr_db(self.network(low), high) for low, high in pairs]).mean().item()
 
     @torch.no_grad()

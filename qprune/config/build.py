@@ -18,6 +18,7 @@ class DataOptions:
     source: str = "real"  # files below `root`, or `synthetic`: made in memory from the seed, offline
     root: str | None = None
     verify: bool = True  # refuse a real set whose checksums differ from the published ones
+    validation: float = 0.0  # fraction of the training set that is kept apart, to choose by
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def build_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
     config, device = recipe.config, torch.device(device)
     task_class, arguments = _task_class(config.task.class_path), config.task.arguments
     _check_arguments(task_class, arguments, config.task.class_path)
+    if recipe.data.validation and not task_class.validates:
+        raise UserError(
+            f"data.validation={recipe.data.validation}: the task {config.task.name} keeps no samples apart; leave it "
+            "at 0, or choose a task that does, such as espcn or cifar"
+        )
     task = task_class(data=recipe.data, limits=recipe.limits, seed=config.seed, **arguments).to(device)
     arrange(task, config.trainer.channels_last, config.trainer.compile, device)
     return task

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from qprune.config.build import DataOptions, Limits
 
-__all__ = ["Batches", "DataOptions", "Limits", "Task"]
+__all__ = ["VALIDATION", "Batches", "DataOptions", "Limits", "Task"]
+
+VALIDATION = "validation_"  # before a metric: that of the samples kept apart for choices (`data.validation`)
 
 
 class Batches(Protocol):
@@ -43,6 +45,8 @@ class Task(nn.Module, ABC):
     train_batches: Batches
     marks: list[str]  #: Reasons why the row may not pass for the paper's (synthetic data, a part of a set, ...).
     dataset: dict[str, str]  #: Checksum of the decoded arrays by name of the set.
+    #: Whether `data.validation` is supported: `evaluate` then returns `validation_METRIC` too.
+    validates = False
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

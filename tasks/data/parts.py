@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
+from qprune.errors import UserError
 from qprune.training.task import Limits
 
 
@@ -17,6 +21,21 @@ def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:
     if wanted is None or wanted >= total:
         return torch.arange(total), []
     return torch.arange(wanted) * total // wanted, [f"{what}: {wanted} of {total}"]
+
+
+def kept_apart(total: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return the indices to train on, and those that `data.validation` keeps apart, evenly spread over the set.
+
+    They follow from the config alone, so that runs of all seeds choose by the same samples.
+    """
+    count = math.floor(Fraction(repr(fraction)) * total)
+    if fraction and not count:
+        raise UserError(
+            f"data.validation={fraction} of {total} training samples is none; type 0, or at least {1 / total:.2g}"
+        )
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[part("", total, count)[0]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def training_part(total: int, recipe_batch: int, limits: Limits) -> tuple[Tensor, int, list[str]]:

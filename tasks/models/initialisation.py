@@ -19,3 +19,12 @@ def gaussian_(network: nn.Module, deviation: float = 0.02) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def xavier_(network: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers as Glorot and Bengio (2010), uniform; biases become zero."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,19 @@ def test_recipe_is_that_of_the_paper(paper: Cifar) -> None:
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 5e-4)
     assert len(group["params"]) == len(list(paper.network.parameters()))
     assert sum(p.numel() for p in paper.network.parameters()) == 2_296_922
+
+
+def test_xavier_initialization_is_uniform_within_its_bounds(paper: Cifar) -> None:
+    """Glorot and Bengio 2010: U(-a, a) with a = sqrt(6 / (fan_in + fan_out))."""
+    network = Cifar(data=SYNTHETIC, limits=SMOKE, seed=0, initialization="xavier").network
+    for layer, fans in ((network.conv2, 320 + 1280), (network.conv1, 9 * (3 + 32)), (network.linear, 1280 + 10)):
+        bound = math.sqrt(6 / fans)
+        weight = layer.weight.detach()
+        assert float(weight.abs().max()) <= bound
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert not network.linear.bias.any()
+    default = Cifar(data=SYNTHETIC, limits=SMOKE, seed=0).network
+    assert all(map(torch.equal, default.parameters(), paper.network.parameters()))
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.1), (125, 0.05), (250 / 3, 0.075), (249, 3.9478e-6)])
@@ -124,3 +139,24 @@ def test_evaluation_counts_right_answers_in_eval_mode_and_changes_nothing() -> N
 def test_bad_data_options_are_named(data: DataOptions, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         Cifar(data=data, limits=SMOKE, seed=0)
+
+
+def test_pictures_kept_apart_are_scored_and_not_trained_on() -> None:
+    limits = Limits(epochs=1)
+    whole = Cifar(data=SYNTHETIC, limits=limits, seed=0)
+    task = Cifar(data=DataOptions(source="synthetic", validation=0.1), limits=limits, seed=0)
+    assert task.marks == ["synthetic data", "512 of 5120 training pictures kept apart for choices"]
+    assert (task.train_batches.samples, len(task.validation_labels)) == (4608, 512)
+    trained = {picture.numpy().tobytes() for picture in task.train_batches.inputs}
+    apart = {picture.numpy().tobytes() for picture in task.validation_images}
+    assert not trained & apart
+    assert trained | apart == {picture.numpy().tobytes() for picture in whole.train_batches.inputs}
+    for each in (whole, task):
+        each.network = tiny_network()
+    torch.manual_seed(0)
+    state = tiny_network().state_dict()
+    for each in (whole, task):
+        each.network.load_state_dict(state)
+    found = task.evaluate()
+    assert list(found) == ["top1_percent", "test_loss", "validation_top1_percent", "validation_loss"]
+    assert {name: found[name] for name in ("top1_percent", "test_loss")} == whole.evaluate()

@@ -134,6 +134,24 @@ def test_pictures_show_bicubic_output_and_original_side_by_side() -> None:
     assert not torch.equal(shown[0], shown[2])
 
 
+def test_images_kept_apart_are_scored_and_not_trained_on() -> None:
+    whole, limits = task_with(Limits(epochs=1)), Limits(epochs=1)
+    task = task_with(limits, DataOptions(source="synthetic", validation=0.1))
+    assert task.marks == ["synthetic data", "3 of 32 training images kept apart for choices"]
+    assert (len(task.validation_images), len(task.test_images)) == (3, 5)
+    patches = {patch.numpy().tobytes() for patch in task.train_batches.inputs}
+    assert patches < {patch.numpy().tobytes() for patch in whole.train_batches.inputs}
+    for low, _ in task.validation_images:
+        assert low[0, :, :17, :17].contiguous().numpy().tobytes() not in patches
+    found = task.evaluate()
+    assert list(found) == ["psnr_db", "validation_psnr_db"]
+    assert found["psnr_db"] == whole.evaluate()["psnr_db"] != found["validation_psnr_db"]
+    with pytest.raises(
+        UserError, match=r"data.validation=0.01 of 32 training samples is none; type 0, or at least 0.031"
+    ):
+        task_with(limits, DataOptions(source="synthetic", validation=0.01))
+
+
 def test_further_test_sets_are_scored_beside_the_first(tmp_path: Path) -> None:
     for name, seed in (("t91", 0), ("set5", 1), ("set14", 2)):
         (tmp_path / name).mkdir()

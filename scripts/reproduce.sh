@@ -21,6 +21,7 @@ done
 "$qprune" tables window --run-missing task=espcn "$seeds" "${keys[@]}" || status=1
 "$qprune" tables variants task=espcn "${keys[@]}" > /dev/null || status=1 # of those that are there
 .venv/bin/python scripts/publish_results.py || status=1
+.venv/bin/python scripts/write_cards.py || status=1
 "$qprune" tables order || status=1
 "$qprune" report --runs 4 task=espcn "${keys[@]}" || status=1
 exit $status

@@ -80,14 +80,14 @@ def require_packages() -> None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[export]'")
 
 
-def load_run(options: argparse.Namespace) -> FinishedRun:
-    """Load the run that the arguments name."""
+def load_run(options: argparse.Namespace, legal: Sequence[str] = KEYS) -> FinishedRun:
+    """Load the run that the arguments name, with its config changed in keys that are `legal`."""
     from qprune.runs.load import FinishedRun
 
     changes: dict[str, Any] = {}
     for word in options.keys:
         key, equals, value = word.partition("=")
-        if not equals or key not in KEYS:
-            raise UserError(f"{word!r} is not KEY=VALUE with one of {', '.join(KEYS)}{closest(key, KEYS)}")
+        if not equals or key not in legal:
+            raise UserError(f"{word!r} is not KEY=VALUE with one of {', '.join(legal)}{closest(key, legal)}")
         changes[key] = yaml.safe_load(value)
     return FinishedRun.load(options.run, Path(changes.pop("results_dir", "results/runs")), changes)

@@ -20,6 +20,8 @@ VERBS = {
     "tables": ("print the paper's tables from the finished runs", "qprune.cli.tables:show"),
     "report": ("write one HTML page about the finished runs", "qprune.cli.report:make"),
     "data": ("fetch a published data set, check it and unpack it", "qprune.cli.data:main"),
+    "explain": ("say why two finished runs differ, per tensor and event", "qprune.cli.explain:explain"),
+    "evaluate": ("score a finished run's network, also on other data", "qprune.cli.evaluate:evaluate"),
     "export": ("write a finished run's network as ONNX or in sparse form", "qprune.cli.export:export"),
     "verify": ("run an exported network beside PyTorch and compare", "qprune.cli.verify:verify"),
     "completion": ("print the completion script of a shell", "qprune.cli.completion:show"),

@@ -169,12 +169,10 @@ class Compressor:
     def _check_history(self, step: int) -> None:
         """Raise UserError unless events fired in order, in this process or in the one whose state was loaded."""
         timeline = self.timeline
-        starts = [s for s in (timeline.weight_step, timeline.feature_step) if s is not None]
-        events = sorted({*timeline.prune_steps, *starts})
         if self._step is not None and self._step < step:
-            missed = [event for event in events if self._step < event < step]
+            missed = [event for event in timeline.events if self._step < event < step]
         else:
-            missed = [event for event in events if event < step] if self._behind(step) else []
+            missed = [event for event in timeline.events if event < step] if self._behind(step) else []
         if missed:
             raise UserError(
                 f"at({step}) jumps over the event of step {missed[0]}: call at(step) before every step, and load the "

@@ -270,6 +270,12 @@ class Timeline:
         return None if self.feature_step is None else self._window(step, 0, self.feature_step)
 
     @property
+    def events(self) -> tuple[int, ...]:
+        """Steps at which masks or fraction bits change, rising."""
+        starts = (self.weight_step, self.feature_step)
+        return tuple(sorted({*self.prune_steps, *(step for step in starts if step is not None)}))
+
+    @property
     def first_action(self) -> int | None:
         """First step at which an operator acts or observes, before which training is float, or None."""
         first = self.next_action(-1)

@@ -193,6 +193,11 @@ class TrainerSection(Section):
         machine=True,
         default=[],
     )
+    keep_events: bool = _key(
+        "keep the network's state before each event, for qprune explain: some ten copies of it",
+        machine=True,
+        default=False,
+    )
     warm_start: bool = _key(
         "runs that differ only in order, prune, quantize or schedule train their float part once",
         machine=True,

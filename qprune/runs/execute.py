@@ -122,6 +122,7 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
         _describe(config, folder, task, sites, device)
     names = {"precision", "evaluate_every", "checkpoint_minutes", "warm_start_at", "compile"}
     options = config.trainer.model_dump(include=names)
+    options["events"] = folder.path / files.EVENTS if config.trainer.keep_events else None
     curve, checkpoints = folder.path / files.METRICS_FILE, folder.path / files.CHECKPOINTS
     run = identity.signature(config)
     loop = Loop(recipe.limits.epochs, checkpoints, curve, config.seed, watch=watch, run=run, **options)

@@ -31,7 +31,7 @@ ROW_FILE, CONFIG_FILE, METRICS_FILE = "result.json", "config.yaml", "metrics.csv
 NETWORK_FILE, OPERATORS_FILE, PLAN_FILE = "network.safetensors", "operators.json", "plan.csv"
 ENVIRONMENT_FILE, TIMING_FILE, HISTOGRAMS_FILE = "environment.json", "timing.json", "histograms.json"
 SUMS_FILE, STOPPED_FILE, LOCK_FILE = "SHA256SUMS", "stopped.json", ".lock"
-CHECKPOINTS, PICTURES, EXPORT = "checkpoints", "pictures", "export"  # folders
+CHECKPOINTS, PICTURES, EXPORT, EVENTS = "checkpoints", "pictures", "export", "events"  # folders
 PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
 SHORTEST_SIGNATURE = 6  # digits
 

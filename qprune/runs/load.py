@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,8 @@ class FinishedRun:
     def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reload a run, found by folder or signature, on the CPU. Raises UserError.
 
-        `changes` are machine keys of the config by dotted name (`data.root`), or `budget.test_samples`.
+        `changes` are keys of the config by dotted name: machine keys (`data.root`), or such as say what the network is
+        tested on (`budget.test_samples`, `task.test_folder`).
         """
         folder = RunFolder.find(run, results_dir)
         row, stored = folder.row(), folder.config()
@@ -103,6 +104,24 @@ class FinishedRun:
             handle.remove()
         return inputs[0]
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the run's config chooses on this machine."""
+        return choose_device(self.config.trainer.device)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the task on the run's device, and compute as the run's own evaluations did."""
+        self.task.to(self.device)
+        precision = self.config.trainer.precision
+        with evaluation_context(self.compressor, self.device, self.config.seed, precision), torch.no_grad():
+            yield
+
+    def evaluate(self) -> dict[str, float]:
+        """Return all metrics of the trained network."""
+        with self.evaluating():
+            return self.task.evaluate()
+
     def evaluate_as(self, network: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the task's evaluation with any function in the place of its network."""
         own = self.task.network
@@ -134,9 +153,7 @@ def count_features(folder: Path) -> None:
     """Write the histograms of a finished run that has none. Raises UserError."""
     root = os.environ.get("QPRUNE_DATA")
     run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
-    trainer, device = run.config.trainer, choose_device(run.config.trainer.device)
-    run.task.to(device)
-    with evaluation_context(run.compressor, device, run.config.seed, trainer.precision), torch.no_grad():
+    with run.evaluating():
         write_json(folder / HISTOGRAMS_FILE, feature_histograms(run.task.network, run.task.evaluate))
 
 

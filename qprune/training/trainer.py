@@ -56,6 +56,7 @@ class Loop:
     compile: bool = False  # see `CompiledSteps`
     watch: Watch | None = None  # called by rank 0 after each epoch but the last; a reason stops the run early
     run: str = ""  # its signature: a checkpoint of another run is refused
+    events: Path | None = None  # folder that keeps the state before each event, and at the warm start
 
 
 class Trainer:
@@ -78,6 +79,8 @@ class Trainer:
         own = loop.epochs // 2 * self.steps_per_epoch if first is None else self._float_steps
         others = steps_to_leave(loop.warm_start_at, compressor.timeline)
         self._shared_steps = {own, *(step for step in others if step <= self._float_steps)}
+        events = compressor.timeline.events if loop.events else ()
+        self._kept_steps = {self._float_steps, *events} if events else set()
         self.steps_taken_over = 0  # from a warm start
         self.optimizers = task.optimizers()
         self.compiled = CompiledSteps(task.network, compressor.timeline, device) if loop.compile else None
@@ -187,6 +190,8 @@ class Trainer:
         self.task.begin_epoch(epoch)
         self.task.train()
         for batch in self.task.train_batches.epoch(epoch, start=offset):
+            if self.step in self._kept_steps:
+                self._keep_state()
             self.compressor.at(self.step)
             part, share = share_of(batch)
             set_batch_share(share)
@@ -327,6 +332,14 @@ class Trainer:
         if self.main:
             checkpoint.save(self.loop.checkpoints, self.step, self.state_dict())
             self._initial = None
+
+    def _keep_state(self) -> None:
+        """Keep the state before an event, for `qprune explain`: networks and windows, no optimizers."""
+        self.compressor.collect_on_first_rank()
+        if self.main and self.loop.events is not None:
+            state = self.state_dict()
+            kept = {name: state[name] for name in ("step", "task", "compressor")}
+            checkpoint.save(self.loop.events, self.step, kept, kept=None)
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:

@@ -1,0 +1,37 @@
+"""`qprune evaluate`: every score of a finished run's network, on its own test data or on other data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from qprune.cli.export import KEYS, add_run_arguments, load_run
+
+FOLDERS = ("test_folder", "further_test_folders", "folder", "train_folder", "test_split", "train_split")
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Print the scores beside those that the run stored; return the exit code."""
+    parser = argparse.ArgumentParser(
+        "qprune evaluate",
+        description="Evaluate the trained network of a finished run and print every score beside the stored one.",
+        epilog="on other data: qprune evaluate RUN task.test_folder=set14, or beside the test set "
+        'qprune evaluate RUN "task.further_test_folders=[set14,/data/bsd100]"; nothing is written',
+    )
+    add_run_arguments(parser)
+    options = parser.parse_intermixed_args(arguments)
+    run = load_run(options, (*KEYS, "trainer.device", *(f"task.{name}" for name in FOLDERS)))
+    scores = run.evaluate()
+    stored = {run.row.metric: run.row.score} | run.row.metrics
+    table = Table("score", "now", "stored with the run", box=None, pad_edge=False)
+    for name in dict.fromkeys([*scores, *stored]):
+        table.add_row(name, *(f"{values[name]:.6g}" if name in values else "-" for values in (scores, stored)))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
+    console.print(table)
+    for mark in run.task.marks:
+        console.print(f"mark: {mark}", markup=False)
+    return 0

@@ -1,0 +1,249 @@
+"""Why two runs differ: what each event cost, what training regained, and what became of every tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.table import Table
+
+from qprune.reporting.comparison import differing_keys
+from qprune.runs import events as snapshots
+from qprune.runs.events import Event, events_of
+from qprune.runs.load import FinishedRun
+from qprune.runs.scores import unit_of_difference
+from qprune.training import checkpoint
+
+NAMES = ("A", "B")
+# Terms of a score, in the order in which they occur: they add up to it
+START, BETWEEN, AFTER = "before the first event", "training between events", "training after the last event"
+TENSOR_FIGURES = ("zeros", "decimals", "decimals_pruned", "decimals_unpruned", "sqnr_pruned", "sqnr_unpruned")
+TENSOR_FIGURES += ("saturated", "clipped", "distance", "shift", "churn")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was measured, as tables; runs are called A and B.
+
+    Attributes:
+        labels: Recipe, seed and score of A and of B.
+        differing: The config keys in which they differ, of A and of B.
+        unit: Of a difference of scores, with a blank before it.
+        terms: Columns term, A, B: what each score is made of. Empty without kept states.
+        events: A line per run and event: epoch, kinds, phase, score before and after it, `regained` (epochs until the
+            score was there again, NaN: never), epochs and sum of learning rates that were left, `shift` of features
+            and `churn` of masks.
+        tensors: A line per run, state and tensor: the figures of `tensor_figures`; `distance` of a weight from the warm
+            start and `shift` of a feature by the event, both relative; `churn`, the share of mask entries that changed.
+        masks: A line per mask: share of zeros, share of A's zeros that are B's too, and what chance would give.
+        exchanged: Columns network, masks, score: each network with either run's masks.
+        missing: What was not measured, and why.
+    """
+
+    labels: tuple[str, str]
+    differing: tuple[str, str]
+    unit: str
+    terms: pd.DataFrame
+    events: pd.DataFrame
+    tensors: pd.DataFrame
+    masks: pd.DataFrame
+    exchanged: pd.DataFrame
+    missing: list[str]
+
+
+def explain(first: FinishedRun, second: FinishedRun) -> Explanation:
+    """Measure two runs of one task, at their ends and around the events whose states they kept."""
+    runs = dict(zip(NAMES, (first, second), strict=True))
+    final_masks = {name: snapshots.masks(run) for name, run in runs.items()}
+    metric = first.task.metric
+    scores = {name: run.evaluate()[metric] for name, run in runs.items()}
+    exchanged = _exchanged(runs, scores, final_masks)
+    events, tensors, terms, missing = [], [], {}, []
+    for name, run in runs.items():
+        final = checkpoint.copied_to_cpu(run.task.state_dict())
+        kept = snapshots.kept_steps(run)
+        start = None
+        if kept:
+            snapshots.restore(run, kept[0])
+            start = snapshots.weights(run)
+        else:
+            missing.append(f"{name} kept no states: train it again with trainer.keep_events=true force=true")
+        lines, figures = _around_events(run, set(kept), start)
+        run.task.load_state_dict(final)
+        run.compressor.load_state_dict({"step": None, "windows": {}})
+        run.compressor.at(run.row.steps)
+        distances = {} if start is None else _distances(snapshots.weights(run), start)
+        for site, found in snapshots.tensor_figures(run, run.row.steps - 1).items():
+            figures.append({"event": "end", "kind": site[0], "tensor": site[1], **found, **distances.get(site, {})})
+        events += [{"run": name} | line for line in lines]
+        tensors += [{"run": name} | line for line in figures]
+        if lines and not any(math.isnan(line["before"]) for line in lines):
+            terms[name] = _terms(lines, scores[name])
+    labels = (_label(first, scores["A"]), _label(second, scores["B"]))
+    one, other = differing_keys([run.config.plain() for run in runs.values()])
+    return Explanation(
+        labels=labels,
+        differing=(one, other),
+        unit=f" {unit_of_difference(metric)}".rstrip(),
+        terms=pd.DataFrame(terms).rename_axis("term").reset_index() if len(terms) == len(NAMES) else pd.DataFrame(),
+        events=pd.DataFrame(events),
+        tensors=pd.DataFrame(tensors),
+        masks=_overlap(final_masks),
+        exchanged=exchanged,
+        missing=missing,
+    )
+
+
+def _label(run: FinishedRun, score: float) -> str:
+    return f"{run.row.notation}, seed {run.row.seed}: {run.row.metric} {score:.4g}"
+
+
+def _around_events(
+    run: FinishedRun, kept: set[int], start: Mapping[str, torch.Tensor] | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of a run's events and of its tensors right after each."""
+    curve = pd.read_csv(run.folder / "metrics.csv")
+    lines, figures = [], []
+    for event in events_of(run.compressor.timeline):
+        line = {"epoch": event.epoch, "kinds": " and ".join(event.kinds), "phase": event.phase}
+        line |= _recovery(curve, event, run) | dict.fromkeys(("before", "after", "shift", "churn"), math.nan)
+        if event.step in kept:
+            snapshots.restore(run, event.step)
+            before = (run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
+            run.compressor.at(event.step)
+            after = (run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
+            changes = _changes(before, after)
+            if start is not None:
+                for site, found in _distances(snapshots.weights(run), start).items():
+                    changes.setdefault(site, {}).update(found)
+            for site, found in snapshots.tensor_figures(run, event.step).items():
+                own = changes.get(site, {})
+                figures.append({"event": event.phase, "kind": site[0], "tensor": site[1], **found, **own})
+            line |= {"before": before[0], "after": after[0]}
+            for name in ("shift", "churn"):
+                values = [found[name] for found in changes.values() if name in found]
+                line[name] = sum(values) / len(values) if values else math.nan
+        lines.append(line)
+    return lines, figures
+
+
+def _changes(before: Any, after: Any) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the shift of each feature, relative, and the share of each mask's entries that an event changed."""
+    changes: dict[tuple[str, str], dict[str, float]] = {}
+    for path, old in before[1].items():
+        length = float(old.double().norm())
+        shift = float((after[1][path].double() - old.double()).norm()) / length if length else math.nan
+        changes["feature", path] = {"shift": shift}
+    for site, old in before[2].items():
+        changes.setdefault(site, {})["churn"] = float((after[2][site] != old).double().mean())
+    return changes
+
+
+def _distances(
+    weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Return how far each raw weight is from that of the warm start, relative to its length there."""
+    return {
+        ("weight", path): {"distance": float((weight - start[path]).double().norm() / start[path].double().norm())}
+        for path, weight in weights.items()
+    }
+
+
+def _recovery(curve: pd.DataFrame, event: Event, run: FinishedRun) -> dict[str, float]:
+    """Return when the score of before an event was there again, and how much training was left at the event."""
+    sign, metric = (1 if run.task.higher_is_better else -1), run.row.metric
+    scored = curve.dropna(subset=[metric]) if metric in curve else curve[:0]
+    before, later = scored[scored["epoch"] <= event.epoch], scored[scored["epoch"] > event.epoch]
+    regained = math.nan
+    if len(before):
+        there = later[sign * later[metric] >= sign * before[metric].iloc[-1]]
+        regained = float(there["epoch"].iloc[0]) - event.epoch if len(there) else math.nan
+    shares = (curve["epoch"] - event.epoch).clip(0, 1)  # of each epoch, what lies behind the event
+    left = {"epochs_left": float(shares.sum()), "rate_left": float((shares * curve["learning_rate"]).sum())}
+    return {"regained": regained} | left
+
+
+def _terms(lines: list[dict[str, Any]], final: float) -> dict[str, float]:
+    """Split a final score into what it was before the first event and what each kind of step changed since."""
+    terms = {START: lines[0]["before"]}
+    for line in lines:
+        name = f"event: {line['kinds']}"
+        terms[name] = terms.get(name, 0.0) + line["after"] - line["before"]
+    terms[BETWEEN] = sum(line["before"] for line in lines[1:]) - sum(line["after"] for line in lines[:-1])
+    return terms | {AFTER: final - lines[-1]["after"]}
+
+
+def _overlap(masks: Mapping[str, Mapping[Any, torch.Tensor]]) -> pd.DataFrame:
+    """Return for each mask that both runs have how many zeros they share."""
+    lines = []
+    for site, mine in masks["A"].items():
+        other = masks["B"].get(site)
+        if other is None or other.shape != mine.shape:
+            continue
+        zeros, theirs = int((~mine).sum()), int((~other).sum())
+        shared = int((~mine & ~other).sum()) / zeros if zeros else math.nan
+        lines.append((*site, zeros / mine.numel(), theirs / mine.numel(), shared, theirs / mine.numel()))
+    return pd.DataFrame(lines, columns=["kind", "tensor", "zeros_A", "zeros_B", "shared", "by_chance"])
+
+
+def _exchanged(
+    runs: Mapping[str, FinishedRun], scores: Mapping[str, float], masks: Mapping[str, Mapping[Any, torch.Tensor]]
+) -> pd.DataFrame:
+    """Score each final network with its own masks and with those of the other run."""
+    lines = [(name, name, score) for name, score in scores.items()]
+    for name, other in (NAMES, NAMES[::-1]):
+        run = runs[name]
+        pruners = [p for kind in ("weight", "feature") for p in run.compressor.pruners(kind)]
+        fitting = [p for p in pruners if (p.kind, p.path) in masks[other]]
+        if not fitting or any(masks[other][p.kind, p.path].shape != masks[name][p.kind, p.path].shape for p in fitting):
+            continue
+        for source in (masks[other], masks[name]):
+            for placed in fitting:
+                placed.operator.get_buffer("mask").copy_(source[placed.kind, placed.path])
+            if source is masks[other]:
+                lines.append((name, other, run.evaluate()[run.task.metric]))
+    return pd.DataFrame(lines, columns=["network", "masks", "score"])
+
+
+def sentences(found: Explanation) -> Iterable[str]:
+    """Say what the numbers show, the largest terms first."""
+    for name, label, keys in zip(NAMES, found.labels, found.differing, strict=True):
+        yield f"{name}: {label}" + (f"  ({keys})" if keys else "")
+    if len(found.terms):
+        total = found.terms["A"].sum() - found.terms["B"].sum()
+        yield f"A minus B is {total:+.3g}{found.unit}, made of:"
+        difference = (found.terms["A"].fillna(0) - found.terms["B"].fillna(0)).set_axis(found.terms["term"])
+        for term, value in difference.sort_values(key=abs, ascending=False).items():
+            yield f"  {value:+.3g}{found.unit}  {term}"
+    if len(found.masks):
+        shared, chance = found.masks["shared"].mean(), found.masks["by_chance"].mean()
+        yield f"of the zeros of A, {shared:.0%} are zeros of B too (mean over masks; {chance:.0%} by chance)"
+    yield from (f"not measured: {text}" for text in found.missing)
+
+
+def tables(found: Explanation) -> list[Table]:
+    """Return what was measured for the terminal: terms, events, tensors at the end, masks, exchanged masks."""
+    last = found.tensors[found.tensors["event"] == "end"] if len(found.tensors) else found.tensors
+    last = last.drop(columns=["event"], errors="ignore").dropna(axis=1, how="all")
+    shown = {
+        "What the scores are made of": found.terms,
+        "Events": found.events,
+        "Tensors at the end": last.sort_values(["kind", "tensor", "run"]) if len(last) else last,
+        "Masks at the end": found.masks,
+        "Masks of one run in the other's network": found.exchanged,
+    }
+    return [_table(title, frame) for title, frame in shown.items() if len(frame)]
+
+
+def _table(title: str, frame: pd.DataFrame) -> Table:
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    for name in frame.columns:
+        numbers = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(str(name).replace("_", " "), justify="right" if numbers else "left")
+    for line in frame.itertuples(index=False, name=None):
+        table.add_row(*("-" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in line))
+    return table

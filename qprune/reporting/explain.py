@@ -21,8 +21,6 @@ from qprune.training import checkpoint
 NAMES = ("A", "B")
 # Terms of a score, in the order in which they occur: they add up to it
 START, BETWEEN, AFTER = "before the first event", "training between events", "training after the last event"
-TENSOR_FIGURES = ("zeros", "decimals", "decimals_pruned", "decimals_unpruned", "sqnr_pruned", "sqnr_unpruned")
-TENSOR_FIGURES += ("saturated", "clipped", "distance", "shift", "churn")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def _terms(axis: Axes, found: Explanation) -> None:
     places = np.arange(len(names))[::-1]
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     axis.barh(places, values, color=colours)
-    axis.set_yticks(places, names, fontsize=7)
+    axis.set_yticks(places, [name.replace(" and ", "\nand ") for name in names], fontsize=7)
     axis.axvline(0, color="#000000", lw=0.8)
     return None
 

@@ -100,7 +100,7 @@ def test_budgets_limit_what_they_say() -> None:
 
 def test_data_root_is_the_environment_s_or_the_folder_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QPRUNE_DATA", raising=False)
-    assert config_of("data=real")["data"] == {"source": "real", "root": "data", "verify": True}
+    assert config_of("data=real")["data"] == {"source": "real", "root": "data", "verify": True, "validation": 0.0}
     monkeypatch.setenv("QPRUNE_DATA", "/somewhere")
     assert config_of("data=real")["data"] == {"source": "real", "root": "/somewhere", "verify": True}
     assert config_of("data=synthetic")["data"] == {"source": "synthetic", "root": None, "verify": True}

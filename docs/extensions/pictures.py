@@ -34,7 +34,7 @@ def order() -> Any:
     for axis, name in zip(axes, ("prune_first", "quantize_first"), strict=True):
         times = yaml.safe_load((CONFIGS / f"schedule/espcn/{name}.yaml").read_text(encoding="utf-8"))
         timeline = qprune.Schedule(**times).in_steps(steps_per_epoch=10)
-        zeros = [50 * timeline.fraction(timeline.prune_events(step)) for step in range(2000)]
+        zeros = [50 * float(timeline.fraction(timeline.prune_events(step))) for step in range(2000)]
         epochs = [step / 10 for step in range(2000)]
         axis.fill_between(epochs, zeros, step="post", color=BLUE, alpha=0.3)
         for start, what, side, shift in (

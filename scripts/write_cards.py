@@ -3,8 +3,6 @@
 Everything in them is read from the rows, environments and timings below RESULTS/published (default: results).
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

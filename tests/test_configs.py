@@ -102,8 +102,13 @@ def test_data_root_is_the_environment_s_or_the_folder_data(monkeypatch: pytest.M
     monkeypatch.delenv("QPRUNE_DATA", raising=False)
     assert config_of("data=real")["data"] == {"source": "real", "root": "data", "verify": True, "validation": 0.0}
     monkeypatch.setenv("QPRUNE_DATA", "/somewhere")
-    assert config_of("data=real")["data"] == {"source": "real", "root": "/somewhere", "verify": True}
-    assert config_of("data=synthetic")["data"] == {"source": "synthetic", "root": None, "verify": True}
+    assert config_of("data=real")["data"] == {"source": "real", "root": "/somewhere", "verify": True, "validation": 0.0}
+    assert config_of("data=synthetic")["data"] == {
+        "source": "synthetic",
+        "root": None,
+        "verify": True,
+        "validation": 0.0,
+    }
 
 
 def test_feature_bits_follow_bits_unless_set() -> None:

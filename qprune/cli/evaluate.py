@@ -1,7 +1,5 @@
 """`qprune evaluate`: every score of a finished run's network, on its own test data or on other data."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

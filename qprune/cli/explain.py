@@ -1,7 +1,5 @@
 """`qprune explain`: why two runs differ, per tensor and event."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec

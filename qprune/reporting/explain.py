@@ -1,7 +1,5 @@
 """Why two runs differ: what each event cost, what training regained, and what became of every tensor."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The figure of `qprune explain`: terms of the difference, scores around events, noise and masks per tensor."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

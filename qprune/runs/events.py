@@ -1,7 +1,5 @@
 """The states before a run's events (`trainer.keep_events`), and figures of its tensors in such a state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress

@@ -1,7 +1,5 @@
 """`qprune evaluate`: the stored score again on the run's own data, and every score of other data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

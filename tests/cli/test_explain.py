@@ -1,7 +1,5 @@
 """`qprune explain` as it is typed: two real runs, tables and a figure, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

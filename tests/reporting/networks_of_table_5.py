@@ -3,8 +3,6 @@
 Only shapes matter: elements are counted on torch's `meta` device, without weights or arithmetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """`explain`: terms that add up to the scores, masks exchanged and put back, and sentences that say so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

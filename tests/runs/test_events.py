@@ -1,7 +1,5 @@
 """States kept before events: the run is not changed, a state comes again, and figures of tensors are those by hand."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

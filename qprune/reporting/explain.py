@@ -1,5 +1,6 @@
 """Why two runs differ: what each event cost, what training regained, and what became of every tensor."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from qprune.runs import events as snapshots
 from qprune.runs.events import Event, events_of
 from qprune.runs.load import FinishedRun
 from qprune.runs.scores import unit_of_difference
-from qprune.training import checkpoint
 
 NAMES = ("A", "B")
 # Terms of a score, in the order in which they occur: they add up to it
@@ -60,7 +60,7 @@ def explain(first: FinishedRun, second: FinishedRun) -> Explanation:
     exchanged = _exchanged(runs, scores, final_masks)
     events, tensors, terms, missing = [], [], {}, []
     for name, run in runs.items():
-        final = checkpoint.copied_to_cpu(run.task.state_dict())
+        final = copy.deepcopy(run.task.state_dict())
         kept = snapshots.kept_steps(run)
         start = None
         if kept:

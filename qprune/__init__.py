@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # `as` exports a name; ruff would give each a line of its own
     from qprune.compression.quantizer import Quantizer as Quantizer
     from qprune.compression.schedule import Schedule as Schedule, Timeline as Timeline
     from qprune.errors import RunFailure as RunFailure, UserError as UserError
+    from qprune.export.onnx_files import export_onnx as export_onnx
+    from qprune.export.verification import verify_onnx as verify_onnx
 
 __version__ = "0.1.0"
 # Goes up when a run of the same config and seed on the same machine gives other bits; rows of before there was a
@@ -55,6 +57,8 @@ _MODULES = {
     "compression.quantizer": ("Quantizer",),
     "compression.schedule": ("Schedule", "Timeline"),
     "errors": ("RunFailure", "UserError"),
+    "export.onnx_files": ("export_onnx",),
+    "export.verification": ("verify_onnx",),
 }
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
 # Names up to version 0.1, which stay.

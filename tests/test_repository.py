@@ -22,7 +22,7 @@ def _below(room: str) -> set[str]:
 
 # Room -> the rooms that it may import: compression <- config <- training <- runs <- {search, reporting, export} <- cli.
 LAW = {
-    "qprune": {"qprune.errors", "qprune.compression"},  # the public names
+    "qprune": {"qprune.errors", "qprune.compression", "qprune.export"},  # the public names
     "qprune.errors": set(),
     "qprune.atomic_write": {"qprune.errors"},
     "qprune.compression": _below("compression"),

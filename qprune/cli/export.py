@@ -15,13 +15,13 @@ from qprune.atomic_write import write_atomically
 from qprune.errors import UserError, closest
 
 if TYPE_CHECKING:
-    from qprune.export.program import Program
     from qprune.runs.load import FinishedRun
 
 KEYS = ("results_dir", "data.root", "data.verify", "budget.test_samples")
 _KEYS_HELP = "results_dir=..., data.root=..., data.verify=..., or budget.test_samples=... (null: the whole test set)"
-FOLD_HELP = (
-    "integer (default): 8-bit integer kernels with batch norms folded in; exact: the trained network in float kernels"
+FORM_HELP = (
+    "integer (default): 8-bit integer kernels with batch norms folded in; float: the trained network, its grids "
+    "simulated by plain nodes"
 )
 _WEIGHTS_HELP = (
     "type of integer weights: auto (default), int8, and uint8 on a CPU whose int8 sums would saturate, chosen when the "
@@ -35,47 +35,59 @@ def export(arguments: Sequence[str]) -> int:
         "qprune export", description="Write the network of a finished run into the folder `export` of its run folder."
     )
     add_run_arguments(parser)
-    parser.add_argument("--to", default="onnx", help="onnx (default), or sparse: nonzero weights and masks, packed")
-    parser.add_argument("--fold", default="integer", help=FOLD_HELP)
+    parser.add_argument("--form", help=f"{FORM_HELP}; sparse: nonzero weights and masks, packed")
     parser.add_argument("--weights", default="auto", help=_WEIGHTS_HELP)
     parser.add_argument("--output", metavar="FILE", help="a further copy of the file")
     options = parser.parse_intermixed_args(arguments)
+    form = form_of(options)
     require_packages()
     from qprune.export.files import export_run
 
-    path, program = export_run(load_run(options), options.to, options.fold, options.weights)
+    path, notes = export_run(load_run(options), form, options.weights)
     if options.output:
         write_atomically(Path(options.output), path.read_bytes())
     print(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
-    if program is not None:
-        for line in _summary(program):
-            print(f"  {line}")
-        print("  qprune verify compares it with PyTorch on the test data")
+    for line in _summary(notes):
+        print(f"  {line}")
+    if form != "sparse":
+        print(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
     return 0
 
 
-def _summary(program: Program) -> list[str]:
+def form_of(options: argparse.Namespace) -> str:
+    """Return the form to write; options of version 0.1 name the one that took their place."""
+    old = {"fold": {"exact": "float"}, "to": {"onnx": "integer"}}
+    for option, names in old.items():
+        value = getattr(options, option)
+        if value is not None:
+            raise UserError(f"--{option} {value} has become --form; type --form {names.get(value, value)}")
+    return options.form or "integer"
+
+
+def _summary(notes: Sequence[dict[str, Any]]) -> list[str]:
     """Return how many layers are computed how, and why."""
     grids = "grids of 8 bits added where training had none"
     counts = Counter(
         grids
         if note["kernel"] == "grid"
         else f"layers: {note['kernel']}" + (f" ({note['why']})" if note["why"] else "")
-        for note in program.notes
+        for note in notes
         if note["path"]
     )
-    return [f"{count} {what}" for what, count in counts.items()] + [n["why"] for n in program.notes if not n["path"]]
+    return [f"{count} {what}" for what, count in counts.items()] + [n["why"] for n in notes if not n["path"]]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a finished run."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or the first digits of a signature (6 or more)")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help=_KEYS_HELP)
+    for old in ("--to", "--fold"):
+        parser.add_argument(old, help=argparse.SUPPRESS)
 
 
 def require_packages() -> None:
     """Raise UserError unless the extra `export` is installed."""
-    for package in ("onnx", "onnxruntime"):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[export]'")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qprune.atomic_write import write_json
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.export import FOLD_HELP, add_run_arguments, load_run, require_packages
+from qprune.cli.export import FORM_HELP, add_run_arguments, form_of, load_run, require_packages
 from qprune.errors import one_of
 
 if TYPE_CHECKING:
@@ -25,21 +25,23 @@ def verify(arguments: Sequence[str]) -> int:
         "difference exceeds its bound. A missing file is exported first.",
     )
     add_run_arguments(parser)
-    parser.add_argument("--fold", default="integer", help=FOLD_HELP)
+    parser.add_argument("--form", help=FORM_HELP)
     parser.add_argument("--no-timing", action="store_true", help="measure no latencies, as on a busy machine")
     options = parser.parse_intermixed_args(arguments)
+    form = form_of(options)
     require_packages()
-    from qprune.export.files import FOLDS, export_run, exported_file
+    from qprune.export.files import export_run, exported_file
+    from qprune.export.onnx_files import FORMS
     from qprune.export.verification import verify_run
 
-    one_of("--fold", options.fold, FOLDS)
+    one_of("--form", form, FORMS)
     run = load_run(options)
-    path = exported_file(run.folder, "onnx", options.fold)
+    path = exported_file(run.folder, form)
     missing = not path.exists()
     if missing:
-        export_run(run, "onnx", options.fold)
-    found = verify_run(run, options.fold, timed=not options.no_timing)
-    write_json(path.parent / f"verified-{options.fold}.json", asdict(found))
+        export_run(run, form)
+    found = verify_run(run, form, timed=not options.no_timing)
+    write_json(path.parent / f"verified-{form}.json", asdict(found))
     for line in _verdict(found):
         print(line)
     if missing:
@@ -63,7 +65,7 @@ def _verdict(found: Verification) -> Iterator[str]:
     )
     if found.latency_ms:
         yield f"{_speed(found.latency_ms['batch 1'])} (one sample, one thread)"
-    exported, whole = found.file_bytes[f"{found.fold}.onnx"], found.file_bytes["float onnx"]
+    exported, whole = found.file_bytes[f"{found.form}.onnx"], found.file_bytes["float onnx"]
     yield f"{exported / whole:.2f} of the float model's file"
 
 
@@ -82,7 +84,8 @@ def _described(difference: Difference) -> str:
 
 
 def _details(found: Verification) -> Iterator[str]:
-    yield f"{found.signature[:10]}, fold {found.fold}; an LSB is 1/128 of the largest output, {found.lsb:.3g}"
+    lsb = found.to_reference.lsb
+    yield f"{found.signature[:10]}, form {found.form}; an LSB is 1/128 of the largest output, {lsb:.3g}"
     yield f"compared with the trained network in float32: {_described(found.to_trained)}"
     if found.features:
         worst = max(found.features, key=lambda row: row["differing"])
@@ -100,5 +103,3 @@ def _details(found: Verification) -> Iterator[str]:
         yield f"{batch}, 1 thread: float {times['float']:.3f} ms, exported {times['exported']:.3f} ms: {_speed(times)}"
     for name, size in found.file_bytes.items():
         yield f"{name}: {size / 1e6:.4g} MB, {size / found.file_bytes['float onnx']:.3f} of the float file"
-    activations = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in found.activation_bytes.items())
-    yield f"peak activations of one sample of training size: {activations}"

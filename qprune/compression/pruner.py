@@ -144,8 +144,10 @@ def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tens
         tile = tiles[dim]
         whole = length // tile
         # No branch on a size, and sums of ones in place of `torch.arange`: torch.fx traces this for converted networks.
+        # No quotient of a negative number either, which ONNX rounds up.
         at_least_one = whole + 1 // (whole + 1)
-        position = mask.new_ones([length], dtype=torch.int64).cumsum(0) - (1 + (length - at_least_one * tile) // 2)
+        offset = (length - at_least_one * tile + 2 * tile) // 2 - tile
+        position = mask.new_ones([length], dtype=torch.int64).cumsum(0) - (1 + offset)
         repeated = mask.index_select(dim, position % tile)
         if border == "keep":
             shape = [-1 if each == dim else 1 for each in range(len(size) + 1)]

@@ -1,9 +1,16 @@
-"""Write a finished run as ONNX or in sparse form, and verify the file."""
+"""Write a network as ONNX, or a finished run in its sparse form, and verify the file."""
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"export_run": "files", "verify_run": "verification", "load_sparse": "sparse", "sparse_metadata": "sparse"}
+_HOMES = {
+    "export_onnx": "onnx_files",
+    "export_run": "files",
+    "load_sparse": "sparse",
+    "sparse_metadata": "sparse",
+    "verify_onnx": "verification",
+    "verify_run": "verification",
+}
 __all__ = list(_HOMES)
 
 

@@ -1,46 +1,70 @@
-"""Trace a compressed network into a flat list of operations.
+"""Trace a compressed network into a graph of torch's operations, with its own operators as single nodes.
 
-Weights are integers with scales; masks and grids are operations.
+Three custom operators carry the numbers of a compressed network through `torch.export`: `grid` and `mask` for features,
+`weight` for a weight on its grid. Each form of file says what they become; torch's exporter translates the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qprune.compression.convert import with_plain_weights
-from qprune.compression.fake_quantize import power_of_two
+from qprune.compression.fake_quantize import power_of_two, shaped_along
+from qprune.compression.functional import fake_quantize
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import find_operators
-from qprune.compression.pruner import Pruner
+from qprune.compression.plan import weight_place
+from qprune.compression.prepare import find_operators, weight_path
+from qprune.compression.pruner import Pruner, tile_mask
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
 
-# Names of PyTorch's operators that can be exported, in place (with an underscore behind) or not.
-LAYERS = ("conv2d", "conv_transpose2d", "linear")
-POOLS = ("adaptive_avg_pool2d", "avg_pool2d")
-REARRANGING = ("flatten", "max_pool2d", "pixel_shuffle", "reshape", "view")  # each output element is an input element
-ELEMENTWISE = ("add", "hardtanh", "leaky_relu", "relu", "relu6", "sigmoid", "tanh")
-OPERATIONS = (*LAYERS, *POOLS, *REARRANGING, *ELEMENTWISE, "batch_norm", "cat", "instance_norm", "mean", "pad")
-IDENTITIES = ("alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "identity")
+IDENTITIES = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy")
+_CASTS, _DROPOUTS = ("_to_copy", "to", "type_as"), ("alpha_dropout", "dropout", "feature_dropout")
+
+
+@torch.library.custom_op("qprune::grid", mutates_args=())
+def grid(x: Tensor, bits: int, decimal: int, rounding: str, site: str) -> Tensor:
+    """Return a feature on its grid (Eq. 1)."""
+    return fake_quantize(x, bits, decimal, rounding)
+
+
+@torch.library.custom_op("qprune::mask", mutates_args=())
+def mask(x: Tensor, kept: Tensor, site: str) -> Tensor:
+    """Return a feature times its mask (Eq. 3)."""
+    return x * kept.to(x.dtype)
+
+
+@torch.library.custom_op("qprune::weight", mutates_args=())
+def weight(integers: Tensor, decimal: list[int], axis: int, bits: int) -> Tensor:
+    """Return a weight from its integers: integers * 2^-decimal, decimal along `axis` (-1: one for all)."""
+    shaped = shaped_along(torch.tensor(decimal if axis >= 0 else decimal[0]), integers, axis if axis >= 0 else None)
+    return integers.float() * power_of_two(-shaped)
+
+
+grid.register_fake(lambda x, bits, decimal, rounding, site: torch.empty_like(x))
+mask.register_fake(lambda x, kept, site: torch.empty_like(x))
+weight.register_fake(lambda integers, decimal, axis, bits: torch.empty_like(integers, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
 class Weight:
     """A weight on its grid: real = integers * 2^-decimal.
 
-    integers: int32, in the layer's shape. decimal: int32, broadcasts with integers.
+    integers: int32, in the layer's shape. decimal: int32, broadcasts with integers. axis: the dimension with a d of its
+    own per index, or None.
     """
 
     integers: Tensor
     decimal: Tensor
     bits: int
+    axis: int | None = None
 
     @property
     def finest(self) -> int:
@@ -55,200 +79,236 @@ class Weight:
 
 @torch.no_grad()
 def quantized_weights(network: nn.Module) -> dict[str, Weight]:
-    """Return the weights that lie on a grid, by the path of their layer."""
+    """Return the weights that lie on a grid, by their site."""
     found = {}
     for placed in find_operators(network):
         quantizer = placed.operator
-        if placed.chain is None or not isinstance(quantizer, Quantizer) or not quantizer.active:
+        if placed.chain is None or not isinstance(quantizer, Quantizer) or not quantizer.acts:
             continue
-        value = network.get_submodule(placed.path).weight
-        assert isinstance(value, Tensor)
-        shape = [1] * value.dim()
-        if quantizer.decimal.dim():
-            assert quantizer.axis is not None
-            shape[quantizer.axis] = -1
-        decimal = quantizer.decimal.view(shape)
+        layer, name = weight_place(network, placed.path)
+        value = getattr(layer, name)
+        axis = quantizer.axis if quantizer.decimal.dim() else None
+        decimal = shaped_along(quantizer.decimal, value, axis)
         scaled = value.double() * power_of_two(decimal, torch.float64)
         assert torch.equal(scaled.round(), scaled), f"the weight of {placed.path} is not on its grid"
-        found[placed.path] = Weight(scaled.to(torch.int32), decimal.to(torch.int32), quantizer.bits)
+        found[placed.path] = Weight(scaled.to(torch.int32), decimal.to(torch.int32), quantizer.bits, axis)
     return found
 
 
-@dataclass
-class Node:
-    """One operation of the network.
+class _StoredWeight(nn.Module):
+    """Parametrization of a weight that is stored as integers."""
 
-    op: PyTorch's name, or `input`, `grid` (a feature's quantizer) or `mask` (its pruner). inputs: names of nodes.
-    arguments: PyTorch's, by name. tensors: constant tensors among them. shape: of the output, at the example. path: the
-    module it is in. weight: of a layer, where it lies on a grid. run: the operation in PyTorch, at any batch size.
-    """
+    def __init__(self, stored: Weight) -> None:
+        super().__init__()
+        self.decimal, self.bits = stored.decimal.flatten().tolist(), stored.bits
+        self.axis = -1 if stored.axis is None else stored.axis
 
-    name: str
-    op: str
-    inputs: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
-    path: str = ""
-    weight: Weight | None = None
-    run: Callable[..., Tensor] = torch.clone
-
-    @property
-    def where(self) -> str:
-        """The place of the operation, for messages."""
-        return self.path or "the network"
+    def forward(self, integers: Tensor) -> Tensor:
+        return torch.ops.qprune.weight(integers, self.decimal, self.axis, self.bits)  # type: ignore[no-any-return]
 
 
-@dataclass
-class Trace:
-    """Nodes in order of computation: the first is the input, `output` the last."""
-
-    nodes: list[Node]
-    output: str
-
-    def readers(self, name: str) -> list[Node]:
-        """Return the nodes that read `name`."""
-        return [node for node in self.nodes if name in node.inputs]
-
-    def followers(self, layer: Node) -> dict[str, Node]:
-        """Return `batch_norm`, `mask`, `grid` and `last` behind a layer.
-
-        Each is the only reader of the one before.
-        """
-        found = {"last": layer}
-        for op in ("batch_norm", "mask", "grid"):
-            readers = self.readers(found["last"].name)
-            fused = len(readers) == 1 and readers[0].op == op and not readers[0].arguments.get("training")
-            if fused and found["last"].name != self.output:
-                found[op] = found["last"] = readers[0]
-        return found
-
-
-@torch.library.custom_op("qprune::grid", mutates_args=())
-def _grid(x: Tensor, bits: int, decimal: int, rounding: str, site: str) -> Tensor:
-    return x.clone()
-
-
-@torch.library.custom_op("qprune::mask", mutates_args=())
-def _mask(x: Tensor, mask: Tensor, border: str, site: str) -> Tensor:
-    return x.clone()
-
-
-_grid.register_fake(lambda x, bits, decimal, rounding, site: torch.empty_like(x))
-_mask.register_fake(lambda x, mask, border, site: torch.empty_like(x))
-
-
-def trace(network: nn.Module, example: Tensor) -> Trace:
-    """Return the operations that `network` applies to `example` in evaluation mode.
+def with_custom_operators(network: nn.Module) -> nn.Module:
+    """Return a copy, in evaluation mode, in which active operators are the custom operators above.
 
     Raises:
-        UserError: An operation or a control flow cannot be exported.
+        UserError: The network has no operators, as after `convert`.
     """
+    if not any(find_operators(network)):
+        raise UserError(
+            f"{type(network).__name__} has no operators of qprune: give the compressed network itself, not what "
+            "convert made of it, or write form='float'"
+        )
     copied = with_plain_weights(network).eval()
     for placed in find_operators(copied):
         if placed.operator.active:
-            _trace_as_one_operation(placed.operator, placed.path)
-    try:
-        program = torch.export.export(copied, (example,))
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{type(network).__name__} cannot be traced for export: {first}. Its forward pass must take one tensor, "
-            "return one and not branch on values"
-        ) from error
-    return _Reader(program, quantized_weights(network)).read()
+            _make_custom(placed.operator, placed.path)
+    for path, stored in quantized_weights(network).items():
+        layer, name = weight_place(copied, path)
+        integers = stored.integers.to(torch.int8 if stored.bits <= 8 else torch.int16)
+        setattr(layer, name, nn.Parameter(integers, requires_grad=False))
+        parametrize.register_parametrization(layer, name, _StoredWeight(stored), unsafe=True)
+    return copied
 
 
-def _trace_as_one_operation(operator: Operator, site: str) -> None:
-    """Trace a feature operator as one custom operator."""
+def _make_custom(operator: Operator, site: str) -> None:
+    """Compute an operator of a feature by a custom operator."""
     decimal = int(operator.decimal) if isinstance(operator, Quantizer) else 0
 
     def call(_module: nn.Module, _args: Any, x: Tensor) -> Tensor:
         if isinstance(operator, Pruner):
-            return torch.ops.qprune.mask(x, operator.mask, operator.border, site)  # type: ignore[no-any-return]
+            fixed = operator.granularity != "element" or all(isinstance(size, int) for size in x.shape[2:])
+            kept = operator.fitted(x) if fixed else tile_mask(operator.mask, tuple(x.shape[2:]), operator.border)
+            return torch.ops.qprune.mask(x, kept, site)  # type: ignore[no-any-return]
         return torch.ops.qprune.grid(x, operator.bits, decimal, operator.rounding, site)  # type: ignore[no-any-return]
 
     operator.active = False
     operator.register_forward_hook(call)
 
 
-class _Reader:
-    """Translates the graph of `torch.export` to nodes."""
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs of a network as `torch.export` takes them.
 
-    def __init__(self, program: torch.export.ExportedProgram, weights: dict[str, Weight]) -> None:
-        signature, held = program.graph_signature, {**program.state_dict, **program.constants}
-        self.names = {  # placeholder -> parameter or other constant
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self.constants = {name: held[target].detach() for name, target in self.names.items()}
-        self.module, self.weights = program.graph_module, weights
-        self.current: dict[fx.Node, str] = {}  # computed value -> the node that holds it
+    Attributes:
+        args, kwargs: Arguments, with two samples where the example has one: `torch.export` takes a size of one for a
+            constant.
+        any_size: Whether dimensions from 2 on are free, and not the batch alone.
+    """
 
-    def read(self) -> Trace:
-        nodes: list[Node] = []
-        for node in self.module.graph.nodes:
-            if node.op == "placeholder" and node.name not in self.constants:
-                nodes.append(Node(node.name, "input", shape=tuple(node.meta["val"].shape)))
-                self.current[node] = node.name
-            elif node.op == "call_function":
-                nodes += self.operation(node)
-            elif node.op == "output":
-                outputs = node.args[0]
-                if len(outputs) != 1 or outputs[0] not in self.current:
-                    what = f"the network returns {len(outputs)} values"
-                    raise UserError(f"{what}, and qprune export writes networks of one")
-                return Trace(nodes, self.current[outputs[0]])
-        raise AssertionError("a graph without an output")
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    any_size: bool = False
 
-    def operation(self, call: fx.Node) -> list[Node]:
-        """Return the node of an operation; none for an identity in evaluation mode."""
-        written = str(getattr(call.target, "overloadpacket", call.target)).rpartition(".")[2]
-        name = written.removesuffix("_")
-        if name in IDENTITIES:
-            self.current[call] = self.current[call.args[0]]  # type: ignore[index]
-            return []
-        stack = [("", None), *call.meta.get("nn_module_stack", {}).values()]  # of (path, class)
-        node = Node(call.name, name, path=str(stack[-1][0]).removeprefix("L['self']").removeprefix("."))
-        if name not in (*OPERATIONS, "grid", "mask"):
-            legal = ", ".join(sorted(OPERATIONS))
-            raise UserError(f"the operation {name!r} in {node.where} cannot be exported; those that can are {legal}")
-        node.shape, node.run = tuple(call.meta["val"].shape), partial(_run, call, name, self.constants)
-        normalized = call.normalized_arguments(self.module, normalize_to_only_use_kwargs=True)
-        assert normalized is not None
-        for key, value in normalized.kwargs.items():
-            read = [n for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, fx.Node)]
-            if not read:
-                node.arguments[key] = value
-            elif read[0].name in self.constants:
-                node.tensors[key] = self.constants[read[0].name]
-            node.inputs += [self.current[n] for n in read if n in self.current]
-        node.path = node.arguments.get("site", node.path)
-        if name == "add" and (len(node.inputs) != 2 or node.arguments["alpha"] != 1):
-            raise UserError(f"an addition of other than two computed tensors in {node.where} cannot be exported")
-        if name in LAYERS:
-            if "weight" not in node.tensors:
-                raise UserError(f"a layer in {node.where} whose weight is computed cannot be exported")
-            if name == "linear" and len(node.shape) != 2:
-                what = f"the linear layer {node.path!r} returns {len(node.shape)} dimensions"
-                raise UserError(f"{what}, and export writes it for 2")
-            weight = self.names[call.args[1].name]  # type: ignore[union-attr]
-            node.weight = self.weights.get(weight.removesuffix(".weight"))
-        if written != name:  # in place: whatever reads the input later reads the result
-            changed = self.current[call.args[0]]  # type: ignore[index]
-            self.current = {key: node.name if held == changed else held for key, held in self.current.items()}
-        self.current[call] = node.name
-        return [node]
+    @classmethod
+    def of(cls, example: Any, any_size: bool = False) -> Inputs:
+        """Return the inputs for a tensor, a tuple of arguments or a dict of arguments by name."""
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        if all(tensor.shape[:1] == (1,) for tensor in tensors):
+            example = tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example)
+        if isinstance(example, dict):
+            return cls((), example, any_size)
+        return cls(example if isinstance(example, tuple) else (example,), {}, any_size)
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        """All values, in order."""
+        return tuple(tree_leaves((self.args, self.kwargs)))
+
+    @property
+    def flat(self) -> Inputs:
+        """The same for a network that takes leaves."""
+        return Inputs(self.leaves, {}, self.any_size)
+
+    @property
+    def shapes(self) -> Any:
+        """The dynamic shapes of `torch.export`."""
+
+        def free(x: Any) -> dict[int, Any] | None:
+            dims = [0, *range(2, x.dim() if self.any_size else 0)] if isinstance(x, Tensor) and x.dim() else []
+            return dict.fromkeys(dims, torch.export.Dim.AUTO) or None
+
+        return tree_map(free, self.kwargs or self.args)
 
 
-def _run(call: fx.Node, name: str, constants: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-    """Run a traced operation out of place, for any batch size."""
-    if name in ("flatten", "reshape", "view"):
-        return inputs[0].reshape(len(inputs[0]), *call.meta["val"].shape[1:])
-    given = iter(inputs)
-    args, kwargs = map_arg(
-        (call.args, call.kwargs), lambda n: constants[n.name] if n.name in constants else next(given)
-    )
-    result: Tensor = getattr(torch.ops.aten, name)(*args, **kwargs)
-    return result
+@torch.no_grad()
+def trace(network: nn.Module, inputs: Inputs) -> fx.GraphModule:
+    """Return the operations of a network in evaluation mode, none of them in place, from leaves to a tuple of leaves.
+
+    Raises:
+        UserError: `torch.export` cannot follow the forward pass; its reason is in the message.
+    """
+    try:
+        program = torch.export.export(network, inputs.args, inputs.kwargs, dynamic_shapes=inputs.shapes)
+        traced: fx.GraphModule = program.run_decompositions({}).module(check_guards=False)
+    except Exception as error:  # torch.export raises many classes
+        raise cannot(type(network).__name__, "torch.export", error) from error
+    traced.graph.set_codegen(fx.graph.CodeGen())
+    for node in list(traced.graph.nodes):
+        if operation(node) == "_native_batch_norm_legit_no_training":
+            _restore_norm(node)
+    traced.recompile()
+    return traced
+
+
+def _restore_norm(node: fx.Node) -> None:
+    """Put a batch norm back in the place of what it was decomposed to, which returns a tuple."""
+    *given, momentum, eps = node.args
+    for reader in list(node.users):  # `getitem` of 0 alone
+        with node.graph.inserting_after(node):
+            norm = node.graph.call_function(torch.ops.aten.batch_norm.default, (*given, False, momentum, eps, False))
+        norm.meta = dict(reader.meta)
+        reader.replace_all_uses_with(norm)
+        node.graph.erase_node(reader)
+    node.graph.erase_node(node)
+
+
+def cannot(network: str, exporter: str, error: Exception) -> UserError:
+    """Return the error for a network that torch cannot export, with the first line of torch's reason."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return UserError(f"{network} cannot be exported: {exporter} says {reason!r}")
+
+
+def operation(node: fx.Node) -> str:
+    """Return the name of a node's operation, without namespace and overload; empty for inputs and constants."""
+    if node.op != "call_function":
+        return ""
+    packet = getattr(node.target, "overloadpacket", node.target)
+    return str(getattr(packet, "__name__", packet)).rpartition(".")[2]
+
+
+def arguments(node: fx.Node) -> Mapping[str, Any]:
+    """Return the arguments of an operation by name, with defaults."""
+    module = node.graph.owning_module
+    assert module is not None
+    normalized = node.normalized_arguments(module, normalize_to_only_use_kwargs=True)
+    return {} if normalized is None else normalized.kwargs
+
+
+def is_identity(node: fx.Node) -> bool:
+    """Whether the operation returns its input in evaluation."""
+    name = operation(node)
+    if name in _DROPOUTS:
+        return not node.args[2]
+    same = name in _CASTS and node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    return name in IDENTITIES or same
+
+
+def bounds_of(node: fx.Node) -> tuple[float, float] | None:
+    """Return the bounds of an operation that clips, or None."""
+    name, infinity = operation(node), float("inf")
+    if name in ("relu", "relu6"):
+        return 0.0, 6.0 if name == "relu6" else infinity
+    if name not in ("clamp", "clamp_min", "hardtanh"):
+        return None
+    a = arguments(node)
+    low, high = (a.get(f"{end}_val" if name == "hardtanh" else end) for end in ("min", "max"))
+    if any(isinstance(bound, fx.Node) for bound in (low, high)):
+        return None
+    return -infinity if low is None else float(low), infinity if high is None else float(high)
+
+
+def followers(layer: fx.Node) -> dict[str, fx.Node]:
+    """Return `batch_norm`, `clip`, `mask`, `grid` and `last`, where each is the only reader of the one before."""
+    found = {"last": layer}
+    for kind in ("batch_norm", "clip", "mask", "grid"):
+        readers = list(found["last"].users)
+        while len(readers) == 1 and readers[0].op == "call_function" and is_identity(readers[0]):
+            readers = list(readers[0].users)
+        if len(readers) == 1 and (operation(readers[0]) == kind or (kind == "clip" and bounds_of(readers[0]))):
+            found[kind] = found["last"] = readers[0]
+    return found
+
+
+def only_relus_read(node: fx.Node) -> bool:
+    """Whether only ReLUs read the node, so that negative values can go."""
+    bounds = [bounds_of(reader) for reader in node.users]
+    return bool(bounds) and all(pair is not None and pair[0] >= 0 for pair in bounds)
+
+
+def site_of(layer: fx.Node) -> str:
+    """Return the path of a layer by that of its first constant, or its own name."""
+    for node in layer.all_input_nodes:
+        node = node.all_input_nodes[0] if operation(node) == "weight" else node
+        if node.op == "get_attr":
+            path = str(node.target)
+            return weight_path(path) if ".parametrizations." in f".{path}" else path.rpartition(".")[0]
+    return layer.name
+
+
+@torch.no_grad()
+def run_and_keep(module: fx.GraphModule, inputs: Sequence[Any], nodes: Collection[fx.Node]) -> dict[fx.Node, Tensor]:
+    """Run a graph; return the values of `nodes`."""
+    kept = {}
+
+    class Keeping(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n in nodes:
+                kept[n] = result
+            return result
+
+    Keeping(module).run(*inputs)
+    return kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -15,16 +14,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from qprune.compression.convert import with_plain_weights
+from qprune.compression.prepare import run_example
 from qprune.errors import UserError
-from qprune.export.files import ExportableRun, exported_file
-from qprune.export.float_lowering import exact_program
-from qprune.export.program import Program
+from qprune.export.files import exported_file, onnx_of_run, sparse_of_run, uncompressed_onnx
+from qprune.export.integer_program import IntegerProgram
+from qprune.export.trace import run_and_keep
 from qprune.runs.load import FinishedRun
 
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "ConvInteger", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat")
@@ -52,35 +53,64 @@ class Session:
         self.kernels = Counter(node.op_type for node in nodes)
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
+    def outputs(self, *inputs: Tensor) -> list[Tensor]:
+        """Return all outputs for tensors in the order of the network's inputs."""
+        names = [each.name for each in self.session.get_inputs()]
+        given = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in self.session.run(None, given)]
+
     def __call__(self, x: Tensor) -> Tensor:
-        result = self.session.run(None, {"input": np.ascontiguousarray(x.detach().cpu().numpy())})[0]
-        return torch.from_numpy(result)
+        return self.outputs(x)[0]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two answers to the same inputs differ. LSB: the unit of `Verification.lsb`."""
+    """How two answers to the same inputs differ. LSB: 1/128 of the largest output of the reference."""
 
     elements: int
     differing: int
     largest_lsb: float
     mean_lsb: float
+    lsb: float
+
+    @classmethod
+    def between(cls, ours: Tensor, reference: Tensor) -> Difference:
+        """Compare flat outputs."""
+        lsb = max(1e-30, float(reference.abs().max())) / 128
+        gap = (ours.double() - reference.double()).abs() / lsb
+        return cls(gap.numel(), int((ours != reference).sum()), float(gap.max()), float(gap.mean()), lsb)
+
+
+def verify_onnx(network: nn.Module, path: Path | str, data: Any) -> Difference:
+    """Compare a file of `export_onnx` in onnxruntime with the network in PyTorch.
+
+    Args:
+        network: The network that was exported.
+        path: The file.
+        data: Inputs: a tensor, a tuple or a dict, as for the network, or a list of them.
+    """
+    session = _load(Path(path), "write it again with qprune.export_onnx")
+    ours, reference = [], []
+    for example in data if isinstance(data, list) else [data]:
+        leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        ours += session.outputs(*leaves)
+        reference += [leaf for leaf in tree_leaves(run_example(network, example)) if isinstance(leaf, Tensor)]
+    return Difference.between(*(torch.cat([y.flatten().float() for y in each]) for each in (ours, reference)))
 
 
 @dataclass(frozen=True)
 class Verification:
     """The result of `verify_run`.
 
-    promise: whether equality with the reference is promised. kept: whether that holds, or else the bound. lsb: the unit
-    of differences, 1/128 of the largest output. latency_ms: batch -> `float` and `exported`. Sizes are in bytes.
+    promise: whether equality with the reference is promised. kept: whether that holds, or else the bound. latency_ms:
+    batch -> `float` and `exported`. Sizes are in bytes.
     """
 
     signature: str
-    fold: str
+    form: str
     reference: str
     promise: bool
     kept: bool
-    lsb: float
     to_reference: Difference
     to_trained: Difference
     features: list[dict[str, Any]]
@@ -95,42 +125,41 @@ class Verification:
     added_grids: int
     latency_ms: dict[str, dict[str, float]]
     file_bytes: dict[str, int]
-    activation_bytes: dict[str, int]
 
 
-def verify_run(run: FinishedRun, fold: str = "integer", timed: bool = True) -> Verification:
+def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> Verification:
     """Compare the exported ONNX file of a run with PyTorch on the task's test data.
 
     Args:
         run: The finished run.
-        fold: Which file: `integer` or `exact`.
+        form: Which file: one of the forms of `export_onnx`.
         timed: Whether to measure latencies beside the float export of the same network.
 
     Raises:
         UserError: The file is missing, damaged or of another network, or the network cannot be exported.
     """
-    network = ExportableRun(run)
-    program = network.program(fold)
-    path = exported_file(run.folder, "onnx", fold)
-    exported = _load(run, path)
-    name, reference = _reference(network, program, fold)
+    path = exported_file(run.folder, form)
+    exported = _load(path, advice := "write it again with qprune export")
+    if exported.metadata.get("qprune.network", run.network_digest) != run.network_digest:
+        raise UserError(f"{path} was exported from another network than the run now has; {advice}")
+    trained = with_plain_weights(run.task.network).eval()
+    program = onnx_of_run(run, form).program if form == "integer" else None
+    reference: Callable[[Tensor], Tensor] = (lambda x: program.module(x)[0]) if program else trained
     score_onnx, inputs, outputs = _evaluate(run, exported)
     score_reference, _, reference_outputs = _evaluate(run, reference)
-    score_trained, _, trained_outputs = _evaluate(run, network.converted)
-    lsb = max(1e-30, float(reference_outputs.abs().max())) / 128
-    to_reference = _difference(outputs, reference_outputs, lsb)
-    float_bytes = network.float_program.onnx_bytes(network.dynamic_size, {})
-    mask_sizes = [node.tensors["mask"].numel() for node in network.trace.nodes if node.op == "mask"]
+    score_trained, _, trained_outputs = _evaluate(run, trained)
+    to_reference = Difference.between(outputs, reference_outputs)
+    promise, notes = bool(program and program.exact), program.notes if program else []
+    float_bytes = uncompressed_onnx(run).model.SerializeToString()
     return Verification(
         signature=run.row.signature,
-        fold=fold,
-        reference=name,
-        promise=program.exact,
-        kept=to_reference.differing == 0 if program.exact else to_reference.mean_lsb <= BOUND_LSB,
-        lsb=lsb,
+        form=form,
+        reference="the integer network in PyTorch" if program else "the trained network",
+        promise=promise,
+        kept=to_reference.differing == 0 if promise else to_reference.mean_lsb <= BOUND_LSB,
         to_reference=to_reference,
-        to_trained=_difference(outputs, trained_outputs, lsb),
-        features=_feature_differences(network, program, inputs[0]) if fold == "integer" else [],
+        to_trained=Difference.between(outputs, trained_outputs),
+        features=_feature_differences(program, inputs[0]) if program else [],
         metric=run.task.metric,
         score_of_row=run.row.score,
         score_trained=score_trained,
@@ -138,21 +167,23 @@ def verify_run(run: FinishedRun, fold: str = "integer", timed: bool = True) -> V
         score_onnx=score_onnx,
         integer_layers=sum(exported.kernels[op] for op in INTEGER_KERNELS),
         float_layers=sum(exported.kernels[op] for op in FLOAT_KERNELS),
-        float_reasons=sorted({n["why"] for n in program.notes if n["why"] and n["kernel"].startswith("float32")}),
-        added_grids=sum(note["kernel"] == "grid" for note in program.notes),
+        float_reasons=sorted({note["why"] for note in notes if note["why"] and note["kernel"] == "float32"}),
+        added_grids=sum(note["kernel"] == "grid" for note in notes),
         latency_ms=_latencies({"float": Session(float_bytes), "exported": exported}, inputs[0]) if timed else {},
         file_bytes={
             "float onnx": len(float_bytes),
             path.name: path.stat().st_size,
-            "feature masks in it": sum(-(-count // 8) for count in mask_sizes),
-            "sparse": len(network.sparse_bytes()),
+            "sparse": len(sparse_of_run(run)),
             "counted weights": round(run.row.weight_bits_actual / 8),
         },
-        activation_bytes={
-            "float": network.float_program.peak_activation_bytes(),
-            fold: program.peak_activation_bytes(),
-        },
     )
+
+
+def _load(path: Path, advice: str) -> Session:
+    try:
+        return Session(path.read_bytes())
+    except Exception as error:  # onnx and onnxruntime raise many classes of their own
+        raise UserError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); {advice}") from error
 
 
 def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[float, list[Tensor], Tensor]:
@@ -169,44 +200,18 @@ def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[fl
     return score, inputs, torch.cat([y.flatten() for y in outputs])
 
 
-def _load(run: FinishedRun, path: Path) -> Session:
-    advice = "write it again with qprune export"
-    try:
-        session = Session(path.read_bytes())
-    except Exception as error:  # onnx and onnxruntime raise many classes of their own
-        raise UserError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); {advice}") from error
-    if session.metadata.get("qprune.network", run.network_digest) != run.network_digest:
-        raise UserError(f"{path} was exported from another network than the run now has; {advice}")
-    return session
-
-
-def _reference(network: ExportableRun, program: Program, fold: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    if fold == "integer":
-        return "the integer network in PyTorch", program
-    if not program.exact:
-        return "the trained network", network.converted
-    exact = copy.deepcopy(network.converted).double()
-    return "the trained network (in float64)", lambda x: exact(x.double())
-
-
-def _difference(ours: Tensor, theirs: Tensor, lsb: float) -> Difference:
-    gap = (ours.double() - theirs.double()).abs()
-    return Difference(gap.numel(), int((ours != theirs).sum()), float(gap.max()) / lsb, float(gap.mean()) / lsb)
-
-
-def _feature_differences(network: ExportableRun, program: Program, x: Tensor) -> list[dict[str, Any]]:
+def _feature_differences(program: IntegerProgram, x: Tensor) -> list[dict[str, Any]]:
     """Compare the features at every grid with the trained network, on one batch."""
-    exact = exact_program(network.trace, network.dynamic_size)
-    sites = [(n.path, exact.nodes[n.name], program.nodes[n.name]) for n in network.trace.nodes if n.op == "grid"]
-    expected = exact.run(x, [value.name for _, value, _ in sites])
-    found = program.run(x, [value.name for _, _, value in sites])
+    expected = run_and_keep(program.traced, (x,), {node for _, node, _ in program.features})
+    found = run_and_keep(program.module, (x,), {value.node for _, _, value in program.features})
     rows = []
-    for site, a, b in sites:
+    for site, node, value in program.features:
+        grid = value.on_grid
+        real = (found[value.node].double() - value.zero) * grid.scale if value.stored else found[value.node].double()
         # Where only ReLUs read a feature, the integer network stores no negative values.
-        lowest = 0.0 if b.grid is not None and b.grid.low >= 0 else -math.inf
-        gap = (found[b.name].double() - expected[a.name].double().clamp(min=lowest)).abs()
-        largest = float(gap.max()) / a.on_grid.scale
-        rows.append({"site": site, "differing": float((gap > 0).double().mean()), "largest_lsb": largest})
+        gap = (real - expected[node].double().clamp(min=0.0 if grid.low >= 0 else -math.inf)).abs()
+        differing, largest = float((gap > 0).double().mean()), float(gap.max()) / grid.scale
+        rows.append({"site": site, "differing": differing, "largest_lsb": largest})
     return rows
 
 

@@ -83,7 +83,7 @@ class FinishedRun:
         given = f"{len(example)} arguments" if several else "something other than one tensor"
         raise UserError(
             f"the network of the task {self.row.task} takes {given}, and an ONNX file of qprune is a network from one "
-            "tensor to one; qprune export --to sparse writes its weights and masks"
+            "tensor to one; qprune export --form sparse writes its weights and masks"
         )
 
     def training_input(self) -> Tensor:

@@ -46,32 +46,32 @@ def converted(run: Path) -> nn.Module:
     return with_plain_weights(FinishedRun.load(str(run), run.parent).task.network).eval()
 
 
-@pytest.mark.parametrize("fold", ["integer", "exact"])
+@pytest.mark.parametrize("form", ["integer", "float"])
 def test_an_exported_run_is_verified_and_the_figures_are_kept(
-    run: Path, fold: str, capsys: pytest.CaptureFixture[str]
+    run: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["export", str(run), "--fold", fold]) == 0
-    assert f"{run / 'export' / fold}.onnx: 0.0" in capsys.readouterr().out
-    assert cli.main(["verify", str(run), "--fold", fold]) == 0
+    assert cli.main(["export", str(run), "--form", form]) == 0
+    assert f"{run / 'export' / form}.onnx: 0.0" in capsys.readouterr().out
+    assert cli.main(["verify", str(run), "--form", form]) == 0
     printed = capsys.readouterr().out
-    reference = {"integer": "the integer network in PyTorch", "exact": "the trained network (in float64)"}[fold]
-    assert printed.startswith(f"equal to {reference}: yes, all ")
+    reference = {"integer": "the integer network in PyTorch", "float": "the trained network"}[form]
+    assert re.match(f"equal to {reference}: not promised, .*; within the bound of 1 LSB: yes", printed)
     assert re.search(
         r"\n(0\.\d\d of the float model's latency|\d+\.\d times slower than the float model) \(one", printed
     )
-    found = json.loads((run / "export" / f"verified-{fold}.json").read_text(encoding="utf-8"))
+    found = json.loads((run / "export" / f"verified-{form}.json").read_text(encoding="utf-8"))
     assert found["to_reference"]["elements"] > 1000
-    assert found["to_reference"]["differing"] == 0
-    assert found["promise"] is found["kept"] is True
-    assert found["score_onnx"] == found["score_reference"]
+    assert found["to_reference"]["mean_lsb"] < 0.1
+    assert (found["promise"], found["kept"]) == (False, True)  # a tanh is computed differently everywhere
+    assert found["score_onnx"] == pytest.approx(found["score_reference"], abs=0.01)
     assert found["score_trained"] == pytest.approx(found["score_of_row"], abs=1e-4)
     assert (found["integer_layers"], found["float_layers"]) == (0, 3)  # ESPCN's grids stand behind tanh, not at sums
     assert min(found["latency_ms"]["batch 1"].values()) > 0
-    model = onnx.load(run / "export" / f"{fold}.onnx")
+    model = onnx.load(run / "export" / f"{form}.onnx")
     told = {p.key: p.value for p in model.metadata_props}
     assert told["qprune.recipe"] == "P0.5(w,f)->Q8(w,f)"
     assert told["qprune.signature"] == found["signature"]
-    assert told["qprune.equal_to_reference"] == "true"
+    assert told["qprune.form"] == form
 
 
 def test_verify_writes_the_file_where_it_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +116,7 @@ def test_a_file_of_another_network_or_none_at_all_is_refused(run: Path, capsys: 
 
 def test_the_sparse_form_is_the_converted_network(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
-    assert cli.main(["export", str(run), "--to", "sparse", "--output", str(copy)]) == 0
+    assert cli.main(["export", str(run), "--form", "sparse", "--output", str(copy)]) == 0
     path = run / "export" / "network.sparse.safetensors"
     assert copy.read_bytes() == path.read_bytes()
     network = converted(run)
@@ -132,7 +132,7 @@ def test_the_sparse_form_is_the_converted_network(run: Path, tmp_path: Path) -> 
 def test_the_code_of_the_page_loads_what_was_exported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in ([], ["--to", "sparse"]):
+    for words in ([], ["--form", "sparse"]):
         assert cli.main(["export", str(run), *words]) == 0
     for file in run.glob("export/*"):
         shutil.copy(file, tmp_path)
@@ -154,7 +154,7 @@ def test_a_signature_names_a_run(run: Path, capsys: pytest.CaptureFixture[str]) 
     signature = run.name.rpartition("-")[2]
     runs = run.parent.parent
     where = f"results_dir={runs}"
-    assert cli.main(["export", signature[:6], where, "--to", "sparse"]) == 0
+    assert cli.main(["export", signature[:6], where, "--form", "sparse"]) == 0
     capsys.readouterr()
     assert error_of(capsys, "export", "0123456789", where) == (
         f"no finished run below {runs} has a signature that begins with 0123456789"
@@ -166,11 +166,12 @@ def test_a_signature_names_a_run(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_is_typed_wrong_is_told_with_what_is_legal(
     runs: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert error_of(capsys, "export", str(run), "--to", "onx") == (
-        "--to='onx' is not one of onnx, sparse; did you mean 'onnx'?"
+    assert error_of(capsys, "export", str(run), "--form", "flaot") == (
+        "--form='flaot' is not one of float, integer, sparse; did you mean 'float'?"
     )
-    assert error_of(capsys, "export", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
-    assert error_of(capsys, "verify", str(run), "--fold", "none") == "--fold='none' is not one of integer, exact"
+    assert error_of(capsys, "verify", str(run), "--form", "sparse") == "--form='sparse' is not one of float, integer"
+    for old, new in ((("--fold", "exact"), "float"), (("--to", "onnx"), "integer"), (("--to", "sparse"), "sparse")):
+        assert error_of(capsys, "export", str(run), *old) == f"{' '.join(old)} has become --form; type --form {new}"
     assert "--weights='x' is not one of auto, safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")
     assert "'data.rot=1' is not KEY=VALUE with one of" in error_of(capsys, "export", str(run), "data.rot=1")
     assert not list(run.glob("export/*"))
@@ -203,7 +204,7 @@ def test_a_network_of_several_arguments_has_its_sparse_form_alone(
     for verb in ("export", "verify"):
         assert error_of(capsys, verb, str(folder)) == (
             "the network of the task faster_rcnn takes 3 arguments, and an ONNX file of qprune is a network from one "
-            "tensor to one; qprune export --to sparse writes its weights and masks"
+            "tensor to one; qprune export --form sparse writes its weights and masks"
         )
-    assert cli.main(["export", str(folder), "--to", "sparse"]) == 0
+    assert cli.main(["export", str(folder), "--form", "sparse"]) == 0
     assert (folder / "export" / "network.sparse.safetensors").stat().st_size > 0

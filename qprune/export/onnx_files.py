@@ -1,0 +1,135 @@
+"""Write a network as ONNX by torch's exporter, in several forms."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from qprune import __version__
+from qprune.atomic_write import write_atomically
+from qprune.compression.convert import convert
+from qprune.errors import one_of
+from qprune.export.integer_kernels import TRANSLATIONS, write_weight
+from qprune.export.integer_program import IntegerProgram, calibrate, integer_program
+from qprune.export.packing import pack
+from qprune.export.trace import Inputs, cannot, trace, with_custom_operators
+
+FORMS = ("float", "integer")
+OPSET = 21  # the first with 4-bit integers and QuantizeLinear to 16 bits
+
+
+@dataclass
+class OnnxNetwork:
+    """A network in one form, as ONNX.
+
+    Attributes:
+        model: The model.
+        program: Of the form `integer`, the same in PyTorch.
+    """
+
+    model: onnx.ModelProto
+    program: IntegerProgram | None = None
+
+    def add_metadata(self, entries: Mapping[str, str]) -> None:
+        """Add entries `qprune.*` to those that are there."""
+        for key, value in entries.items():
+            self.model.metadata_props.add(key=f"qprune.{key}", value=value)
+
+
+def export_onnx(
+    network: nn.Module,
+    example: Any,
+    path: Path | str,
+    form: str = "float",
+    any_size: bool = False,
+) -> OnnxNetwork:
+    """Write a network to an ONNX file that takes batches of any size.
+
+    Args:
+        network: A compressed network, as `compress` left it, or any other one for `float`. It is not changed.
+        example: One input: a tensor, a tuple of arguments or a dict of arguments by name.
+        path: The file.
+        form: `float`: the converted network, its grids simulated by plain nodes. `integer`: 8-bit integer kernels with
+            batch norms folded in; a tensor that was trained without a grid gets one by the example, so give a batch of
+            training data.
+        any_size: Whether dimensions from 2 on, as height and width, are free too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: torch cannot export the network, for a reason that is given, or `form` is unknown.
+    """
+    one_of("form", form, FORMS)
+    inputs = Inputs.of(example, any_size)
+    made = float_onnx(network, inputs) if form == "float" else integer_onnx(network, inputs)
+    made.add_metadata({"form": form, "version": __version__})
+    write_atomically(Path(path), made.model.SerializeToString())
+    return made
+
+
+def float_onnx(network: nn.Module, inputs: Inputs) -> OnnxNetwork:
+    """Return the converted network in floats."""
+    return OnnxNetwork(to_onnx(convert(network).eval(), inputs))
+
+
+def integer_onnx(network: nn.Module, inputs: Inputs, weights: str = "auto", calibration: Any = None) -> OnnxNetwork:
+    """Return the network in integer kernels.
+
+    Args:
+        network: A compressed network.
+        inputs: Its example inputs.
+        weights: Type of integer weights, see `packing`.
+        calibration: Inputs for grids that training did not choose; default: the example.
+    """
+    traced = trace(with_custom_operators(network), inputs)
+    given = inputs if calibration is None else Inputs.of(calibration)
+    program = integer_program(traced, calibrate(traced, given.leaves))
+    made = OnnxNetwork(
+        to_onnx(program.module, inputs.flat, {**TRANSLATIONS, torch.ops.qprune.weight.default: write_weight}), program
+    )
+    pack(made.model, program.unsigned, weights)
+    made.add_metadata({"equal_to_reference": str(program.exact).lower(), "layers": json.dumps(program.notes)})
+    return made
+
+
+def to_onnx(network: nn.Module, inputs: Inputs, translations: Mapping[Any, Any] = TRANSLATIONS) -> onnx.ModelProto:
+    """Return a network as ONNX, from `input` to `output`, numbered if there are several."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter to its own developers
+        try:
+            program = torch.onnx.export(
+                network,
+                inputs.args,
+                kwargs=inputs.kwargs,
+                dynamic_shapes=inputs.shapes,
+                custom_translation_table=dict(translations),
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:  # of torch.onnx.errors and others
+            raise cannot(type(network).__name__, "torch.onnx.export", error) from error
+    assert program is not None
+    for values, name in ((program.model.graph.inputs, "input"), (program.model.graph.outputs, "output")):
+        for index, value in enumerate(values):
+            value.name = name if len(values) == 1 else f"{name}_{index}"
+    model = program.model_proto
+    for each in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        each.ClearField("metadata_props")  # paths and stacks of this machine
+    model.graph.ClearField("value_info")
+    return model

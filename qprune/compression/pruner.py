@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qprune.compression.functional import MASK_RULES, check_sparsity, exact, magnitude_mask, prune
@@ -139,19 +140,18 @@ def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tens
     Border `tile` continues the pattern beyond them, and takes the mask's centre where the map is smaller; `keep`
     leaves everything beyond whole tiles unpruned, so that a map smaller than the mask is not pruned.
     """
-    tiles = mask.shape
+    sizes, dims = mask.shape, len(size) + 1
     for dim, length in enumerate(size, start=1):
-        tile = tiles[dim]
+        tile, repeats = sizes[dim], [1] * dims
+        # No branch on a size, for torch.fx and torch.export; no quotient of a negative number, which ONNX rounds up.
         whole = length // tile
-        # No branch on a size, and sums of ones in place of `torch.arange`: torch.fx traces this for converted networks.
-        # No quotient of a negative number either, which ONNX rounds up.
-        at_least_one = whole + 1 // (whole + 1)
-        offset = (length - at_least_one * tile + 2 * tile) // 2 - tile
-        position = mask.new_ones([length], dtype=torch.int64).cumsum(0) - (1 + offset)
-        repeated = mask.index_select(dim, position % tile)
         if border == "keep":
-            shape = [-1 if each == dim else 1 for each in range(len(size) + 1)]
-            outside = ((position < 0) | (position >= whole * tile)).view(shape)
-            repeated = torch.where(outside, torch.ones_like(repeated), repeated)
-        mask = repeated
+            repeats[dim] = whole
+            before = (length - whole * tile) // 2
+            inner = [0] * (2 * (dims - 1 - dim))
+            mask = F.pad(mask.repeat(repeats), [*inner, before, length - whole * tile - before], value=1.0)
+        else:
+            offset = (length - torch.sym_max(whole, 1) * tile + 2 * tile) // 2 - tile
+            repeats[dim] = whole + 2
+            mask = mask.repeat(repeats).narrow(dim, (0 - offset) % tile, length)
     return mask

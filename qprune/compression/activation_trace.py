@@ -4,29 +4,36 @@ Elementwise operations and batch norms are taken to be fused with what makes the
 the sum of a residual block is one stored tensor and its addends are none. A tensor is charged with the bits of the
 quantizer whose grid it still lies on: ReLU, max pooling and moving elements about keep the grid, arithmetic leaves it.
 It is charged with the mask of the pruner whose zeros it still has: any function with f(0) = 0 keeps those.
+
+Parameters are followed to the functions that use them, so that a layer is recognized by what it does (a product with a
+parameter) and what it is given is compared with what operators made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from qprune.compression.config import CONVOLUTIONS
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import FeatureOperators, run_example
+from qprune.compression.plan import INPUT, input_site
+from qprune.compression.prepare import FeatureOperators, find_operators, run_example, samples_in, weight_path
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
 FLOAT_BITS = 32
 COMPUTE = (*CONVOLUTIONS, nn.Linear)
 ATTENTION = (nn.MultiheadAttention,)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 _KEEPS_GRID = ("relu", "relu_", "clamp_min", "hardtanh", "hardtanh_", "max_pool2d_with_indices", "pixel_shuffle", "cat")
 # Elementwise with f(0) = 0, in place or not; those above that keep a grid do so too, but for pooling.
 _KEEPS_ZEROS = ("tanh", "leaky_relu", "relu", "hardtanh", "gelu", "silu", "elu", "hardswish", "neg", "abs")
@@ -35,6 +42,33 @@ _MOVES = (
     *("clone", "contiguous", "_to_copy", "detach", "native_dropout", "alias", "_unsafe_view"),
     *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
 )
+_MOVES_OF_WEIGHTS = (*_MOVES, "cat", "stack", "flip", "index", "index_select", "constant_pad_nd", "select_scatter")
+_PRODUCTS = (
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "linear", "bilinear", "_trilinear"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn"),
+)
+
+
+def is_product(function: str) -> bool:
+    """Return whether a function of torch multiplies features by a matrix: products, convolutions, recurrent layers."""
+    return function in _PRODUCTS or "conv" in function
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of two or more dimensions, on its way to a function.
+
+    Attributes:
+        path: Its site.
+        operators: `prune` and `quantize`, those whose zeros and grid it has.
+        changed_by: The function that computed another weight from it, or ''.
+        used_by: The function that used it together with features, or ''.
+    """
+
+    path: str
+    operators: frozenset[str] = frozenset()
+    changed_by: str = ""
+    used_by: str = ""
 
 
 @dataclass(eq=False)
@@ -50,6 +84,10 @@ class Stored:
         fused: Whether that function counts as part of the one that made its input.
         keeps: What a function of one tensor keeps of its input: `grid`, `zeros`.
         inputs: The tensors that it was made from.
+        layer: Of a product with a parameter whose module is no layer of torch's: this module.
+        floating: Whether its elements are floating point numbers; others are followed and not stored.
+        whole: Whether it is made of whole numbers alone (pictures of bytes, one-hot vectors, padding): a feature once a
+            product reads it.
         uses: Number of functions that received it.
         outputs: Paths of the modules that returned it, inner ones first, with the shape.
         readers: Paths of the modules in which something reads it.
@@ -65,6 +103,9 @@ class Stored:
     fused: bool = False
     keeps: frozenset[str] = frozenset()
     inputs: tuple[Stored, ...] = ()
+    layer: str | None = None
+    floating: bool = True
+    whole: bool = False
     uses: int = 0
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     readers: list[str] = field(default_factory=list)
@@ -75,14 +116,15 @@ def uncovered_features(network: nn.Module, example: Any) -> list[Stored]:
     return [stored for stored in with_all_active(network, example).reads if not stored.operators]
 
 
-def with_all_active(network: nn.Module, example: Any) -> Trace:
-    """Trace `example` through `network` with every operator active."""
-    operators = [module for module in network.modules() if isinstance(module, Operator)]
+def with_all_active(network: nn.Module, example: Any, samples: int | None = None) -> Trace:
+    """Trace `example` through `network` with every operator active and every mask at its final sparsity."""
+    # Those of features need not compute anything: the trace counts them as active all the same.
+    operators = [placed.operator for placed in find_operators(network) if placed.chain is not None]
     before = [operator.active for operator in operators]
     try:
         for operator in operators:
             operator.active = True
-        return traced(network, example)
+        return traced(network, example, samples, final=True)
     finally:
         for operator, active in zip(operators, before, strict=True):
             operator.active = active
@@ -93,31 +135,56 @@ def stored_features(network: nn.Module, example: Any) -> list[Stored]:
     return list(traced(network, example).reads)
 
 
-def traced(network: nn.Module, example: Any) -> Trace:
-    """Trace `example` through `network`."""
-    trace = Trace()
+def traced(network: nn.Module, example: Any, samples: int | None = None, final: bool = False) -> Trace:
+    """Trace `example` through `network`.
+
+    Args:
+        network: Any module.
+        example, samples: As in `compress`.
+        final: Whether features count as after training, with every operator and the final sparsity of masks.
+    """
+    trace = Trace(final)
+    modules = dict(network.named_modules())
     handles = [
         hook
-        for path, module in network.named_modules()
+        for path, module in modules.items()
         for hook in (
-            module.register_forward_pre_hook(trace.enter(path)),
+            module.register_forward_pre_hook(trace.enter(path, input_site(modules, path))),
             module.register_forward_hook(trace.leave(path, module), always_call=True),
         )
     ]
     try:
-        trace.record("input", example)
-        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-        trace.batch = len(tensors[0]) if tensors and tensors[0].dim() else 0
-        trace.first = None if isinstance(example, dict) or not tensors else trace.values.get(id(tensors[0]))
+        for site, parameter, owner in parameters(network):
+            trace.weights[parameter] = [*trace.weights.get(parameter, ()), Weight(site)]
+            if not isinstance(network.get_submodule(owner), (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
+                trace.owners[site] = owner
+        trace.record(INPUT, example)
         with trace, _attention_by_its_parts():
             output = run_example(network, example)
     finally:
         for handle in handles:
             handle.remove()
-    trace.results = {trace.values[id(t)] for t in tree_leaves(output) if id(t) in trace.values}
-    for tensor in tree_leaves(output):
+    trace.samples = samples_in(example, output) if samples is None else samples
+    trace.results = {trace.values[t] for t in _tensors(output) if t in trace.values}
+    for tensor in _tensors(output):
         trace.read(tensor, note=False)
     return trace
+
+
+def parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """Yield the site, the parameter and the module's path of all parameters of two or more dimensions."""
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter.dim() > 1:
+            owner, parametrized, _ = f".{name}".partition(".parametrizations.")
+            yield weight_path(name), parameter, (owner if parametrized else owner.rpartition(".")[0]).removeprefix(".")
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    if isinstance(values, list | tuple):
+        return [tensor for value in values for tensor in _tensors(value)]
+    if isinstance(values, Tensor | int | float | None):  # in haste, for every function's arguments
+        return [values] if isinstance(values, Tensor) else []
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -132,61 +199,76 @@ def _attention_by_its_parts() -> Iterator[None]:
 
 
 class Trace(TorchDispatchMode):
-    """Follows feature tensors through a network.
+    """Follows feature tensors through a network, without keeping them alive.
 
     Attributes:
         reads: Tensors that something reads, in that order.
         results: Tensors that the network returns.
-        calls, given: Number of calls, and shape of the first argument, by module path.
-        layers: Paths of convolutions, linear layers and attention in the order of their first call.
-        first: The network's first positional argument, if that is a feature.
-        batch: Samples of the example.
+        calls, shapes, passed: Number of calls of the module at a site, the shapes of the tensors there, and those of
+            them that are features, by site: a module's path for its results, `path.input` for its first argument.
+        layers: Paths of convolutions, linear layers, attention and modules of other kinds whose parameter is multiplied
+            with a feature, in the order of their first call.
+        used: How each weight was used, by its site.
+        samples: Samples of the example, or None where its arguments do not agree.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, final: bool = False) -> None:
         super().__init__()
+        self.final = final
         self.results: set[Stored] = set()
         self.calls: dict[str, int] = {}
-        self.given: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, set[tuple[int, ...]]] = {}
+        self.passed: dict[str, list[Stored]] = {}
         self.layers: list[str] = []
-        self.first: Stored | None = None
-        self.batch = 0
-        self.values: dict[int, Stored] = {}
-        self.alive: list[Tensor] = []  # so that no id is used twice
+        self.used: dict[str, list[Weight]] = {}
+        self.samples: int | None = None
+        self.values = WeakTensorKeyDictionary()  # feature tensor -> Stored
+        self.weights = WeakTensorKeyDictionary()  # tensor -> the Weights that it holds
+        self.bases = WeakTensorKeyDictionary()  # view -> the tensor that it is a part of
+        self.owners: dict[str, str] = {}  # site of a weight -> the layer that it belongs to
         self.reads: dict[Stored, None] = {}
         self.path: list[str] = []
         self.muted = 0
+
+    def is_batch(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the first of several dimensions holds the example's samples."""
+        return len(shape) >= 2 and shape[0] == self.samples
 
     def record(
         self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True, **origin: Any
     ) -> None:
         """Record new feature tensors, with the grid and the zeros of `like` as said; origin: further fields."""
-        for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self.alive.append(tensor)
-                stored = Stored(name, tensor.numel(), **origin)
-                self.values[id(tensor)] = stored
-                if like is not None and grid:
-                    stored.bits = like.bits
-                if like is not None and zeros:
-                    stored.density = like.density
-                if like is not None:
-                    kept = {"quantize": grid, "prune": zeros}
-                    stored.operators = frozenset(name for name in like.operators if kept[name])
+        for tensor in _tensors(tensors):
+            stored = Stored(name, tensor.numel(), floating=tensor.is_floating_point(), **origin)
+            self.values[tensor] = stored
+            if like is not None and grid:
+                stored.bits = like.bits
+            if like is not None and zeros:
+                stored.density = like.density
+            if like is not None:
+                kept = {"quantize": grid, "prune": zeros}
+                stored.operators = frozenset(name for name in like.operators if kept[name])
 
-    def read(self, tensor: Any, note: bool = True) -> None:
+    def read(self, tensor: Any, note: bool = True, product: bool = True) -> None:
         """Record a read of the tensor by the running module, or by the network's caller (note=False)."""
-        if id(tensor) in self.values:
-            stored = self.values[id(tensor)]
+        stored = self.values.get(tensor)
+        if stored is not None and stored.floating and (product or not stored.whole):
             self.reads[stored] = None
             if note:
                 stored.readers.append(self.path[-1] if self.path else "")
 
-    def enter(self, path: str) -> Callable[..., None]:
+    def _pass(self, site: str, tensor: Any) -> None:
+        """Record a tensor at a site."""
+        if isinstance(tensor, Tensor) and tensor in self.values and self.values[tensor].floating:
+            self.passed.setdefault(site, []).append(self.values[tensor])
+            self.shapes.setdefault(site, set()).add(tuple(tensor.shape))
+
+    def enter(self, path: str, site_of_input: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             self.path.append(path)
-            self.calls[path] = self.calls.get(path, 0) + 1
-            self.given[path] = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+            for site in (path, site_of_input):
+                self.calls[site] = self.calls.get(site, 0) + 1
+            self._pass(site_of_input, args[0] if args else None)
             if isinstance(module, COMPUTE + ATTENTION) and path not in self.layers:
                 self.layers.append(path)
             self.muted += isinstance(module, (FeatureOperators, Operator))
@@ -202,22 +284,30 @@ class Trace(TorchDispatchMode):
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             self.path.pop()
             self.muted -= isinstance(module, (FeatureOperators, Operator))
-            active = [operator for operator in operators if operator.acts]
-            if active and not self.muted and id(args[0]) in self.values:
+            if self.muted or not isinstance(output, Tensor):
+                return
+            active = [operator for operator in operators if self.final or operator.acts]
+            if active and args[0] in self.weights:
+                made = {"prune" if isinstance(operator, Pruner) else "quantize" for operator in active}
+                self.weights[output] = [replace(w, operators=w.operators | made) for w in self.weights[args[0]]]
+            elif active and args[0] in self.values:
                 self._operate(active, args[0], output)
-            elif not self.muted and isinstance(output, Tensor) and id(output) in self.values:
-                self.values[id(output)].outputs[path] = tuple(output.shape)
+            elif output in self.values:
+                self.values[output].outputs[path] = tuple(output.shape)
+                self._pass(path, output)
 
         return hook
 
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Record what active operators made of a feature tensor."""
-        stored = self.values[id(before)]
-        self.record(stored.name, after, stored)
-        made = self.values[id(after)]
+        stored = self.values[before]
+        self.record(stored.name, after, stored, layer=stored.layer)
+        made = self.values[after]
         for operator in operators:
             if isinstance(operator, Pruner):
-                made.density = float(operator.fitted(before).expand(before.shape[1:]).mean(dtype=torch.float64))
+                made.density = 1.0 - operator.sparsity
+                if not self.final:
+                    made.density = float(operator.fitted(before).expand(before.shape[1:]).mean(dtype=torch.float64))
                 made.operators |= {"prune"}
             else:
                 made.bits = operator.bits
@@ -225,43 +315,81 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        inputs = [self.values[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.values]
+        if self.muted:
+            return out
+        given = _tensors((args, kwargs))
         name = func.overloadpacket.__name__
-        if not self.muted and name == "embedding":  # a table's rows are features; that they came from integers is not
-            self.record(self.path[-1], out, made_by=name, within=self.path[-1])
-        if self.muted or not inputs:
+        if name.startswith("new_") or name.endswith("_like"):  # of the size of a tensor, not of its values
             return out
-        first = inputs[0]
-        place = (self.path[-1] if self.path else "") or first.name  # a function called in the network's own forward
-        if func.is_view or name in _MOVES:
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor):
-                    self.alive.append(tensor)
-                    self.values[id(tensor)] = first
-            return out
+        if func.is_view and given:
+            for tensor in _tensors(out):
+                self.bases[tensor] = self.bases.get(given[0], given[0])
+        inputs = [stored for stored in map(self.values.get, given) if stored is not None]
+        weights = [weight for tensor in given for weight in self.weights.get(tensor, ())]
+        if weights:
+            self._follow(weights, func, given, inputs, out)
+        if inputs or "embedding" in name:  # a table's rows are features, whatever they were chosen by
+            self._make(weights, func, args, inputs, out)
+        if given and out is given[0] and out in self.values and out in self.bases:
+            whole = self.bases[out]  # a part of it was written to
+            self.values[whole] = replace(self.values[out], elements=whole.numel(), uses=0, outputs={}, readers=[])
+        return out
+
+    def _follow(self, weights: list[Weight], func: Any, given: list[Tensor], inputs: list[Stored], out: Any) -> None:
+        """Record a use of weights, or what was computed of them alone."""
+        name = func.overloadpacket.__name__
+        others = [tensor for tensor in given if tensor not in self.weights]
+        if inputs or "embedding" in name or (is_product(name) and others):
+            for weight in weights:
+                self.used.setdefault(weight.path, []).append(replace(weight, used_by=name))
+                owner = self.owners.get(weight.path)
+                if owner is not None and is_product(name) and not weight.changed_by and owner not in self.layers:
+                    self.layers.append(owner)
+            return
+        masked = name in ("mul", "mul_") and others and all(bool(((t == 0) | (t == 1)).all()) for t in others)
+        if not (func.is_view or name in _MOVES_OF_WEIGHTS or masked):
+            kept = {"prune"} if name.removesuffix("_") in (*_KEEPS_ZEROS, "mul") else set()
+            changed = (replace(w, operators=w.operators & kept, changed_by=w.changed_by or name) for w in weights)
+            weights = list(dict.fromkeys(changed))
+        for tensor in _tensors(out):
+            self.weights[tensor] = weights
+
+    def _make(self, weights: list[Weight], func: Any, args: Any, inputs: list[Stored], out: Any) -> None:
+        """Record the features that a function made of others, and that it read these."""
+        name = func.overloadpacket.__name__
+        inputs = [stored for stored in inputs if stored.floating] or inputs
+        cast = bool(inputs) and not inputs[0].floating and any(t.is_floating_point() for t in _tensors(out))
+        if inputs and not cast and (func.is_view or name in _MOVES):
+            for tensor in _tensors(out):
+                self.values[tensor] = inputs[0]
+            return
         for stored in dict.fromkeys(inputs):
             stored.uses += 1
+        product = is_product(name)
         batch_norm = "batch_norm" in name and not _uses_batch_statistics(args)
-        fused = torch.Tag.pointwise in func.tags or batch_norm
+        fused = torch.Tag.pointwise in func.tags or batch_norm or (cast and name == "_to_copy")
         if not fused:
-            for tensor in tree_leaves((args, kwargs)):
-                self.read(tensor)
+            for tensor in _tensors(args):
+                self.read(tensor, product=product)
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
         same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
         keeps = {"grid": same_grid and name != "cat", "zeros": same_zeros or (same_grid and name != "cat")}
+        within = self.path[-1] if self.path else ""
+        owners = [self.owners[w.path] for w in weights if product and not w.changed_by and w.path in self.owners]
         self.record(
-            place,
+            within or (inputs[0].name if inputs else ""),  # a function called in the network's own forward
             out,
-            first,
+            inputs[0] if inputs else None,
             grid=same_grid,
             zeros=same_zeros,
             made_by=name,
-            within=self.path[-1] if self.path else "",
+            within=within,
             fused=fused,
             keeps=frozenset(word for word, kept in keeps.items() if kept),
             inputs=tuple(dict.fromkeys(inputs)),
+            layer=next(iter(owners), None),
+            whole=not (product or weights or "embedding" in name) and all(s.whole or not s.floating for s in inputs),
         )
-        return out
 
 
 def _uses_batch_statistics(args: Any) -> bool:

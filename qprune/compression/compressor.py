@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -9,14 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qprune.compression.activation_trace import FLOAT_BITS
 from qprune.compression.auto_plan import auto_plan
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.convert import convert
+from qprune.compression.coverage import Coverage, coverage
 from qprune.compression.distributed import rank_and_world, summed
+from qprune.compression.fake_quantize import working_dtype
 from qprune.compression.functional import all_finite
 from qprune.compression.operator import Operator
 from qprune.compression.plan import Plan
-from qprune.compression.prepare import Placed, find_operators, prepare, run_example
+from qprune.compression.prepare import Placed, all_or_nothing, find_operators, prepare, run_example
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import WINDOW_CAPACITY, Quantizer
 from qprune.compression.schedule import Schedule, Timeline, Window
@@ -26,15 +30,19 @@ from qprune.errors import RunFailure, UserError
 class Compressor:
     """Drives all operators of a network, placed by a plan or by hand, along a timeline.
 
-    Call `at(step)` before each training step, and once after loading a checkpoint.
+    Call `at(step)` before each training step, and once after loading a checkpoint. `print` shows a summary.
 
     Args:
         network: A network with operators.
         timeline: When they act, in optimizer steps.
         example: A tensor, a tuple of arguments or a dict of named ones; it sizes feature masks.
 
+    Attributes:
+        calls: How often one pass of the example calls each feature's operators, by site.
+        coverage: What stays float, and why, as of `compress`; None in a compressor that was made otherwise.
+
     Raises:
-        UserError: An operator never fires or fires at two tensors, or the timeline does not fit.
+        UserError: An operator never fires, a mask would have to fit several sizes, or the timeline does not fit.
     """
 
     def __init__(self, network: nn.Module, timeline: Timeline, example: Any) -> None:
@@ -42,6 +50,8 @@ class Compressor:
         self.placed = tuple(find_operators(network))
         self._step: int | None = None
         self._quiet_until: float = 0  # the step before which nothing changes, as of `_step`
+        self.calls: dict[str, int] = {}
+        self.coverage: Coverage | None = None
         if not self.placed:
             return
         for placed in self.placed:
@@ -252,8 +262,18 @@ class Compressor:
         return found
 
     def convert(self) -> nn.Module:
-        """Return a copy with the present state built in, see `convert`."""
-        return convert(self.network)
+        """Return a copy with the present state built in, see `convert`.
+
+        Raises:
+            UserError: The network cannot be copied.
+        """
+        try:
+            return convert(self.network)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(
+                f"{type(self.network).__name__} cannot be deep-copied ({error}): before, set attributes that are no "
+                "parameters, buffers or modules to None, or give their class a __deepcopy__"
+            ) from error
 
     bake = convert  # its name up to version 0.1
 
@@ -275,13 +295,25 @@ class Compressor:
             rows.append(row | state)
         return rows
 
+    def __str__(self) -> str:
+        """Summarize what was taken, at which size, and what was not and why."""
+        kinds = ("weight", "feature")
+        if self.coverage is None:
+            lines = [f"{kind}s: {sum(placed.kind == kind for placed in self.placed)} operators" for kind in kinds]
+        else:
+            lines = [_summary(self.coverage, kind) for kind in kinds]
+        several = [f"{site} ({calls} calls)" for site, calls in self.calls.items() if calls > 1]
+        if several:
+            lines.append(f"one set of decimals and one mask for all calls: {', '.join(several)}")
+        return "\n".join(lines if self.coverage is None else [*lines, str(self.coverage)])
+
     def _size(self, example: Any) -> None:
-        """Size feature masks by the example, and require each feature operator to fire once."""
-        calls: dict[Operator, int] = {placed.operator: 0 for placed in self.placed if placed.chain is None}
+        """Size feature masks by the example, and require each feature operator to fire."""
+        calls: dict[Operator, list[tuple[int, ...]]] = {p.operator: [] for p in self.placed if p.chain is None}
 
         def count(operator: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(operator, Operator)
-            calls[operator] += 1
+            calls[operator].append(tuple(args[0].shape[1:]))
             if isinstance(operator, Pruner):
                 operator.size_for_feature(args[0])
 
@@ -292,13 +324,20 @@ class Compressor:
             for handle in handles:
                 handle.remove()
         for placed in self.placed:
-            fired = calls.get(placed.operator, 1)
-            if fired != 1:
-                how = "never fires" if fired == 0 else f"fires {fired} times, at different tensors,"
+            operator, shapes = placed.operator, calls.get(placed.operator)
+            if shapes is None:
+                continue
+            if not shapes:
                 raise UserError(
-                    f"the operator at {placed.path!r} {how} in one pass of the example; give each tensor a module of "
-                    "its own (an activation that is reused cannot be a site) or take the site out of the plan"
+                    f"the operator at {placed.path!r} never fires in one pass of the example; take the site out of the "
+                    "plan"
                 )
+            if isinstance(operator, Pruner) and operator.granularity == "element" and len(set(shapes)) > 1:
+                raise UserError(
+                    f"{placed.path!r} is called {len(shapes)} times, with features of {len(set(shapes))} sizes, which "
+                    "one mask does not fit; prune it with granularity='channel', or quantize it alone"
+                )
+            self.calls[placed.path] = len(shapes)
 
     def _check_timeline(self) -> None:
         features = {"prune": self.pruners("feature"), "quantize": self.quantizers("feature")}
@@ -307,8 +346,8 @@ class Compressor:
         searching = any(isinstance(p.operator, Quantizer) and p.operator.searches for p in features["quantize"])
         if searching and self.timeline.feature_step == 0:
             raise UserError(
-                "t_qf is at step 0, before any feature was seen; raise schedule.t_qf, or fix the decimal bits "
-                "(quantize.decimal=7 for example)"
+                "t_qf is at step 0, before any feature was seen; raise t_qf, or fix the decimal bits (decimal=7 for "
+                "example)"
             )
 
 
@@ -332,8 +371,36 @@ def attach(
     Raises:
         UserError: As in `prepare` and `Compressor`.
     """
-    prepare(network, plan.restricted(prune, quantize), prune, quantize)
-    return Compressor(network, timeline, example)
+    network = _uncompiled(network)
+    _check_types(network, quantize)
+    with all_or_nothing(network):
+        prepare(network, plan.restricted(prune, quantize), prune, quantize)
+        return Compressor(network, timeline, example)
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` returned another one for, or else the network itself."""
+    inner = dict(network.named_children())
+    return inner["_orig_mod"] if list(inner) == ["_orig_mod"] else network
+
+
+def _check_types(network: nn.Module, quantize: QuantizeConfig | None) -> None:
+    """Raise UserError where parameters are of a type that grids do not fit into."""
+    for bits in () if quantize is None else {quantize.bits, quantize.bits_of_features}:
+        for name, parameter in network.named_parameters():
+            if parameter.is_floating_point() and working_dtype(parameter.dtype, bits) != parameter.dtype:
+                raise UserError(
+                    f"{name} is of {parameter.dtype}, which does not hold a grid of {bits} bits; keep the parameters "
+                    "in float32 (network.float()) and train under torch.autocast"
+                )
+
+
+def _summary(found: Coverage, kind: str) -> str:
+    number, size = found.of[kind], found.size_bits[kind]
+    return (
+        f"{kind}s: {number - len(found.names(kind))} of {number} compressed, {found.share(kind):.1%} of the elements; "
+        f"{found.elements[kind] * FLOAT_BITS / 1e6:.3g} Mb become {size / 1e6:.3g} Mb"
+    )
 
 
 def compress(  # noqa: PLR0913  (the library's one entry point, called with keywords)
@@ -347,10 +414,12 @@ def compress(  # noqa: PLR0913  (the library's one entry point, called with keyw
     plan: Plan | None = None,
     include: Sequence[str] = ("**",),
     exclude: Sequence[str] = (),
+    samples: int | None = None,
 ) -> Compressor:
     """Prune and quantize a network in a training loop of your own.
 
-    `coverage(network, example)` lists the tensors without an operator, and why.
+    `print(compressor)` shows what was taken, and what was not and why. A warning is issued where operators cannot reach
+    half of the elements of weights or of features. If an error is raised, the network stays as it was.
 
     Args:
         network: Any module; operators are inserted in place.
@@ -363,6 +432,8 @@ def compress(  # noqa: PLR0913  (the library's one entry point, called with keyw
         plan: Where; default `auto_plan(network, example, include, exclude)`.
         include, exclude: Globs over module paths (`*` matches within one name, `**` crosses dots):
             `exclude=["head.**"]` keeps a head in float.
+        samples: Samples of the example; default: the first dimension that most arguments (and results) share, where a
+            list of tensors has one for each sample.
 
     Returns:
         The compressor; call `at(step)` before each step.
@@ -373,5 +444,14 @@ def compress(  # noqa: PLR0913  (the library's one entry point, called with keyw
     if plan is not None and (tuple(include) != ("**",) or exclude):
         raise UserError("plan= says which tensors are taken, and include= and exclude= too; give one or the other")
     timeline = schedule.in_steps(steps_per_epoch, batch_size, prune.window if prune else 1)
-    plan = plan or auto_plan(network, example, include, exclude)
-    return attach(network, plan, timeline, example, prune, quantize)
+    network = _uncompiled(network)
+    with all_or_nothing(network):
+        found = plan or auto_plan(network, example, include, exclude, samples)
+        compressor = attach(network, found, timeline, example, prune, quantize)
+        compressor.coverage = coverage(network, example, samples)
+    for kind in ("weight", "feature"):
+        wanted = any(options and kind[0] in options.targets for options in (prune, quantize))
+        if wanted and compressor.coverage.reachable(kind) < 0.5:
+            reasons = "print(compressor) says why"
+            warnings.warn(f"most elements stay float: {_summary(compressor.coverage, kind)}; {reasons}", stacklevel=2)
+    return compressor

@@ -18,6 +18,7 @@ CANDIDATES = ("any", "authors")
 OBJECTIVES = ("saturated", "literal")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+_OF_TORCH = (*CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.Embedding)  # output channels are known
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PruneConfig:
         targets: `w`, `f` or `wf`: weights, features, both.
         window: T, samples that are observed before each event.
         granularity: Of features, as in `Pruner`; weights are pruned element by element.
-        rule, border: As in `Pruner`.
+        rule, border, keep_zeros: As in `Pruner`.
 
     Raises:
         UserError: A value is not legal.
@@ -41,11 +42,12 @@ class PruneConfig:
     granularity: str = "element"
     rule: str = "exact"
     border: str = "tile"
+    keep_zeros: bool = False
 
     def __post_init__(self) -> None:
-        one_of("prune.targets", self.targets, TARGETS)
+        one_of("targets", self.targets, TARGETS)
         if not isinstance(self.window, int) or self.window < 1:
-            raise UserError(f"prune.window={self.window} is not a number of samples; type a whole number >= 1")
+            raise UserError(f"window={self.window} is not a number of samples; type a whole number >= 1")
         self.for_features()  # the constructor checks the rest
 
     def for_features(self) -> Pruner:
@@ -54,7 +56,7 @@ class PruneConfig:
 
     def for_weights(self) -> Pruner:
         """Build a pruner for a weight."""
-        return Pruner(self.sparsity, "element", self.rule)
+        return Pruner(self.sparsity, "element", self.rule, keep_zeros=self.keep_zeros)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class QuantizeConfig:
     objective: str = "saturated"
 
     def __post_init__(self) -> None:
-        one_of("quantize.candidates", self.candidates, CANDIDATES)
-        one_of("quantize.objective", self.objective, OBJECTIVES)
-        one_of("quantize.targets", self.targets, TARGETS)
-        one_of("quantize.weight_axis", self.weight_axis, WEIGHT_AXES)
+        one_of("candidates", self.candidates, CANDIDATES)
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("targets", self.targets, TARGETS)
+        one_of("weight_axis", self.weight_axis, WEIGHT_AXES)
         integer_range(self.bits)
         self.for_features()
 
@@ -123,7 +125,7 @@ class QuantizeConfig:
         if self.weight_axis == "tensor" or not hasattr(layer, name):
             return None
         if self.weight_axis == "output":
-            return 1 if transposed else 0
+            return int(transposed) if isinstance(layer, _OF_TORCH) else None
         if isinstance(layer, CONVOLUTIONS):
             return 3 if isinstance(layer, nn.ConvTranspose2d) else 1
         return None

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from qprune.compression.activation_trace import COMPUTE, Stored, Trace, with_all_active
-from qprune.compression.plan import INPUT, INPUT_OF, weight_places
+from qprune.compression.activation_trace import (
+    COMPUTE,
+    FLOAT_BITS,
+    RECURRENT,
+    TABLES,
+    Stored,
+    Trace,
+    Weight,
+    is_product,
+    parameters,
+    with_all_active,
+)
+from qprune.compression.operator import Operator
+from qprune.compression.plan import INPUT, input_site
 from qprune.compression.prepare import FeatureOperators, find_operators
+from qprune.compression.pruner import Pruner
+from qprune.compression.quantizer import Quantizer
+
+_RESULT, _INPUT, _NOT_PLANNED = "the network's result", "the network's input;", "not in the plan"
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,30 @@ class Coverage:
     Attributes:
         tensors: These tensors.
         of: Number of all weights (parameters of two or more dimensions) and features.
+        elements: Elements of all weights, and of all features that the network reads.
+        size_bits: Their size in bits once all operators are active and every mask has its final sparsity.
     """
 
     tensors: tuple[Uncovered, ...]
     of: dict[str, int]
+    elements: dict[str, int] = field(default_factory=dict)
+    size_bits: dict[str, float] = field(default_factory=dict)
 
     def names(self, kind: str) -> list[str]:
         """Return the names of uncovered `weight` or `feature` tensors, once per tensor."""
         return [tensor.name for tensor in self.tensors if tensor.kind == kind and not tensor.pruned]
+
+    def share(self, kind: str) -> float:
+        """Return the fraction of the elements of `weight` or `feature` tensors that have operators, or 1 of none."""
+        return self._without(kind, _RESULT)
+
+    def reachable(self, kind: str) -> float:
+        """Return the fraction that has operators or is left out by the plan."""
+        return self._without(kind, _RESULT, _INPUT, _NOT_PLANNED)
+
+    def _without(self, kind: str, *reasons: str) -> float:
+        left = [t for t in self.tensors if t.kind == kind and not t.pruned and not t.reason.startswith(reasons)]
+        return 1.0 - sum(t.elements for t in left) / max(1, self.elements[kind])
 
     def __str__(self) -> str:
         heads = [f"{len(self.names(kind))} of {self.of[kind]} {kind}s" for kind in ("weight", "feature")]
@@ -64,70 +96,106 @@ class Coverage:
         return "\n".join(lines)
 
 
-def coverage(network: nn.Module, example: Any) -> Coverage:
+def coverage(network: nn.Module, example: Any, samples: int | None = None) -> Coverage:
     """List the tensors of a prepared network that stay float and whole once all operators are active.
 
-    Weights are parameters of two or more dimensions; features are the tensors that something reads from memory.
+    Weights are parameters of two or more dimensions; features are the tensors that something reads from memory. A
+    weight counts as compressed if what the layer is given in a pass of the example lies on the weight's grid.
 
     Args:
         network: A network with operators.
-        example: One input, as in `compress`; it sets the size of features.
+        example, samples: As in `compress`; the example sets the size of features.
 
     Returns:
         These tensors, with the reasons.
     """
-    trace = with_all_active(network, example)
+    trace = with_all_active(network, example, samples)
     modules = dict(network.named_modules())
-    wanted = {"quantize"} if any(type(m) is FeatureOperators and m.quantizer for m in modules.values()) else set()
-    features = [s for s in trace.reads if not s.operators or wanted - s.operators]
-    weights, total = _weights(network)
-    uncovered = [
-        Uncovered(s.name, "feature", s.elements, _reason(s, trace, modules), bool(s.operators)) for s in features
-    ]
-    return Coverage((*weights, *uncovered), {"weight": total, "feature": len(trace.reads)})
+    operators: dict[str, list[Operator]] = {}
+    for placed in find_operators(network):
+        if placed.kind == "weight":
+            operators.setdefault(placed.path, []).append(placed.operator)
+    quantized = any(type(m) is FeatureOperators and m.quantizer is not None for m in modules.values())
+    found: list[Uncovered] = []
+    of, elements = {"weight": 0, "feature": 0}, {"weight": 0, "feature": 0}
+    size = {"weight": 0.0, "feature": 0.0}
+    owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
+    for site, parameter, owner in parameters(network):
+        owners.setdefault(parameter, []).append((site, owner))
+    for parameter, [(site, owner), *others] in owners.items():
+        here = operators.get(site, [])
+        reason = _reason_of_weight(trace.used.get(site, []), here, modules[owner])
+        if others and not here:
+            reason = f"shared with {others[0][1]}, and no operator fits both"
+        of["weight"] += 1
+        elements["weight"] += parameter.numel()
+        size["weight"] += parameter.numel() * (FLOAT_BITS if reason else _bits_per_element(here))
+        if reason:
+            name = f"{site}.weight".removeprefix(".") if site in modules else site
+            found.append(Uncovered(name, "weight", parameter.numel(), reason))
+    for stored in trace.reads:
+        of["feature"] += 1
+        if stored.readers:
+            elements["feature"] += stored.elements
+            size["feature"] += stored.elements * stored.bits * stored.density
+        if not stored.operators or (quantized and "quantize" not in stored.operators):
+            reason = _reason(stored, trace, modules)
+            found.append(Uncovered(stored.name, "feature", stored.elements, reason, bool(stored.operators)))
+    return Coverage(tuple(found), of, elements, size)
 
 
-def _weights(network: nn.Module) -> tuple[list[Uncovered], int]:
-    """Return the weights without an operator, and the number of all weights."""
-    compressed = {placed.path for placed in find_operators(network) if placed.kind == "weight"}
-    places = weight_places(network)
-    found, total = [], 0
-    for name, parameter in network.named_parameters():
-        plain = f".{name}".replace(".parametrizations", "").removesuffix(".original").removeprefix(".")
-        site = plain.removesuffix(".weight") if plain != "weight" else ""
-        if parameter.dim() < 2:
-            continue
-        total += 1
-        if site in compressed:
-            continue
-        owner = network.get_submodule(plain.rpartition(".")[0])
-        if isinstance(owner, nn.Embedding):
-            reason = "a table of embeddings, which no automatic plan includes; quantize it by a plan with globs"
-        elif site in places:
-            reason = "not in the plan (excluded, or shared with another module)"
-        else:
-            reason = f"a parameter of {type(owner).__name__}, not the weight of a layer"
-        found.append(Uncovered(plain, "weight", parameter.numel(), reason))
-    return found, total
+def _bits_per_element(operators: list[Operator]) -> float:
+    bits = next((each.bits for each in operators if isinstance(each, Quantizer)), FLOAT_BITS)
+    return bits * (1 - sum(each.sparsity for each in operators if isinstance(each, Pruner)))
+
+
+def _reason_of_weight(uses: list[Weight], operators: list[Operator], owner: nn.Module) -> str:
+    """Return why a weight does not reach its layer from its operators, or '' if it does."""
+    kind = type(owner).__name__.removeprefix("Parametrized")
+    wanted = {"prune" if isinstance(operator, Pruner) else "quantize" for operator in operators}
+    changed = sorted({use.changed_by.strip("_") for use in uses if use.changed_by})
+    if isinstance(owner, RECURRENT):
+        return f"{kind} reads its weights past all operators; build it of {kind}Cell, whose weights take operators"
+    if changed and (not operators or any(wanted - use.operators for use in uses)):
+        return (
+            f"{kind} computes another weight from it ({', '.join(changed)}), which its product is given; make the "
+            "result a plain parameter before (torch.nn.utils.parametrize.remove_parametrizations, or "
+            "torch.nn.utils.remove_weight_norm for the older kind, do so with weight norms)"
+        )
+    if operators:
+        if not uses:
+            return "not used in a pass of the example"
+        return "" if all(wanted <= use.operators for use in uses) else f"{kind} reads it past its operators"
+    if isinstance(owner, TABLES):
+        return "a table of embeddings, which no automatic plan includes; quantize it by a plan with globs"
+    if any(is_product(use.used_by) for use in uses) or isinstance(owner, COMPUTE):
+        return _NOT_PLANNED
+    return f"a parameter of {kind}, not the weight of a layer"
 
 
 def _reason(stored: Stored, trace: Trace, modules: dict[str, nn.Module]) -> str:
     if stored.name == INPUT and not stored.made_by:
-        return "the network's input" + ("" if stored is trace.first else ", not its first positional argument")
+        first = stored in trace.passed.get(input_site(modules), [])
+        return f"{_INPUT} not in the plan" if first else "an input of the network, not its first positional argument"
     if stored in trace.results and not stored.readers:
-        return "the network's result"
+        return _RESULT
     returned = {path: shape for path, shape in stored.outputs.items() if path}
     if not returned:
-        reader = modules[stored.readers[0]]
-        if stored.uses == 1 and isinstance(reader, COMPUTE) and trace.calls[stored.readers[0]] == 1:
-            return f"not in the plan; {INPUT_OF.format(stored.readers[0])} would be its site"
+        reader = stored.readers[0]
+        site = input_site(modules, reader)
+        if stored.uses == 1 and isinstance(modules[reader], COMPUTE) and trace.calls[site] == 1:
+            return f"{_NOT_PLANNED}; {site} would be its site"
         return _made_within(stored, modules[stored.within])
     path, shape = next(iter(returned.items()))
+    if not trace.is_batch(shape):
+        first = shape[0] if shape else "none"
+        return f"its first dimension is {first}, not the batch of {trace.samples}; put that first"
     if all(trace.calls[path] > 1 for path in returned):
-        return f"{path} is called {trace.calls[path]} times; give each call a module of its own"
-    if shape[:1] != (trace.batch,):
-        return f"its first dimension is {shape[0] if shape else 'none'}, not the batch of {trace.batch}; put that first"
-    return "not in the plan"
+        return (
+            f"{path} is called {trace.calls[path]} times, and not all calls are sites; give each call a module of its "
+            "own"
+        )
+    return _NOT_PLANNED
 
 
 def _made_within(stored: Stored, module: nn.Module) -> str:

@@ -32,6 +32,12 @@ def integer_range(bits: int) -> tuple[int, int]:
     return Grid(bits).bounds
 
 
+def check_decimal(decimal: int) -> None:
+    """Raise UserError unless `decimal` is in -100..100, beyond which float32 has not every power of two needed."""
+    if abs(decimal) > 100:
+        raise UserError(f"decimal={decimal} is not a number of fraction bits from -100 to 100")
+
+
 def fake_quantize(
     x: Tensor,
     bits: int = 8,
@@ -58,11 +64,13 @@ def fake_quantize(
         bits).
 
     Raises:
-        UserError: `bits` is outside 2..16, a word is unknown, or `decimal` does not fit `axis`.
+        UserError: `bits` is outside 2..16, `decimal` outside -100..100 or unfit for `axis`, or a word is unknown.
     """
     integer_range(bits)
     one_of("rounding", rounding, ROUNDINGS)
     one_of("gradient", gradient, GRADIENTS)
+    if isinstance(decimal, int):
+        check_decimal(decimal)
     decimal = torch.as_tensor(decimal, device=x.device).to(torch.int32)
     shaped_along(decimal, x, axis)
     out: Tensor = FakeQuantize.apply(x, decimal, None, Grid(bits, rounding, gradient, axis))

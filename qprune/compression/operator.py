@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from qprune.errors import UserError
 
@@ -95,6 +95,11 @@ class Operator(nn.Module):
         Raises:
             UserError: There is no such parameter, something else computes it, or it has such an operator already.
         """
+        if isinstance(layer, nn.RNNBase):
+            raise UserError(
+                f"{type(layer).__name__} reads its weights past all operators; build it of {type(layer).__name__}Cell, "
+                "whose weights take them, or exclude it"
+            )
         weight = getattr(layer, name, None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             raise UserError(f"{type(layer).__name__} has no {name} of two or more dimensions to place an operator on")
@@ -104,15 +109,21 @@ class Operator(nn.Module):
             other = next((type(each).__name__ for each in placed if not isinstance(each, Operator)), None)
         else:
             other = None if name in dict(layer.named_parameters(recurse=False)) else "a hook"
+        kind = type(layer).__name__.removeprefix("Parametrized")
+        if prune.is_pruned(layer):
+            raise UserError(
+                f"the {name} of {kind} is masked by torch.nn.utils.prune; make it plain, "
+                f"torch.nn.utils.prune.remove(layer, {name!r}), and keep its zeros, PruneConfig(keep_zeros=True)"
+            )
         if other:
             raise UserError(
-                f"the {name} of {type(layer).__name__} is computed by {other}, as weight norms do, and cannot be "
-                "compressed; make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
+                f"the {name} of {kind} is computed by {other}, as weight norms do, and cannot be compressed; make it a "
+                "plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
                 "torch.nn.utils.remove_weight_norm for the older kind), or exclude the layer"
             )
         if any(isinstance(each, type(self)) for each in placed):
             raise UserError(
-                f"the {name} of {type(layer).__name__} has a {type(self).__name__.lower()} already: a network is "
+                f"the {name} of {kind} has a {type(self).__name__.lower()} already: a network is "
                 "compressed once; begin from a fresh copy of it (copy.deepcopy before the first time)"
             )
         self.size_for_weight(weight)

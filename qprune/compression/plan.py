@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ class Site:
     """One tensor and the operators on it.
 
     Attributes:
-        path: A module's path: its weight, or its output. `input` is the network's input, `conv2.input` that of the
-            module `conv2`, `attn.in_proj_weight` a weight by the module's own name for it.
+        path: A module's path: its weight, or its output. `input` is the network's input (`.input` where a module has
+            that name), `conv2.input` that of the module `conv2`, `attn.in_proj_weight` a weight by the module's own
+            name for it.
         kind: `weight` or `feature`.
         prune, quantize: Whether it has a pruner, a quantizer.
     """
@@ -57,7 +58,8 @@ class Plan:
 
         Args:
             network: Any module.
-            quantize_weights, prune_weights: Globs over modules with a weight of two or more dimensions.
+            quantize_weights, prune_weights: Globs over modules with a weight of two or more dimensions; other
+                parameters by their full names (`mixer.kernel`).
             quantize_features, prune_features: Globs over all modules (their outputs) and `input`; a glob that ends in
                 `.input` is over the inputs of modules.
 
@@ -68,14 +70,16 @@ class Plan:
             UserError: A glob matches nothing.
         """
         layers = list(weight_places(network))
+        others = {name for name, p in network.named_parameters() if p.dim() > 1} - {f"{path}.weight" for path in layers}
+        layers += [name for name in (*quantize_weights, *prune_weights) if name in others and name not in layers]
         modules = [path for path, _ in network.named_modules() if path]
-        inputs = [INPUT_OF.format(path) for path in modules if INPUT_OF.format(path) not in modules]
-        outputs = [INPUT, *modules]
+        inputs = [input_site(modules, path) for path in modules]
+        outputs = [input_site(modules), *modules]
         chosen = {
-            ("weight", "quantize"): match(quantize_weights, layers, "sites.quantize_weights"),
-            ("weight", "prune"): match(prune_weights, layers, "sites.prune_weights"),
-            ("feature", "quantize"): _match_features(quantize_features, outputs, inputs, "sites.quantize_features"),
-            ("feature", "prune"): _match_features(prune_features, outputs, inputs, "sites.prune_features"),
+            ("weight", "quantize"): match(quantize_weights, layers, "quantize_weights"),
+            ("weight", "prune"): match(prune_weights, layers, "prune_weights"),
+            ("feature", "quantize"): _match_features(quantize_features, outputs, inputs, "quantize_features"),
+            ("feature", "prune"): _match_features(prune_features, outputs, inputs, "prune_features"),
         }
         sites = []
         for kind, paths in (("weight", layers), ("feature", outputs + inputs)):
@@ -147,9 +151,17 @@ def weight_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 def weight_place(network: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Return the module and the parameter name of the weight at a site."""
     parent, _, name = path.rpartition(".")
-    if any(name in names for names in _OTHER_WEIGHTS.values()):
-        return network.get_submodule(parent), name
-    return network.get_submodule(path), "weight"
+    owner = network.get_submodule(parent)
+    return (network.get_submodule(path), "weight") if name in ("", *dict(owner.named_children())) else (owner, name)
+
+
+def input_site(modules: Collection[str], path: str = "") -> str:
+    """Return the site of the input of a module, by default of the network, among modules by path.
+
+    That is `path.input` and `input`; where a module is called so, `path..input` and `.input`.
+    """
+    site = INPUT_OF.format(path) if path else INPUT
+    return site if site not in modules else INPUT_OF.format(f"{path}." if path else "")
 
 
 def _match_features(globs: Iterable[str], outputs: Sequence[str], inputs: Sequence[str], name: str) -> set[str]:

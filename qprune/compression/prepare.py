@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
-from qprune.compression.plan import INPUT, INPUT_OF, Plan, Site, weight_place
+from qprune.compression.plan import INPUT, Plan, Site, weight_place
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
-from qprune.errors import UserError
+from qprune.errors import UserError, closest
 
 OUTPUT_CHILD, INPUT_CHILD = "output_operators", "input_operators"
 
@@ -96,33 +99,83 @@ def prepare(network: nn.Module, plan: Plan, prune: PruneConfig | None, quantize:
     Raises:
         UserError: Two sites are one tensor, or a weight cannot take an operator.
     """
-    for site in plan.active:
-        if site.kind == "weight":
-            layer, name = weight_place(network, site.path)
-            if site.prune and prune:
-                prune.for_weights().on(layer, name)
-            if site.quantize and quantize:
-                quantize.for_weights(layer, name).on(layer, name)
-        else:
-            _prepare_feature(
-                network,
-                site,
-                prune.for_features() if site.prune and prune else None,
-                quantize.for_features() if site.quantize and quantize else None,
-            )
+    modules = dict(network.named_modules())
+    with all_or_nothing(network):
+        for site in plan.active:
+            pruned, quantized = prune if site.prune else None, quantize if site.quantize else None
+            try:
+                if site.kind == "weight":
+                    _prepare_weight(*weight_place(network, site.path), pruned, quantized)
+                else:
+                    pruner = pruned.for_features() if pruned else None
+                    _prepare_feature(modules, site, pruner, quantized.for_features() if quantized else None)
+            except UserError as error:
+                raise UserError(f"{site.path or 'the network'}: {error}") from error
+        if any(site.kind == "feature" for site in plan.active):
+            for module in modules.values():
+                if isinstance(module, nn.TransformerEncoder):  # in evaluation it may pack padded batches
+                    module.use_nested_tensor = False
 
 
-def _prepare_feature(network: nn.Module, site: Site, pruner: Pruner | None, quantizer: Quantizer | None) -> None:
-    module, at_input = _module_of(network, site)
+def _prepare_weight(layer: nn.Module, name: str, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> None:
+    if prune:
+        prune.for_weights().on(layer, name)
+    if quantize:
+        quantize.for_weights(layer, name).on(layer, name)
+
+
+@contextmanager
+def all_or_nothing(network: nn.Module) -> Iterator[None]:
+    """Take the operators that were inserted inside out again if an error is raised."""
+    before = {module: [name for name, _ in module.named_parameters(recurse=False)] for module in network.modules()}
+    nested = [m for m in before if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
+    unsized = [m for m in before if isinstance(m, Pruner) and not m.mask.numel()]
+    try:
+        yield
+    except BaseException:
+        for module in list(network.modules()):
+            _take_out(module, before)
+        for encoder in nested:
+            encoder.use_nested_tensor = True
+        for pruner in unsized:
+            pruner.mask = pruner.mask.new_empty(0)
+        raise
+
+
+def _take_out(module: nn.Module, before: dict[nn.Module, list[str]]) -> None:
+    """Take the operators of a module that were not there before, with these names of parameters, out of it."""
+    for child in (INPUT_CHILD, OUTPUT_CHILD):
+        operators = getattr(module, child, None)
+        if isinstance(operators, FeatureOperators) and operators not in before:
+            operators.handle.remove()
+            delattr(module, child)
+    names = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    for name in names:
+        chain = module.parametrizations[name]  # type: ignore[index]
+        new = [i for i, operator in enumerate(chain) if operator not in before]
+        if len(new) < len(chain):
+            for i in reversed(new):
+                del chain[i]  # type: ignore[union-attr]
+        elif new:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    if names:
+        plain = dict(module.named_parameters(recurse=False))
+        for name in before[module]:  # in this order, which is that of the state and of optimizers
+            if name in plain:
+                delattr(module, name)
+                module.register_parameter(name, plain[name])
+
+
+def _prepare_feature(
+    modules: dict[str, nn.Module], site: Site, pruner: Pruner | None, quantizer: Quantizer | None
+) -> None:
+    module, at_input = _module_of(modules, site)
     # A Sequential would run a new child as one of its layers; its first or last layer has the same tensor.
     while isinstance(module, nn.Sequential):
         module = module[0 if at_input else -1]
-    for outer in network.modules():
-        if isinstance(outer, nn.TransformerEncoder):  # in evaluation it may pack padded batches into nested tensors
-            outer.use_nested_tensor = False
     child = INPUT_CHILD if at_input else OUTPUT_CHILD
     if hasattr(module, child):
-        raise UserError(f"the site {site.path!r} is the same tensor as another site of the plan; name only one of them")
+        raise UserError("this is the same tensor as that of another site of the plan; name only one of them")
     operators = FeatureOperators(pruner, quantizer, site.path)
     module.add_module(child, operators)
     if at_input:
@@ -131,36 +184,36 @@ def _prepare_feature(network: nn.Module, site: Site, pruner: Pruner | None, quan
         operators.handle = module.register_forward_hook(_operate_on_output)
 
 
-def _module_of(network: nn.Module, site: Site) -> tuple[nn.Module, bool]:
+def _module_of(modules: dict[str, nn.Module], site: Site) -> tuple[nn.Module, bool]:
     """Return the module at a feature's site, and whether the feature is its input."""
-    if site.path == INPUT:
-        return network, True
-    try:
-        return network.get_submodule(site.path), False
-    except AttributeError:
-        if not site.path.endswith(INPUT_OF.format("")):
-            raise
-        return network.get_submodule(site.path.removesuffix(INPUT_OF.format(""))), True
+    if site.path in modules:
+        return modules[site.path], False
+    path = site.path.removesuffix(INPUT).rstrip(".")
+    if not site.path.endswith(INPUT) or path not in modules:
+        raise UserError(f"there is no such module{closest(site.path, modules)}")
+    return modules[path], True
 
 
 # Plain functions of the module they are called with, so that a deep copy calls its own operators.
 def _operate_on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    operators = getattr(module, INPUT_CHILD)
     if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         given = f"{args[0].dtype}" if args and isinstance(args[0], Tensor) else type(args[0] if args else None).__name__
         raise UserError(
-            f"{type(module).__name__} is given {given} as its first positional argument, not a tensor of floating "
-            f"point numbers: its input cannot be a site; leave {getattr(module, INPUT_CHILD).site!r} out of the plan"
+            f"{operators.site}: {type(module).__name__} is given {given} as its first positional argument, not a "
+            "tensor of floating point numbers: its input cannot be a site; leave it out of the plan"
         )
-    return getattr(module, INPUT_CHILD)(args[0]), *args[1:]
+    return operators(args[0]), *args[1:]
 
 
 def _operate_on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    operators = getattr(module, OUTPUT_CHILD)
     if not isinstance(output, Tensor):
         raise UserError(
-            f"{type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a site; name "
-            "a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
+            f"{operators.site}: {type(module).__name__} returns {type(output).__name__}, not a tensor, and cannot be a "
+            "site; name a module inside it, or the layer that reads the tensor, as 'path.of.layer.input'"
         )
-    return getattr(module, OUTPUT_CHILD)(output)
+    return operators(output)
 
 
 def find_operators(network: nn.Module) -> Iterator[Placed]:
@@ -182,8 +235,10 @@ def find_operators(network: nn.Module) -> Iterator[Placed]:
 
 
 def weight_path(name: str) -> str:
-    """Return the site of a weight from the name of its parametrizations, or of what is inside them."""
-    layer, _, rest = f".{name}".rpartition(".parametrizations.")
+    """Return the site of a parameter from its name, or from that of its parametrizations or what is inside them."""
+    layer, parametrized, rest = f".{name}".rpartition(".parametrizations.")
+    if not parametrized:
+        layer, _, rest = f".{name}".rpartition(".")
     tensor = rest.split(".")[0]
     return (layer if tensor == "weight" else f"{layer}.{tensor}").removeprefix(".")
 
@@ -198,21 +253,56 @@ def _feature_path(network: nn.Module, path: str) -> str:
 def run_example(network: nn.Module, example: Any) -> Any:
     """Pass `example` through `network` in evaluation mode, without gradients, and return the output.
 
-    Every module's mode and the random state are restored.
+    Every module's mode and the random state are restored. What is compiled runs in eager mode.
 
     Args:
         network: Any module.
         example: A tensor, a tuple of positional arguments, or a dict of arguments by name.
+
+    Raises:
+        UserError: The example holds no samples.
     """
+    if samples_in(example) == 0:
+        raise UserError("the example holds no samples; give one batch as training does")
     modes = {module: module.training for module in network.modules()}
-    state = torch.get_rng_state()
+    devices = {p.device.index for p in network.parameters() if p.is_cuda}
     network.eval()
     try:
-        with torch.no_grad(), parametrize.cached():
+        with _eager(), torch.random.fork_rng(devices), torch.no_grad(), parametrize.cached():
             if isinstance(example, dict):
                 return network(**example)
             return network(*example) if isinstance(example, tuple) else network(example)
     finally:
-        torch.set_rng_state(state)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Run what is compiled in eager mode; before the compiler is imported, which takes seconds, nothing is."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def samples_in(example: Any, results: Any = None) -> int | None:
+    """Return the number of samples in an example: the first dimension that most arguments share, or None.
+
+    Args:
+        example: As in `run_example`. A list of tensors has one for each sample; numbers (0-d tensors) do not count.
+        results: What the network returned, which counts where the arguments alone do not decide.
+    """
+    votes = Counter(_lengths(example))
+    for vote in (votes, votes + Counter(_lengths(results))):
+        ranked = vote.most_common(2)
+        if len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1]):
+            return ranked[0][0]
+    return None
+
+
+def _lengths(values: Any) -> Iterator[int]:
+    for value in values if isinstance(values, tuple) else (values,):
+        if isinstance(value, Tensor):
+            yield from value.shape[:1]
+        elif isinstance(value, Mapping):
+            yield from _lengths(tuple(value.values()))
+        elif isinstance(value, list | tuple):
+            items = all(isinstance(each, Tensor | Mapping) for each in value)
+            yield from [len(value)] if items else _lengths(tuple(value))

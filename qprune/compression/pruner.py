@@ -25,6 +25,8 @@ class Pruner(Operator):
             channel (C, 1, 1); or `last`, one per index of the last dimension, where the (B, T, C) of transformers has
             its channels.
         rule: As in `magnitude_mask`.
+        keep_zeros: Whether elements of a weight that are zero when the pruner is placed stay zero from then on, for
+            networks that are sparse already. They count as part of `sparsity`.
         border: What happens to the rim of a feature map that is larger than the mask learned in training (spec 2.5):
             `tile` continues the tiling, `keep` leaves the rim unpruned as the authors do.
 
@@ -36,17 +38,30 @@ class Pruner(Operator):
     """
 
     mask: Tensor
+    first_mask: Tensor
 
     def __init__(
-        self, sparsity: float = 0.5, granularity: str = "element", rule: str = "exact", border: str = "tile"
+        self,
+        sparsity: float = 0.5,
+        granularity: str = "element",
+        rule: str = "exact",
+        border: str = "tile",
+        keep_zeros: bool = False,
     ) -> None:
         super().__init__()
         one_of("granularity", granularity, GRANULARITIES)
         one_of("rule", rule, MASK_RULES)
         one_of("border", border, BORDERS)
         self.sparsity, self.granularity, self.rule, self.border = check_sparsity(sparsity), granularity, rule, border
-        self.of_samples = True
+        self.of_samples, self.keep_zeros = True, keep_zeros
         self.register_buffer("mask", torch.empty(0))
+        if keep_zeros:
+            self.register_buffer("first_mask", torch.empty(0))
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes its input: from the first event on, or from the start to keep zeros."""
+        return self.keep_zeros or super().acts
 
     def size_for_feature(self, x: Tensor) -> None:
         """Size the mask by one batch of features (B, C, ...)."""
@@ -60,6 +75,9 @@ class Pruner(Operator):
         self.of_samples = False
         if self.mask.numel() == 0:
             self.mask = torch.ones_like(weight, dtype=torch.float32)
+            if self.keep_zeros:
+                self.mask = (weight != 0).float()
+                self.first_mask = self.mask.clone()
 
     def clear_window(self) -> None:
         """Go on with a window of which another rank carries the sum."""
@@ -80,8 +98,8 @@ class Pruner(Operator):
         if magnitude.shape[1:] != self.mask.shape:
             raise UserError(
                 f"a feature map of shape {tuple(x.shape[1:])} reached a pruner that was sized for "
-                f"{tuple(self.mask.shape)}: training features must keep one size; use prune.granularity=channel, or "
-                "prune.granularity=last where channels come last"
+                f"{tuple(self.mask.shape)}: training features must keep one size; use granularity='channel', or "
+                "granularity='last' where channels come last"
             )
         total = magnitude.sum(0, dtype=torch.float64)
         self.window = total if self.window is None else self.window + total
@@ -89,7 +107,11 @@ class Pruner(Operator):
     def update(self, score: Tensor, fraction: float | Fraction) -> None:
         """A pruning event: choose the mask at `fraction` of the final sparsity by `score` (|w| or the window's sum)."""
         # In place, for references to the buffer, such as a captured graph's.
+        if self.keep_zeros:
+            score = torch.where(self.first_mask > 0, score, -1.0)  # below all magnitudes
         self.mask.copy_(magnitude_mask(score, exact(self.sparsity) * exact(fraction), self.rule))
+        if self.keep_zeros:
+            self.mask.mul_(self.first_mask)
         self.updates += 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +123,7 @@ class Pruner(Operator):
         """Observe x while a window is open; return the mask that fits x, or None while inactive."""
         if self.collecting:
             self.observe(x)
-        return None if self.active is False else self.fitted(x)
+        return None if self.active is False and not self.keep_zeros else self.fitted(x)
 
     def fitted(self, x: Tensor) -> Tensor:
         """Return the mask, tiled to x's size where x is a feature of another size than those of training."""
@@ -111,7 +133,7 @@ class Pruner(Operator):
         if x.shape[1] != mask.shape[0]:  # channels last, as in (B, T, C): nothing can be tiled
             raise UserError(
                 f"a feature of shape {tuple(x.shape[1:])} reached a pruner with a mask of {tuple(mask.shape)}; "
-                "give all inputs one size (pad sequences), or use prune.granularity=last"
+                "give all inputs one size (pad sequences), or use granularity='last'"
             )
         return tile_mask(mask, tuple(x.shape[2:]), self.border)
 

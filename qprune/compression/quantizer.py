@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qprune.compression.distributed import gathered, largest_of_ranks
+from qprune.compression.distributed import gathered, largest_of_ranks, rank_and_world
 from qprune.compression.fake_quantize import FakeQuantize, Grid
 from qprune.compression.functional import (
     GRADIENTS,
     ROUNDINGS,
     candidate_decimals,
+    check_decimal,
     check_saturate,
     integer_range,
     least_error,
@@ -20,10 +21,9 @@ from qprune.compression.functional import (
     squared_errors,
 )
 from qprune.compression.operator import Operator
-from qprune.errors import UserError, one_of
+from qprune.errors import one_of
 
 AUTHORS_DECIMALS = tuple(range(20))  # the authors' candidates for d (spec 1.3)
-_LARGEST_DECIMAL = 100  # float32 has no exact power of two for every sum of a larger one and an exponent
 # Elements of a feature window on which d is chosen. A larger window is sampled evenly (the authors keep all of it,
 # 13.5 GB for MobileNetV2, spec 7.9); of a smaller one every element counts.
 WINDOW_CAPACITY = 1 << 20
@@ -69,10 +69,7 @@ class Quantizer(Operator):
         self.searches = not isinstance(decimal, int)
         self.decimals = tuple(sorted(decimal)) if isinstance(decimal, Sequence) else None
         for each in (decimal,) if isinstance(decimal, int) else self.decimals or ():
-            if abs(each) > _LARGEST_DECIMAL:
-                raise UserError(
-                    f"decimal={each} is not a number of fraction bits from -{_LARGEST_DECIMAL} to {_LARGEST_DECIMAL}"
-                )
+            check_decimal(each)
         self.budget = WINDOW_CAPACITY  # elements of this call that enter the window; set with `observing`
         self.register_buffer("decimal", torch.tensor(float(decimal) if isinstance(decimal, int) else 0.0))
         self.keeps_values = self.saturate.clips
@@ -125,6 +122,8 @@ class Quantizer(Operator):
         """Add this call's samples (B, ...) to the window, or an even sample of `budget` of their elements."""
         samples = self.in_window(x)
         count, size = samples.shape[0], samples.shape[1:].numel()
+        if not samples.numel() and rank_and_world()[1] == 1:
+            return  # an empty batch has no scale; with several ranks, it still takes part in choosing candidates
         keep = min(size, max(1, self.budget // max(1, count)))
         first = self.first_sample
         for part in samples.split(max(1, _CHUNK // max(1, keep))):

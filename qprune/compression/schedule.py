@@ -176,7 +176,7 @@ class Schedule:
             if interval < 1:
                 raise UserError(
                     f"schedule.dt_p is {self.dt_p * steps_per_epoch:.2g} of a step at {steps_per_epoch} steps an "
-                    "epoch: pruning events would fall together; raise schedule.dt_p or the budget"
+                    "epoch: pruning events would fall together; raise schedule.dt_p, or train more steps an epoch"
                 )
             prune = [start + k * interval for k in range(1, self.n + 1)]
         return Timeline(

@@ -41,7 +41,11 @@ def build_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
 def plan_of(recipe: Recipe, task: Task) -> Plan:
     """Find the sites of the task's network, with the operators of this recipe alone."""
     sites = recipe.config.task.sites.model_dump()
-    return Plan.from_globs(task.network, **sites).restricted(recipe.pruning, recipe.quantization)
+    try:
+        plan = Plan.from_globs(task.network, **sites)
+    except UserError as error:
+        raise UserError(f"task.sites.{error}") from error
+    return plan.restricted(recipe.pruning, recipe.quantization)
 
 
 def timeline_of(recipe: Recipe, task: Task) -> Timeline:

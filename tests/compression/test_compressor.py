@@ -284,17 +284,25 @@ def test_an_operator_that_never_fires_is_refused() -> None:
         attach(Unused(), plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig())
 
 
-def test_an_operator_at_two_tensors_is_refused() -> None:
+def test_an_operator_of_two_calls_observes_both() -> None:
     relu = nn.ReLU()
     net = nn.Sequential(nn.Conv2d(3, 3, 1), relu, nn.Conv2d(3, 3, 1), relu)
-    plan = Plan((Site("1", "feature", quantize=True),))
-    with pytest.raises(UserError, match="the operator at '1' fires 2 times, at different tensors, in one pass"):
-        attach(net, plan, PRUNE_FIRST.in_steps(1), batch(0), None, QuantizeConfig())
+    plan = Plan((Site("1", "feature", prune=True, quantize=True),))
+    compressor = attach(net, plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig(), QuantizeConfig())
+    assert compressor.calls == {"1": 2}
+    compressor.at(0)
+    made: list[Tensor] = []
+    for layer in (net[0], net[2]):
+        layer.register_forward_hook(lambda _m, _a, out: made.append(out.detach().relu()))
+    net(batch(0))
+    [pruner], both = [p.operator for p in compressor.pruners("feature")], torch.cat(made).double()
+    assert torch.equal(pruner.window, both.abs().sum(0))
+    assert str(compressor).endswith("one set of decimals and one mask for all calls: 1 (2 calls)")
 
 
 def test_two_sites_at_one_tensor_are_refused() -> None:
     plan = Plan((Site("3", "feature", prune=True), Site("3.1", "feature", prune=True)))
-    with pytest.raises(UserError, match=r"the site '3.1' is the same tensor as another site of the plan"):
+    with pytest.raises(UserError, match=r"^3.1: this is the same tensor as that of another site of the plan"):
         attach(network(), plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig())
 
 

@@ -188,8 +188,8 @@ def _reason(stored: Stored, trace: Trace, modules: dict[str, nn.Module]) -> str:
         return _made_within(stored, modules[stored.within])
     path, shape = next(iter(returned.items()))
     if not trace.is_batch(shape):
-        first = shape[0] if shape else "none"
-        return f"its first dimension is {first}, not the batch of {trace.samples}; put that first"
+        size = shape[0] if shape else "none"
+        return f"its first dimension is {size}, not the batch of {trace.samples}; put that first"
     if all(trace.calls[path] > 1 for path in returned):
         return (
             f"{path} is called {trace.calls[path]} times, and not all calls are sites; give each call a module of its "

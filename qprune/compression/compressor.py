@@ -262,18 +262,8 @@ class Compressor:
         return found
 
     def convert(self) -> nn.Module:
-        """Return a copy with the present state built in, see `convert`.
-
-        Raises:
-            UserError: The network cannot be copied.
-        """
-        try:
-            return convert(self.network)
-        except (TypeError, RuntimeError) as error:
-            raise UserError(
-                f"{type(self.network).__name__} cannot be deep-copied ({error}): before, set attributes that are no "
-                "parameters, buffers or modules to None, or give their class a __deepcopy__"
-            ) from error
+        """Return a copy with the present state built in, see `convert`."""
+        return convert(self.network)
 
     bake = convert  # its name up to version 0.1
 

@@ -1,0 +1,50 @@
+"""Print docs/networks.md: `python -m tests.networks > docs/networks.md`, with all libraries installed."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import qprune
+from tests.networks.report import Row, attached, seconds_of_step, train
+from tests.networks.zoo import ZOO
+
+_HEAD = """# Networks of others
+
+What `qprune.compress` takes of networks that were not written for it, by its automatic plan and with its defaults:
+convolutions, linear layers and attention, and every feature that something reads from memory and that has a place for
+an operator. The networks are small configurations with random weights. `tests/networks` trains each through all phases,
+converts, saves, loads and copies it, compares the outputs bit by bit, and looks at what each convolution and matrix
+product is given: weights and features that coverage does not list as floats lie on their grids.
+
+*Weights* and *features* are quantized tensors, of all parameters of two or more dimensions and of all features that
+are read, with the share of elements. What is missing is embeddings, other free parameters, the results, and features
+that functions make where no module returns them; `qprune.coverage` names each with what to do about it. *Step* is the
+time of a forward and a backward pass with all operators active, in times of that of the float network, on one core of a
+CPU: networks this small show the cost of the calls, not that of the arithmetic, which [](benchmark.md) measures.
+
+| network | library | weights | features | step |
+| --- | --- | --- | --- | --- |"""
+
+_FOOT = """
+`python -m tests.networks > docs/networks.md` prints this page."""
+
+
+def main() -> None:
+    """Print the page."""
+    torch.set_num_threads(1)
+    print(_HEAD)
+    for entry in ZOO:
+        if entry.missing:
+            sys.exit(f"{entry.library} is not installed; make the page with all: pip install -e '.[zoo]'")
+        compressor = attached(entry)
+        train(entry, compressor)
+        row = Row.of(entry, compressor.network, qprune.coverage(compressor.network, entry.example()))
+        ratio = seconds_of_step(compressor.network, entry) / seconds_of_step(entry.make(), entry)
+        print(f"{row} {ratio:.1f} |", flush=True)
+    print(_FOOT)
+
+
+if __name__ == "__main__":
+    main()

@@ -188,7 +188,7 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
     marks = list(task.marks)
     if recipe.limits.epochs != config.epochs:
         marks.append(f"{recipe.limits.epochs} of {config.epochs} epochs (budget={config.budget.name})")
-    if recipe.order and (slots := config.schedule.slots):
+    if config.order.steps and (slots := config.schedule.slots):
         marks.append(f"{slots}, not the paper's times")
     row: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

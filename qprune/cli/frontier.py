@@ -15,6 +15,7 @@ from qprune.errors import Interrupted, StoppedEarly, UserError
 from qprune.runs.folder import ROW_FILE
 from qprune.runs.jobs import Job, time_left_text
 from qprune.runs.row import Row
+from qprune.runs.scores import scored_by
 from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
 from qprune.search.text import asked_text, outcome, outcome_text, plan_text
@@ -78,6 +79,7 @@ def searched(grid: Grid) -> Search:
                     raise UserError(f"{path} is the row of another run; delete it, or run with force=true")
             elif grid.stops and (note := folder.stopped()):
                 notes.append(note[1])
+        rows = {seed: scored_by(row, grid.question.metric, grid.task.density) for seed, row in rows.items()}
         scores = {seed: row.score for seed, row in rows.items()}
         known[point] = Known(scores, notes[0] if notes else None, list(rows.values()))
     return Search(grid.points, known, grid.question)

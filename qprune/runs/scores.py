@@ -1,6 +1,9 @@
 """Scores of finished runs: their units, and the Pareto front."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from qprune.runs.row import Row
 
 _UNITS = {"db": ("dB", "dB"), "percent": ("%", "pp")}  # of a score, and of a difference: pp are percentage points
 
@@ -13,6 +16,18 @@ def unit_of_score(metric: str) -> str:
 def unit_of_difference(metric: str) -> str:
     """Return the unit of a difference of scores: `dB`, `pp`, or nothing."""
     return _UNITS.get(metric.rpartition("_")[2], ("", ""))[1]
+
+
+def scored_by(row: Row, metric: str, density: Callable[[float, float], float]) -> Row:
+    """Return a row with another metric of its evaluation as its score. density: the task's."""
+    if metric == row.metric:
+        return row
+    score, others = row.metrics[metric], row.metrics | {row.metric: row.score}
+    densities = {
+        f"density_{name}": density(score, sum(getattr(row, f"{k}_bits_{name}") for k in ("weight", "feature", "input")))
+        for name in ("paper", "actual")
+    }
+    return replace(row, metric=metric, score=score, metrics=others, **densities)
 
 
 def pareto_front(scores: Sequence[float], densities: Sequence[float], higher_is_better: bool) -> list[int]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qprune.config import signature as identity
 from qprune.config.compose import Composer, values_of
@@ -17,6 +18,9 @@ from qprune.runs.jobs import expand
 from qprune.runs.scores import unit_of_difference
 from qprune.runs.store import Store
 from qprune.search.frontier import FLOAT_BITS, Amount, Point, Question, in_order
+
+if TYPE_CHECKING:
+    from qprune.training.task import Task
 
 ALIASES = {"bits": "quantize.bits", "sparsity": "prune.sparsity"}
 DEFAULTS = {"quantize.bits": "3,4,6,8", "prune.sparsity": "0,0.25,0.5,0.75", "seed": "0", "order": "prune_first"}
@@ -44,6 +48,7 @@ class Grid:
     question: Question
     stops: bool  # whether hopeless runs are stopped early
     exhaustive: bool  # whether every run is carried out to its end
+    task: "Task"  # of all runs, on synthetic data
 
     def config(self, point: Point | None = None) -> RunConfig:
         """Return the config of a model's first run, or of the first model's."""
@@ -60,6 +65,7 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         seeds = list(dict.fromkeys(int(seed) for seed in _numbers("seed", choices["seed"])))
         cells = _cells(composer, choices)
         from qprune.search.size import planned_footprint, task_of  # late: they import torch, slow for bad input
+        from qprune.training.task import VALIDATION
 
         checked = [composer.checked([*words, f"seed={seeds[0]}"]) for words, _, _ in cells]
         task = task_of(checked[0])  # of all cells, as there is one float network
@@ -73,11 +79,12 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
         configs = {run: composer.checked(words) for run, words in runs.items()}
     amounts = {key: _amount(key, own[key], task.metric) for key in ("max_loss", "margin") if key in own}
     max_size = _size(own["max_size"]) if "max_size" in own else None
-    question = Question(task.higher_is_better, max_size_bits=max_size, metric=task.metric, **amounts)
+    metric = f"{VALIDATION if checked[0].data.validation else ''}{task.metric}"  # the test set is no set to choose by
+    question = Question(task.higher_is_better, max_size_bits=max_size, metric=metric, **amounts)
     signatures = {run: identity.signature(config) for run, config in configs.items()}
     folders, points = _folders(configs, signatures), list(dict.fromkeys(point for point, _ in runs))
     stops = own.get("stop", STOP[0]) == STOP[0] and not exhaustive
-    return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive)
+    return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive, task)
 
 
 def _folders(configs: dict[Run, RunConfig], signatures: dict[Run, str]) -> dict[Run, RunFolder]:

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import statistics
 from collections.abc import Collection
 from typing import Any
 
@@ -27,6 +28,8 @@ def asked_text(grid: Grid, runs: bool) -> str:
     elif runs:
         text += f"\nmodels that cannot matter are left out{' or stopped early' if grid.stops else ''}"
         text += f"; margin for chance: {asked.amount_text(asked.margin)}"
+    if grid.task.validates and asked.metric == grid.task.metric:
+        text += "\nthe test set is what is chosen by; data.validation=0.1 keeps training samples apart for that"
     return text
 
 
@@ -53,6 +56,8 @@ def outcome(grid: Grid, search: Search, failed: Collection[Run]) -> pd.DataFrame
         rival = search.dominated_by(point) if known.scores else None
         line = {"#": number, "model": point.name, "order": grid.config(point).order.name, "bits": point.bits}
         line |= {"sparsity": point.sparsity, "n": len(known.scores), "mean": known.mean, "sd": known.sd}
+        if grid.question.metric != grid.task.metric:
+            line["test"] = statistics.fmean([r.metrics[grid.task.metric] for r in known.rows] or [math.nan])
         line |= {f"{kind}s_mb": _mean(search, point, f"{kind}_bits_actual") / 1e6 for kind in ("weight", "feature")}
         line |= {"size_mb": search.size(point) / 1e6}
         line |= {name: _mean(search, point, name) for name in ("density_actual", "density_paper")}
@@ -76,7 +81,8 @@ def density_front(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
 def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
     """Write the table of models, what was left out, and the answer."""
     done = table[table["n"] > 0]
-    shown = done[["#", "model", "n", "mean", "sd", *_NAMES, "front", "dominated_by"]].rename(columns=_NAMES)
+    columns = ["#", "model", "n", "mean", "sd", "test", *_NAMES, "front", "dominated_by"]
+    shown = done[[name for name in columns if name in done]].rename(columns=_NAMES)
     lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")]
     lines += [f"{row['model']}: {row['state']}" for _, row in table.iterrows() if row["state"] != "done"]
     if grid.question.max_loss is not None and not grid.exhaustive:

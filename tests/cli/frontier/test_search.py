@@ -23,6 +23,32 @@ from tests.reporting.rows import store_row_of
 from tests.reporting.test_publishing import publish
 
 
+def test_models_are_chosen_by_the_samples_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The test set, on which 4 bits do best here, is only reported."""
+
+    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
+        store(cfg, 20.0 + 5 * (cfg.quantize.bits == 4), metrics={"validation_psnr_db": scored(cfg)})
+
+    monkeypatch.setattr(runner, "execute", execute)
+    keys = [*SMOKE, "bits=4,8", "sparsity=0", "max_loss=2%", f"results_dir={tmp_path}"]
+    assert cli.main(["frontier", *keys, "data.validation=0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "answer: the smallest model that loses at most 2 % of the float network's score is Q8(w,f): " in printed
+    assert "validation_psnr_db 30 (1 seed)" in printed
+    assert "the test set is what is chosen by" not in printed
+    table = table_in(tmp_path)
+    assert table["mean"].to_dict() == {"Baseline": 30.0, "Q8(w,f)": 30.0, "Q4(w,f)": 28.0}
+    assert table["test"].to_dict() == {"Baseline": 20.0, "Q8(w,f)": 20.0, "Q4(w,f)": 25.0}
+    assert table.loc["Q8(w,f)", "density_actual"] == pytest.approx(30 / math.log(table.loc["Q8(w,f)", "size_mb"]))
+    assert cli.main(["frontier", "--plan", *keys]) == 0
+    assert (
+        "\nthe test set is what is chosen by; data.validation=0.1 keeps training samples apart"
+        in capsys.readouterr().out
+    )
+
+
 def test_seeds_go_round_by_round_to_what_pays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], made_up: list[str]
 ) -> None:

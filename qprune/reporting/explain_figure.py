@@ -13,7 +13,7 @@ MOST_TENSORS = 24  # that are named on an axis
 
 def draw(found: Explanation) -> Figure:
     """Draw what was measured of two runs; a panel without numbers says so."""
-    figure, axes = axes_of(2, 2, (11.0, 8.0))
+    figure, axes = axes_of(2, 2, 11.0, 8.0)
     _terms(axes[0], found)
     _events(axes[1], found)
     last = found.tensors[found.tensors["event"] == "end"] if len(found.tensors) else found.tensors

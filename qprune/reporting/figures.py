@@ -245,6 +245,28 @@ def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
     return figure
 
 
+def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
+    """Draw how far features reach (Fig. 2): values in units of their feature's root mean square, all features alike.
+
+    runs: histograms.json by the label of a run.
+    """
+    figure, axes = axes_of(1, len(runs), max(WIDTH, 3.2 * len(runs)), 3.0, sharex=True, sharey=True)
+    for place, (axis, (label, sites)) in enumerate(zip(axes, runs.items(), strict=True)):
+        values, shares = [], []
+        for site in sites:
+            counts = np.array(site["counts"])
+            centres = site["start"] + site["width"] * (np.arange(len(counts)) + 0.5)
+            values.append(centres / np.sqrt((counts * centres**2).sum() / counts.sum()))
+            shares.append(counts / counts.sum() / len(sites))
+        far = float(np.ceil(max(np.abs(v[c > 0]).max() for v, c in zip(values, shares, strict=True))))
+        shown = np.histogram(np.concatenate(values), np.arange(-far, far + 1), weights=np.concatenate(shares))
+        axis.stairs(*shown, fill=True, color=COLOURS[place % 7])
+        axis.set(yscale="log", xlabel="value / root mean square", title=f"{label}\nup to {far:.0f}")
+        axis.title.set_fontsize(_SMALL)
+    axes[0].set_ylabel("share of values")
+    return figure
+
+
 def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
     """Draw the first channels of feature masks (C, H, W); black is pruned."""
     figure, axes = axes_of(len(features), height=1.9 * len(features) + 0.3)
@@ -264,9 +286,9 @@ def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
 def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     """Draw pictures (H, W, 3) of one size side by side, each under its recipe.
 
-    Columns of pixels at the left and right ends that are the same in all of them (inputs and targets) are shown once.
+    Columns of pixels that are the same in all of them (inputs and targets) are shown once.
     """
-    panels = list(_shared_once(pictures).items())
+    panels = _shared_once(pictures)
     lines = [panels[i : i + PANELS_IN_A_LINE] for i in range(0, len(panels), PANELS_IN_A_LINE)]
     widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
@@ -293,17 +315,23 @@ def _wrapped(name: str, inches: float) -> str:
     return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
 
 
-def _shared_once(pictures: Mapping[str, Pixels]) -> dict[str, Pixels]:
-    """Show once what all pictures share at the left (input) and right (target)."""
+def _shared_once(pictures: Mapping[str, Pixels]) -> list[tuple[str, Pixels]]:
+    """Divide pictures into panels: a band of columns that all share (input; at the right end, target) is one panel."""
     stack = np.stack(list(pictures.values()))
-    first = stack[0]
-    [places] = (stack != first).any(axis=(0, 1, 3)).nonzero()
-    if not len(places):  # one picture, or the same one for all
-        return dict(pictures)
-    left, right = places[0], places[-1] + 1
-    shown = {"input": first[:, :left]} if left > 8 else {}
-    shown |= {name: picture[:, left:right] for name, picture in pictures.items()}
-    return shown | ({"target": first[:, right:]} if first.shape[1] - right > 8 else {})
+    differs = (stack != stack[0]).any(axis=(0, 1, 3))
+    if not differs.any():  # one picture, or the same one for all
+        return list(pictures.items())
+    edges = [0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]
+    for start, stop in itertools.pairwise(edges):
+        if stop - start <= 8:  # a gap of the grid, or by chance
+            differs[start:stop] = True
+    panels = []
+    for start, stop in itertools.pairwise([0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]):
+        if differs[start]:
+            panels += [(name, picture[:, start:stop]) for name, picture in pictures.items()]
+        else:
+            panels.append(("target" if stop == len(differs) else "input", stack[0][:, start:stop]))
+    return panels
 
 
 def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[str, float], complete: bool) -> Figure:

@@ -141,6 +141,19 @@ def test_the_histogram_shows_every_count_and_the_range(row: Row) -> None:
     assert len(figures.feature_histograms([site] * 20, row).axes) == figures.SITES
 
 
+def test_tails_are_shares_of_all_values_in_units_of_their_spread() -> None:
+    near = {"start": -1.0, "width": 1.0, "counts": [50, 50]}  # at -0.5 and 0.5: a root mean square of 0.5
+    far = {"start": 0.0, "width": 2.0, "counts": [99, 0, 0, 0, 1]}  # at 1 and 9
+    axes = figures.feature_tails({"cifar": [near], "cyclegan": [near, far]}).axes
+    for axis, expected in zip(axes, ({-1: 0.5, 1: 0.5}, {-1: 0.25, 0: 0.495, 1: 0.25, 6: 0.005}), strict=True):
+        [steps] = [patch for patch in axis.patches if hasattr(patch, "get_data")]
+        values, edges, _ = steps.get_data()
+        found = {int(edge): value for value, edge in zip(values, edges, strict=False) if value}
+        assert sum(values) == pytest.approx(1)
+        assert len(found) == len(expected)
+    assert axes[1].get_title() == "cyclegan\nup to 7"  # 9 / sqrt((99 + 81) / 100)
+
+
 def test_what_all_pictures_share_is_shown_once() -> None:
     def shown(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         panels = figures.side_by_side(pictures).axes
@@ -148,12 +161,16 @@ def test_what_all_pictures_share_is_shown_once() -> None:
 
     source, target = np.zeros((20, 10, 3), np.uint8), np.full((20, 10, 3), 255, np.uint8)
     made = [np.full((20, 12, 3), value, np.uint8) for value in (50, 100)]
-    panels = shown({name: np.concatenate([source, made[i], target], 1) for i, name in enumerate("ab")})
+    pictures = {name: np.concatenate([source, made[i], target], 1) for i, name in enumerate("ab")}
+    panels = shown(pictures)
     assert list(panels) == ["input", "a", "b", "target"]
     assert np.array_equal(panels["input"], source)
     assert np.array_equal(panels["b"], made[1])
     assert np.array_equal(panels["target"], target)
     assert list(shown({"a": source, "b": target})) == ["a", "b"]
+    twice = {name: np.concatenate([picture[:, :22]] * 2, 1) for name, picture in pictures.items()}
+    titles = [axis.get_title() for axis in figures.side_by_side(twice).axes if axis.images]
+    assert titles == ["input", "a", "b"] * 2  # two samples to a line, as in grids of CycleGAN
     assert list(shown({"a": source})) == ["a"]
 
 

@@ -23,11 +23,9 @@ def scored_by(row: Row, metric: str, density: Callable[[float, float], float]) -
     if metric == row.metric:
         return row
     score, others = row.metrics[metric], row.metrics | {row.metric: row.score}
-    densities = {
-        f"density_{name}": density(score, sum(getattr(row, f"{k}_bits_{name}") for k in ("weight", "feature", "input")))
-        for name in ("paper", "actual")
-    }
-    return replace(row, metric=metric, score=score, metrics=others, **densities)
+    paper = density(score, row.weight_bits_paper + row.feature_bits_paper + row.input_bits_paper)
+    actual = density(score, row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual)
+    return replace(row, metric=metric, score=score, metrics=others, density_paper=paper, density_actual=actual)
 
 
 def pareto_front(scores: Sequence[float], densities: Sequence[float], higher_is_better: bool) -> list[int]:

@@ -53,12 +53,13 @@ def runs_of(store: Store, task: str) -> pd.DataFrame:
 def _line(store: Store, row: Row, recipe: str) -> dict[str, Any]:
     folder = store.folders[row.signature].path
     environment = _json(folder / ENVIRONMENT_FILE)
+    verb, *words = environment.get("command") or ["unknown"]
     git = environment.get("git") or {}
     fields = ("budget", "data_source", "arithmetic", "metric", "score", "seed", "density_actual", "marks")
     return {name: getattr(row, name) for name in fields} | {
         "recipe": recipe,
         "mb": (row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual) / 1e6,
-        "command": shlex.join(word for word in environment.get("command", []) if not word.startswith("seed=")),
+        "command": f"{verb} {shlex.join(sorted(word for word in words if not word.startswith('seed=')))}".strip(),
         "commit": git.get("commit", "unknown"),
         "changed": bool(git.get("changed", True)),
         "torch": environment.get("packages", {}).get("torch", "unknown"),
@@ -115,7 +116,7 @@ def facts(task: str, runs: pd.DataFrame) -> dict[str, Any]:
     return {
         "rows": len(runs),
         "seeds": sorted(set(runs["seed"].tolist())),
-        "trained": sorted(set(runs["command"]) - {""}),
+        "trained": sorted(set(runs["command"])),
         "evaluated": f"qprune evaluate RUN, and the tables: qprune tables task={task}",
         "commits": _counts(runs["commit"]),
         "rows_from_changed_trees": int(runs["changed"].sum()),

@@ -6,7 +6,8 @@ import errno
 import io
 import json
 import os
-import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,22 @@ if TYPE_CHECKING:  # the command line writes files too, and must not wait for to
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file, flush it, and rename it to `path`.
 
-    The folder is flushed too, so that the new name survives a machine that loses power. Raises RunFailure for a full
-    disk, UserError for a folder that cannot be written; the temporary file is removed.
+    The file has the permissions that the umask gives. The folder is flushed too, so that the new name survives a
+    machine that loses power. Raises RunFailure for a full disk, UserError for a folder that cannot be written; the
+    temporary file is removed.
     """
-    temporary = None
+    # not tempfile's, whose files are readable by their owner alone, whatever the umask
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise explained(error, path) from error
 

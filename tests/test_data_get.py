@@ -170,7 +170,9 @@ def test_what_cannot_be_fetched_is_named_with_a_remedy(publish: Publish, tmp_pat
 
 def test_half_a_set_and_unknown_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "facades" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match="is there and lacks val, test; remove it, and start the command again"):
+    advice = "is not the whole set .it lacks val, test and holds train. and stays as it is; fetch .* with --root FOLDER"
+    with pytest.raises(UserError, match=advice):
         fetch("facades", tmp_path)
+    assert [path.name for path in (tmp_path / "facades").iterdir()] == ["train"]
     assert cli.main(["data", "get", "facade"]) == 2
     assert "'facade' is not one of facades, horse2zebra; did you mean 'facades'?" in capsys.readouterr().err

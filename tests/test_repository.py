@@ -176,7 +176,13 @@ def test_everything_is_listed_for_the_wheel() -> None:
     data = config["package-data"]
     given = {path for glob in data["qprune"] for path in (ROOT / "qprune").glob(glob)}
     given |= {path for glob in data["qprune.configs"] for path in (ROOT / "configs").glob(glob)}
-    assert given == {path for top in ("qprune", "configs") for path in (ROOT / top).rglob("*.yaml")}
+    on_disk = {
+        path
+        for top in ("qprune", "configs")
+        for ending in ("yaml", "txt")
+        for path in (ROOT / top).rglob(f"*.{ending}")
+    }
+    assert given == on_disk
 
 
 def test_the_version_stands_in_one_place() -> None:

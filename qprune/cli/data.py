@@ -63,7 +63,11 @@ def fetch(name: str, root: Path, url: str | None = None) -> Path:
     url = url or archive.url
     if folder.is_dir():
         if missing := [part for part in archive.folders if not (folder / part).is_dir()]:
-            raise UserError(f"{folder} is there and lacks {', '.join(missing)}; remove it, and start the command again")
+            there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+            raise UserError(
+                f"{folder} is not the whole set (it lacks {', '.join(missing)} and holds {there}) and stays as it is; "
+                "fetch the set into another folder with --root FOLDER"
+            )
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ VERBS = {
     "list": ("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),
     "tables": ("print the paper's tables from the finished runs", "qprune.cli.tables:show"),
     "report": ("write one HTML page about the finished runs", "qprune.cli.report:make"),
+    "new": ("write a task of your own to begin with", "qprune.cli.new:make"),
     "data": ("fetch a published data set, check it and unpack it", "qprune.cli.data:main"),
     "explain": ("say why two finished runs differ, per tensor and event", "qprune.cli.explain:explain"),
     "evaluate": ("score a finished run's network, also on other data", "qprune.cli.evaluate:evaluate"),

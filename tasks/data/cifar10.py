@@ -127,8 +127,12 @@ def _joined(batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple
 
 def _download(root: Path, folder: Path) -> None:
     """Download the published archive into `folder`, atomically."""
+    if not root.is_dir():
+        raise UserError(
+            f"data.root={root} is no folder; set data.root=FOLDER to the folder that holds {folder.name}, create "
+            f"{root} to have CIFAR-10 downloaded there (170 MB), or type data=synthetic to run without files"
+        )
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".cifar-10-download-") as partial:
             download_and_extract_archive(CIFAR10.url, partial, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             (Path(partial) / CIFAR10.base_folder).replace(folder)

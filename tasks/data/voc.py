@@ -147,6 +147,8 @@ def _names(folder: Path, split: str, key: str) -> list[str]:
 def _download(root: Path, split: str, key: str) -> None:
     """Download the published archives, which unpack into the same folder."""
     try:
+        if not root.is_dir():
+            raise ValueError(f"{root} is no folder; create it to have VOC 2007 downloaded there, 900 MB")
         if split not in PUBLISHED:
             raise ValueError(f"{key}={split} is not a published split ({', '.join(PUBLISHED)})")
         for part in ("trainval", "test"):

@@ -11,26 +11,32 @@ import pytest
 from tests.docs.pages import blocks
 
 PAGE = "own-task"
-SETTINGS = "export PYTHONPATH=$PWD QPRUNE_TRUST=spirals"
+SETTINGS = "export PYTHONPATH=$PWD QPRUNE_TRUST=my_task"
+ORDERS = ("baseline", "prune_only", "quantize_only", "prune_first", "quantize_first")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the tutorial's files."""
-    place = tmp_path_factory.mktemp("outside") / "spirals"
-    files = [block for language in ("python", "yaml") for block in blocks(PAGE, language)]
-    for block in files:
-        path = place / block.caption
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text, encoding="utf-8")
-    (tree,) = (block.text for block in blocks(PAGE, "text") if block.text.startswith("spirals/"))
-    told = {line.strip() for line in tree.splitlines()[1:]}
-    assert told == {block.caption for block in files}
+    """The folder with the files that the page's first command writes."""
+    place = tmp_path_factory.mktemp("outside")
+    first, *_ = commands()
+    done = typed(place, first)
+    assert done.returncode == 0, done.stderr
+    written, *_ = (block.text for block in blocks(PAGE, "text"))
+    assert done.stdout.startswith(written)
+    assert {line.split(":")[0] for line in written.splitlines()} == {
+        str(path.relative_to(place)) for path in place.rglob("*.*")
+    }
     return place
 
 
+def commands() -> list[str]:
+    """Return the blocks of commands that the page has a reader type."""
+    return [block.text for block in blocks(PAGE, "sh") if "only-shown" not in block.options]
+
+
 def typed(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
-    """What a shell says to these lines, typed in the folder."""
+    """Carry out lines in a shell, in the folder."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -39,14 +45,13 @@ def typed(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
-    first, then = (block.text for block in blocks(PAGE, "sh") if "only-shown" not in block.options)
+    _, first, then = commands()
     assert first.startswith(SETTINGS)
     done = typed(folder, first)
     assert done.returncode == 0, done.stderr
-    assert "plan: 3 weight quantizers, 1 weight pruners, 3 feature quantizers, 1 feature pruners" in done.stdout
-    (row_text,) = (b.text.strip() for b in blocks(PAGE, "text") if b.text.startswith("spirals  "))
+    (row_text,) = (b.text.strip() for b in blocks(PAGE, "text") if b.text.startswith("my_task  "))
     assert row_text in done.stdout
-    (stored,) = folder.glob("results/runs/spirals/*/result.json")
+    (stored,) = folder.glob("results/runs/my_task/*/result.json")
     row = json.loads(stored.read_text())
     assert row["score"] > 90
     assert (row["weight_sparsity"], row["feature_sparsity"]) == (0.5, 0.5)
@@ -58,22 +63,31 @@ def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
 
     done = typed(folder, f"{SETTINGS}\n{then}")
     assert done.returncode == 0, done.stderr
-    assert "finished before: results/runs/spirals/prune_first" in done.stdout
-    assert "3 runs: 3 finished, 0 failed" in done.stdout
-    assert len(list(folder.glob("results/runs/spirals/*/result.json"))) == 5
+    assert "finished before: results/runs/my_task/prune_first" in done.stdout
+    assert "4 runs: 4 finished, 0 failed" in done.stdout
+    assert len(list(folder.glob("results/runs/my_task/*/result.json"))) == 6
 
 
-def test_what_may_go_wrong_is_what_goes_wrong(folder: Path) -> None:
-    text = Path(folder / "configs/task/spirals.yaml").read_text()
-    run = "qprune run --config-dir configs task=spirals"
-    no_path = typed(folder, f"{SETTINGS}; unset PYTHONPATH; {run} order=prune_first epochs=21")
+def test_a_schedule_of_an_order_takes_the_place_of_the_slots(folder: Path) -> None:
+    (block,) = blocks(PAGE, "yaml")
+    path = folder / block.caption
+    path.parent.mkdir(parents=True)
+    path.write_text(block.text, encoding="utf-8")
+    done = typed(folder, f"{SETTINGS}\nqprune run --config-dir configs task=my_task --cfg job --package schedule")
+    path.unlink()
+    assert done.returncode == 0, done.stderr
+    assert "t_p: 8" in done.stdout
+    assert "slots: null" in done.stdout
+
+
+def test_every_error_of_the_page_is_met(folder: Path) -> None:
+    plan = "qprune plan --config-dir configs task=my_task"
+    no_path = typed(folder, f"{SETTINGS}; unset PYTHONPATH; qprune run --config-dir configs task=my_task epochs=21")
     assert no_path.returncode == 2
-    assert "task._target_=spirals.Spirals cannot be imported" in no_path.stderr
-    no_schedule = typed(folder, f"{run} order=quantize_first")
+    assert "task._target_=my_task.MyTask cannot be imported" in no_path.stderr
+    no_schedule = typed(folder, f"{SETTINGS}\n{plan} schedule.slots=null")
     assert no_schedule.returncode == 2
-    assert "there is no schedule 'spirals/quantize_first' for this task in this order; write" in no_schedule.stderr
-    assert "prune_features" in text
-    plan = "qprune plan --config-dir configs task=spirals order=prune_first 'task.sites.prune_features=[3x]'"
-    no_site = typed(folder, f"{SETTINGS}\n{plan}")
+    assert "there is no schedule for the task my_task in the order prune_first; " in no_schedule.stderr
+    no_site = typed(folder, f"{SETTINGS}\n{plan} 'task.sites.prune_features=[3x]'")
     assert no_site.returncode == 2
     assert "sites.prune_features: the glob '3x' matches none of the network's 6 paths" in no_site.stderr

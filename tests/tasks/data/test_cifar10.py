@@ -140,6 +140,9 @@ def test_a_failed_download_says_so_and_leaves_nothing_behind(tmp_path: Path, no_
     with pytest.raises(UserError, match=r"could not be fetched \(<urlopen error no route to host>\); set data.root="):
         load_cifar10(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere is no folder; set data\.root=FOLDER to the folder that"):
+        load_cifar10(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_appears_in_one_piece(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +151,7 @@ def test_a_download_appears_in_one_piece(tmp_path: Path, root: Path, monkeypatch
 
     monkeypatch.setattr(cifar10, "download_and_extract_archive", fetch)
     target = tmp_path / "elsewhere"
+    target.mkdir()
     pictures, _ = load_cifar10(target, verify=False)
     assert len(pictures.test_labels) == 10_000
     assert [path.name for path in target.iterdir()] == ["cifar-10-batches-py"]

@@ -169,7 +169,12 @@ def test_without_a_folder_the_archives_are_fetched_or_named(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"there is no .*VOC2007, and it could not be fetched .*set data\.root=FOLDER"):
         pictures(tmp_path)
     assert asked == [("2007", "trainval")]
-    with pytest.raises(UserError, match=r"train_split=mine is not a published split \(train, val, trainval, test"):
+    with pytest.raises(UserError, match="nowhere is no folder; create it to have VOC 2007 downloaded there"):
+        pictures(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(
+        UserError, match=r"task\.train_split=mine is not a published split \(train, val, trainval, test"
+    ):
         pictures(tmp_path, "mine")
 
 

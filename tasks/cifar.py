@@ -50,6 +50,7 @@ class Cifar(Task):
     metric = "top1_percent"
     higher_is_better = True
     validates = True
+    density_unit = "%/Mb"
     train_batches: TensorBatches
     mean: Tensor
     std: Tensor

@@ -64,6 +64,7 @@ class CycleGAN(Task):
     """
 
     higher_is_better = False
+    density_unit = "1e12/(FID x bits)"
     train_batches: UnpairedBatches
     example: Tensor
     size_example: Tensor

@@ -63,6 +63,7 @@ class Espcn(Task):
     metric = "psnr_db"
     higher_is_better = True
     validates = True
+    density_unit = "dB/ln(Mb)"
     train_batches: TensorBatches
     optimizer: torch.optim.Adam
 

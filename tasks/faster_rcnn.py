@@ -87,6 +87,7 @@ class FasterRcnn(Task):
 
     metric = "map_percent"
     higher_is_better = True
+    density_unit = "mAP/GB"
     train_batches: DetectionBatches
     network: FasterRCNN
     optimizer: torch.optim.SGD

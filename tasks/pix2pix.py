@@ -64,6 +64,7 @@ class Pix2Pix(Task):
     """
 
     higher_is_better = False
+    density_unit = "1e12/(FID x bits)"
     train_batches: TensorBatches
     example: Tensor
     size_example: Tensor

@@ -1,76 +1,76 @@
-"""`qprune list`: what there is to choose from, and the runs that are finished."""
+"""`qprune list`: what there is to choose from, and the runs."""
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from qprune.cli.exit_codes import FAILURE
+from qprune.config.compose import SWEEP, TABLE
 from qprune.errors import UserError, one_of
-from qprune.runs.folder import read_rows
-from qprune.runs.row import Row, row_cells
+from qprune.runs.jobs import presets
 
+RUNS, RESULTS, DEFAULT_RESULTS = "runs", "results_dir=", "results/runs"
 GROUPS = {"tasks": "task", "orders": "order", "protocols": "protocol", "schedules": "schedule"}
-GROUPS |= {"budgets": "budget", "data": "data"}
-RESULTS = "results_dir="
-RIGHT = ("seed", "score", "weights Mb", "features Mb", "density")  # columns of numbers
+GROUPS |= {"budgets": "budget", "data": "data", "loggers": "logger", "launchers": "hydra/launcher"}
+PRESETS = {"sweeps": (SWEEP, "qprune sweep +sweep=..."), "tables": (TABLE, "qprune tables ...")}
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print choices of groups with their first comment, or rows of finished runs."""
+    """Print choices of groups with their first comment, or runs with their state."""
     parser = argparse.ArgumentParser(
-        "qprune list", description="Print what there is to choose from, or the finished runs below results_dir."
+        "qprune list",
+        description="Print what there is to choose from; or, with the word runs, the runs below results_dir with their "
+        "state and score.",
+        epilog="KEY=VALUE narrows the list of runs: task=espcn, order=baseline, state=finished (or running, "
+        "interrupted, failed, published), seed=range(3), or any key of the config such as quantize.bits=4. For "
+        "example: qprune list runs task=espcn state=interrupted",
     )
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(GROUPS)} or runs; default: all but runs")
+    names = [*GROUPS, *PRESETS]
+    parser.add_argument(
+        "what", nargs="*", metavar="WHAT", help=f"{', '.join(names)}, runs, or KEY=VALUE; default: all but runs"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
-    folder = next((word.removeprefix(RESULTS) for word in options.what if word.startswith(RESULTS)), "results/runs")
-    wanted = [word for word in options.what if not word.startswith(RESULTS)] or list(GROUPS)
-    for word in wanted:
-        one_of("qprune list: WHAT", word, [*GROUPS, "runs"])
-    return max([_print_runs(Path(folder)) if word == "runs" else _print_group(word) for word in wanted])
+    keys = [word for word in options.what if "=" in word]
+    words = [word for word in options.what if "=" not in word]
+    for word in words:
+        one_of("qprune list: WHAT", word, [*names, RUNS])
+    if keys and RUNS not in words:
+        raise UserError(f"{keys[0]} narrows the list of runs; type: qprune list runs {' '.join(keys)}")
+    code = 0
+    for i, word in enumerate(words or names):
+        if word == RUNS:
+            from qprune.cli.list_runs import print_runs
+
+            folder = next((key.removeprefix(RESULTS) for key in keys if key.startswith(RESULTS)), DEFAULT_RESULTS)
+            code = max(code, print_runs(Path(folder), [key for key in keys if not key.startswith(RESULTS)]))
+        else:
+            print(f"{chr(10) if i else ''}{_choices_text(word, options.config_dir)}")
+    return code
 
 
-def choices(group: str) -> list[tuple[str, str]]:
-    """List the choices of a group of qprune, with the first comment of each."""
-    folder = Path(str(files("qprune.configs"))) / group
-    found = []
-    for path in folder.rglob("*.yaml"):
-        comment = re.search(r"^# *([^@\s].*)", path.read_text(encoding="utf-8"), re.MULTILINE)  # not `# @package`
-        found.append((path.relative_to(folder).with_suffix("").as_posix(), comment[1].strip() if comment else ""))
-    return sorted(found)
+def choices(group: str, config_dir: str | None = None) -> list[tuple[str, str]]:
+    """List the choices of a group, those in a further folder included, with the first comment of each."""
+    found = {}
+    for folder in (Path(str(files("qprune.configs"))), *([Path(config_dir)] if config_dir else [])):
+        for path in (folder / group).rglob("*.yaml"):
+            name = path.relative_to(folder / group).with_suffix("").as_posix()
+            found[name] = _first_comment(path.read_text(encoding="utf-8"))
+    return sorted(found.items())
 
 
-def _print_group(word: str) -> int:
-    found = choices(GROUPS[word])
+def _choices_text(word: str, config_dir: str | None) -> str:
+    if word in PRESETS:
+        kind, usage = PRESETS[word]
+        found = [(name, _first_comment(text)) for name, text in presets(kind, config_dir).items()]
+    else:
+        found, usage = choices(GROUPS[word], config_dir), f"{GROUPS[word]}=..."
     width = max((len(name) for name, _ in found), default=0)
-    print(f"{word} ({GROUPS[word]}=...)")
-    for name, description in found:
-        print(f"  {name:<{width}}  {description}".rstrip())
-    return 0
+    lines = [f"  {name:<{width}}  {description}".rstrip() for name, description in found]
+    return "\n".join([f"{word} ({usage})", *lines])
 
 
-def _print_runs(folder: Path) -> int:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS}...")
-    rows, problems = read_rows(folder)
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit into
-    console.print(rows_table(rows) if rows else f"no finished runs below {folder}")
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    return FAILURE if problems else 0
-
-
-def rows_table(rows: Sequence[Row]) -> Table:
-    """Return rows for people, one line each, without their marks."""
-    table = Table(box=None, pad_edge=False)
-    *headings, _ = row_cells(rows[0])
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in RIGHT else "left")
-    for row in rows:
-        table.add_row(*map(row_cells(row).get, headings))
-    return table
+def _first_comment(text: str) -> str:
+    comment = re.search(r"^# *([^@\s].*)", text, re.MULTILINE)  # not `# @package`, which is for Hydra
+    return comment[1].strip() if comment else ""

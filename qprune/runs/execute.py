@@ -4,6 +4,7 @@ import io
 import random
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from qprune.compression.plan import Plan, weight_place
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
-from qprune.errors import UserError
+from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
 from qprune.runs import folder as files
 from qprune.runs.environment import describe_environment
 from qprune.runs.folder import RunFolder
 from qprune.runs.histograms import feature_histograms
 from qprune.runs.load import copy_fraction_bits
-from qprune.runs.row import SCHEMA_VERSION, Row, format_row, make_row, recovery_lines
+from qprune.runs.lookup import float_row, folder_of, require_same_data, superseded
+from qprune.runs.row import SCHEMA_VERSION, Row, make_row
+from qprune.runs.row_text import format_row, recovery_lines
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
@@ -55,14 +58,17 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
     recipe = Recipe.from_config(config)
     config = recipe.config
     check_logger(config.logger.name)
-    folder = RunFolder(identity.run_folder(config))
+    folder = folder_of(config)
     if folder.finished and not config.force:
-        return _finished(folder, config)
+        return _finished(folder, recipe)
+    if version := superseded(config):
+        say(f"published with version {version} of the arithmetic; trained again with {qprune.ARITHMETIC}")
     with folder.locked(wait or config.wait):
         if folder.finished and not config.force:  # another process was faster
-            return _finished(folder, config)
+            return _finished(folder, recipe)
         if config.force:
             folder.empty()
+        folder.note_failed(None)
         say(f"run folder: {folder.path}")
         try:
             row = make_row(**launch(config.trainer.ranks, _train, recipe, folder, watch))
@@ -72,22 +78,38 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
             if not folder.resumable:
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
+        except (Interrupted, StoppedEarly):
+            raise
+        except Exception as error:
+            with suppress(UserError, RunFailure):  # on a full disk
+                folder.note_failed(str(error))
+            raise
         folder.store(row)
         folder.remove_checkpoints()
-        say(format_row(row))
+        say(format_row(row, float_row(config)))
         return row
 
 
-def _finished(folder: RunFolder, config: RunConfig) -> Row:
-    row = folder.row()
+def _finished(folder: RunFolder, recipe: Recipe) -> Row:
+    """Return the row of a finished run, printed. Raises UserError if it is of other data."""
+    row, config = folder.row(), recipe.config
     if row.signature != identity.signature(config):
         raise UserError(
             f"{folder.path / files.ROW_FILE} is the row of another run, whose signature begins with "
             f"{row.signature[:10]}; delete the folder, or type force=true"
         )
+    if config.data.source == "real":
+        try:
+            dataset = build_task(recipe).dataset
+        except UserError as error:
+            raise UserError(
+                f"{folder.path} is finished, and its data cannot be compared: {error}; its row is shown by: qprune "
+                "list runs"
+            ) from error
+        require_same_data(folder, dataset)
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
     say(f"finished before: {folder.path} (force=true runs it again)")
-    say(format_row(row))
+    say(format_row(row, float_row(config)))
     return row
 
 
@@ -112,6 +134,8 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
     config, first_rank = recipe.config, rank_and_world()[0] == 0
     device = _set_up_process(config)
     task = build_task(recipe, device)
+    if folder.resumable:
+        require_same_data(folder, task.dataset)
     sites = plan_of(recipe, task)
     compressor = attach_operators(recipe, task, sites)
     if recipe.quantization and config.quantize.decimal_from:
@@ -214,7 +238,10 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
     paper = paper_footprint(
         task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
     )
-    for name, footprint in (("paper", paper), ("actual", actual_footprint(task.network, task.size_example))):
+    actual = actual_footprint(task.network, task.size_example)
+    whole = 32.0 * actual.elements("weight", "feature", "input")
+    row |= {"float_bits_actual": whole, "density_unit": task.density_unit}
+    for name, footprint in (("paper", paper), ("actual", actual)):
         row |= {f"{kind}_bits_{name}": footprint.size_bits(kind) for kind in ("weight", "feature", "input")}
         row[f"density_{name}"] = task.density(score, footprint.size_bits())
     return row

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROW_FILE, CONFIG_FILE, METRICS_FILE = "result.json", "config.yaml", "metrics.csv"
 NETWORK_FILE, OPERATORS_FILE, PLAN_FILE = "network.safetensors", "operators.json", "plan.csv"
 ENVIRONMENT_FILE, TIMING_FILE, HISTOGRAMS_FILE = "environment.json", "timing.json", "histograms.json"
-SUMS_FILE, STOPPED_FILE, LOCK_FILE = "SHA256SUMS", "stopped.json", ".lock"
+SUMS_FILE, STOPPED_FILE, FAILED_FILE, LOCK_FILE = "SHA256SUMS", "stopped.json", "failed.json", ".lock"
 CHECKPOINTS, PICTURES, EXPORT, EVENTS = "checkpoints", "pictures", "export", "events"  # folders
 PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
 SHORTEST_SIGNATURE = 6  # digits
@@ -88,7 +88,7 @@ class RunFolder:
         return any((self.path / CHECKPOINTS).glob("*.pt"))
 
     def state(self) -> tuple[str, Row | None]:
-        """Return done, broken, running, interrupted or to do, and a finished run's row."""
+        """Return done, broken, running, failed, interrupted or to do, and a finished run's row."""
         if self.finished:
             try:
                 return "done", self.row()
@@ -100,6 +100,8 @@ class RunFolder:
                     pass
             except Timeout:
                 return "running", None
+        if (self.path / FAILED_FILE).exists():
+            return "failed", None
         return "interrupted" if self.resumable else "to do", None
 
     @contextmanager
@@ -169,6 +171,13 @@ class RunFolder:
         with suppress(OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
             return pd.read_csv(self.path / METRICS_FILE)
         return None
+
+    def note_failed(self, reason: str | None) -> None:
+        """Note why the run failed, or remove the note where it starts again (None)."""
+        if reason is None:
+            (self.path / FAILED_FILE).unlink(missing_ok=True)
+        else:
+            write_json(self.path / FAILED_FILE, {"reason": reason})
 
     def note_stopped(self, reason: str, optimistic: float) -> None:
         """Note that the run was stopped early and might have reached `optimistic`."""

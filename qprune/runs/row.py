@@ -3,12 +3,10 @@
 A row holds no times, dates or paths: the same config and seed on the same machine give a file with the same bytes.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from rich.text import Text
 
 from qprune.errors import RunFailure
 
@@ -51,6 +49,8 @@ class Row:
     input_bits_actual: Bits
     density_actual: float
     metrics: dict[str, float]  # further figures of the last evaluation
+    float_bits_actual: Bits = 0.0  # size of the float network, 0 in older rows
+    density_unit: str = ""
     arithmetic: Count = 1  # version of the arithmetic of training: rows of different versions differ in bits
     recovery: dict[str, float] = Field(default_factory=dict)  # as `Timeline.recovery` returns; older rows have none
 
@@ -89,34 +89,6 @@ def _explained(error: ValidationError) -> str:
         case "literal_error":
             return f"schema_version is {given!r}, and this version of qprune reads {SCHEMA_VERSION}"
     return f"{field} is {given!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def format_row(row: Row) -> Text:
-    """Return a row for people, on a few lines; sizes are in Mb (10^6 bits)."""
-    lines = [
-        f"{row.task}  {row.notation}  seed {row.seed}  {row.metric} {row.score:.4g}",
-        f"  {'accounting':<10}  {'weights Mb':>10}  {'features Mb':>11}  {'input Mb':>8}  {'density':>8}",
-    ]
-    for accounting in ("paper", "actual"):
-        sizes = (getattr(row, f"{kind}_bits_{accounting}") / 1e6 for kind in ("weight", "feature", "input"))
-        numbers = (*sizes, getattr(row, f"density_{accounting}"))
-        columns = (f"{number:>{width}.4g}" for number, width in zip(numbers, (10, 11, 8, 8), strict=True))
-        lines.append("  ".join([f"  {accounting:<10}", *columns]))
-    lines.append(
-        f"  zeros: weights {row.weight_sparsity:.1%}, features {row.feature_sparsity:.1%}; "
-        f"{row.epochs} epochs, {row.steps} steps"
-    )
-    return Text("\n".join(lines + [f"  mark: {mark}" for mark in row.marks]))
-
-
-def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
-    """Say how much training is left after the last event of each operator."""
-    return [
-        f"after the last {name} event: {recovery[f'epochs_after_{name}']:.4g} epochs, their learning rates sum to "
-        f"{recovery[f'rates_after_{name}']:.3g}"
-        for name in ("pruning", "quantization")
-        if f"epochs_after_{name}" in recovery
-    ]
 
 
 def row_cells(row: Row) -> dict[str, str]:

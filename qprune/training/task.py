@@ -37,6 +37,7 @@ class Task(nn.Module, ABC):
 
     metric: str  #: Key of `evaluate()` that is the score.
     higher_is_better: bool
+    density_unit: str = ""  #: Of `density`, such as `%/Mb`.
     network: nn.Module  #: The module that is compressed.
     #: An input of training size, (1, C, H, W), or a tuple of the network's arguments that begins with it, on which
     #: feature masks are sized.

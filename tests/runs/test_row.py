@@ -15,13 +15,16 @@ from qprune.atomic_write import json_bytes
 from qprune.config.signature import notation, run_folder, signature
 from qprune.errors import RunFailure, UserError
 from qprune.runs.folder import ROW_FILE, RunFolder, read_rows
-from qprune.runs.row import Row, format_row, make_row, parse_row
+from qprune.runs.row import Row, make_row, parse_row
+from qprune.runs.row_text import digits, format_row, score_text
 from tests.reporting import rows
 from tests.runs.test_execute import config as toy_config
 
 FIELDS = rows.FIELDS | {"score": 31.03, "marks": ["checksum of set5 differs"], "metrics": {"test_loss": 0.001}}
 FIELDS |= {"feature_sparsity": 0.25, "feature_bits_actual": 2e7, "weight_bits_paper": 90916.0}
 ROW = Row(**FIELDS)
+# The sizes of a float network of 127.1 Mb
+ALL = {"weight_bits_actual": 7.1e6, "feature_bits_actual": 1e8, "input_bits_actual": 2e7}
 
 
 def config(**changes: Any) -> DictConfig:
@@ -219,14 +222,48 @@ def test_a_run_that_ends_without_a_number_fails_and_stores_nothing() -> None:
         make_row(**FIELDS | {"score": float("nan")})
 
 
-def test_a_row_is_printed_in_mb_with_its_marks() -> None:
+def test_a_row_is_printed_with_what_was_gained() -> None:
     assert str(format_row(ROW)) == "\n".join(
         [
-            "espcn  P0.5(w,f)->Q8(w,f)  seed 0  psnr_db 31.03",
-            "  accounting  weights Mb  features Mb  input Mb   density",
-            "  paper          0.09092            1         1         8",
-            "  actual               1           20         1         9",
-            "  zeros: weights 50.0%, features 25.0%; 200 epochs, 64 steps",
-            "  mark: checksum of set5 differs",
+            "espcn  P0.5(w,f)->Q8(w,f)  seed 0",
+            "  psnr 31.03 dB, 22.0 Mb (2.75 MB)",
+            "  weights 1.00 Mb, features 20.0 Mb, input 1.00 Mb (Mb: 10^6 bits)",
+            "  density 9.00; as the paper counts, 8.00 at 2.09 Mb",
+            "  zeros: weights 50 %, features 25 %; 200 epochs, 64 steps",
+            "  not comparable with the paper: checksum of set5 differs",
         ]
     )
+    whole = {"float_bits_actual": 127.1e6, "density_unit": "dB/ln(Mb)"}
+    text = str(
+        format_row(Row(**FIELDS | whole | {"signature": "f" * 64}), Row(**FIELDS | {"score": 32.84} | whole | ALL))
+    )
+    assert "\n  psnr 31.03 dB (float 32.84 dB), 5.8 times smaller: 22.0 of 127 Mb (2.75 of 15.9 MB)\n" in text
+    assert "\n  density 9.00 dB/ln(Mb); as the paper counts, 8.00 dB/ln(Mb) at 2.09 Mb\n" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "text"),
+    [
+        (7.3, 3, "7.30"),
+        (127.1, 3, "127"),
+        (0.090916, 3, "0.0909"),
+        (1271.0, 3, "1,271"),
+        (5.78, 2, "5.8"),
+        (0.0, 3, "0.00"),
+    ],
+)
+def test_numbers_keep_their_digits(value: float, count: int, text: str) -> None:
+    assert digits(value, count) == text
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "text"),
+    [
+        ("psnr_db", 31.4, "psnr 31.40 dB"),
+        ("top1_percent", 92.6, "top1 92.60 %"),
+        ("fid", 119.9, "fid 119.90"),
+        ("map_percent", 0.0019, "map 0.00190 %"),
+    ],
+)
+def test_scores_have_their_unit(metric: str, score: float, text: str) -> None:
+    assert score_text(metric, score) == text

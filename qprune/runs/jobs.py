@@ -15,6 +15,7 @@ from qprune.config.schema import RETIRED, RunConfig
 from qprune.config.signature import run_folder
 from qprune.errors import UserError, one_of
 from qprune.runs.folder import TIMING_FILE, RunFolder
+from qprune.runs.lookup import folder_of
 from qprune.runs.row import Row
 
 
@@ -79,7 +80,7 @@ def jobs_of(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
             config = composer.checked(words)
             folder = run_folder(config)
             if folder not in found:
-                found[folder] = Job(words, config, folder, *RunFolder(folder).state())
+                found[folder] = Job(words, config, folder, *folder_of(config).state())
     return list(found.values())
 
 

@@ -34,6 +34,11 @@ def one_of(name: str, given: str, legal: Iterable[str]) -> None:
         raise UserError(f"{name}={given!r} is not one of {', '.join(words)}{closest(str(given), words)}")
 
 
+def counted(number: int, thing: str) -> str:
+    """Write a number of things: `1 run`, `2 runs`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 class Interrupted(RuntimeError):
     """A signal stopped the run with everything saved (exit code 75)."""
 

@@ -9,8 +9,24 @@ from pathlib import Path
 from qprune.atomic_write import explained
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError
 
-USER, FAILURE, STOPPED, INTERRUPTED = 2, 1, 75, 130  # exit codes
+USER, FAILURE, STOPPED, INTERRUPTED, TERMINATED = 2, 1, 75, 130, 143  # exit codes
+TRAINING_VERBS = ("run", "sweep", "frontier")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside of training, which saves its state by itself."""
+
+
+def stopped_text(error: KeyboardInterrupt, verb: str) -> tuple[int, str]:
+    """Return exit code and what to say of a signal that stopped a verb outside of training."""
+    code, name = (TERMINATED, "SIGTERM") if isinstance(error, Terminated) else (INTERRUPTED, "SIGINT (Ctrl-C)")
+    if verb in TRAINING_VERBS:
+        return (
+            code,
+            f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one",
+        )
+    return code, f"stopped by {name}; qprune {verb} did not finish"
 
 
 def report(error: BaseException) -> tuple[int, str]:
@@ -38,7 +54,7 @@ def explain(error: BaseException) -> tuple[int, str]:
             if isinstance(cause, kind):
                 return code, _paragraph(cause)
         if isinstance(cause, KeyboardInterrupt):
-            return INTERRUPTED, "interrupted; the same command again resumes from the last checkpoint"
+            return stopped_text(cause, TRAINING_VERBS[0])
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return FAILURE, f"out of memory ({_paragraph(cause)}); smaller batches need less: budget.batch_size=..."
         # Hydra or OmegaConf refused the config itself; by name, which needs no import

@@ -4,8 +4,11 @@ import argparse
 import os
 import pkgutil
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from qprune.cli import exit_codes as failures
 from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
@@ -51,13 +54,19 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of this process), and return the exit code.
 
-    0, 1 when a run failed, 2 when the input is wrong, 75 when a signal stopped a run with everything saved, 130 else.
+    0, 1 when a run failed, 2 when the input is wrong, 75 when a signal stopped a run with everything saved, 130 or 143
+    when SIGINT or SIGTERM stopped anything else.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         # Before torch is imported: threads of OpenMP that wait spin for long, and beside another busy process a step
         # of MobileNetV2 then takes 7 s instead of 1.4 s. The library reads this when it is loaded.
         os.environ["GOMP_SPINCOUNT"] = "10000"
+    handled = (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    )
+    if handled:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _dispatch(_without_own_flags(words))
         sys.stdout.flush()
@@ -67,8 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as error:
+        code, text = failures.stopped_text(error, next((word for word in words if word in VERBS), ""))
+        print(f"error: {text}", file=sys.stderr)
+        return code
+    except Exception as error:
         return failures.report(error)[0]
+    finally:
+        if handled:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise failures.Terminated
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
@@ -93,7 +113,7 @@ def _dispatch(words: list[str]) -> int:
         print(_HELP.format(verbs=verbs), end="")
         return 0 if words else failures.USER
     name, *arguments = words
-    if name == "--version":
+    if "--version" in words:
         from qprune import __version__
 
         print(f"qprune {__version__}")

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import sys
+import time
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +24,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
+from qprune.cli.sweep_progress import SweepProgress
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
 from qprune.config.signature import as_dict, short_hash
 from qprune.config.types import legal, schema_at
-from qprune.errors import UserError
+from qprune.errors import DEBUG_VARIABLE, UserError, counted
 from qprune.runs.folder import LOCK_FILE
-from qprune.runs.jobs import Job, duration, expand, first_events, jobs_of, seconds_left, time_left_text
+from qprune.runs.jobs import Job, expand, first_events, jobs_of, seconds_left, time_left_text
+from qprune.runs.lookup import folder_of
+from qprune.runs.row_text import gain_text
+from qprune.training.progress import duration
 
 _WARM_STARTS = "trainer.warm_start_at"
+_DESCRIPTIONS = {
+    "run": "Train one recipe, or find it finished, and print its result row. Results go below results_dir.",
+    "sweep": "Train one recipe for each combination of values, those alone that are not finished, and print a summary.",
+}
+_EXAMPLES = {
+    "run": "task=espcn data=synthetic budget=smoke",
+    "sweep": 'task=espcn order=prune_first,quantize_first "seed=range(5)"',
+}
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -75,13 +89,18 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     asked = [f"--{name}" for name in ("multirun", "cfg", "info") if getattr(options, name)]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
-    if options.resolve and not options.cfg:
-        raise UserError("--resolve belongs to --cfg; type --cfg job --resolve")
     overrides = expand(options.overrides, options.config_dir)
     for_hydra = [*(word for word in arguments if word not in options.overrides), *overrides]
+    if options.cfg and not options.resolve:
+        for_hydra.append("--resolve")
     if options.help:
         print(_help(verb, options), end="")
         return 0
+    if not arguments:
+        raise UserError(
+            f"qprune {verb} trains a network, for hours with a task's whole recipe; type what to train, for example: "
+            f"qprune {verb} {_EXAMPLES[verb]} (all choices: qprune list; all keys: qprune {verb} --help)"
+        )
     if options.info or options.hydra_help or options.shell_completion:
         _hand_over(verb, for_hydra)
         return 0
@@ -124,7 +143,8 @@ def hydra_completions(words: Sequence[str]) -> list[str]:
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"qprune {verb}", add_help=False, allow_abbrev=False)
+    text = f"{_DESCRIPTIONS[verb]} For example: qprune {verb} {_EXAMPLES[verb]}"
+    parser = argparse.ArgumentParser(f"qprune {verb}", description=text, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="choices of groups and values of keys")
     parser.add_argument("--help", "-h", action="store_true", help="print this text")
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a further folder of configs")
@@ -132,7 +152,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--multirun", "-m", action="store_true", help="one run per combination of values")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the config, and run nothing")
     parser.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: a section of the config")
-    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    parser.add_argument("--resolve", action="store_true", help=argparse.SUPPRESS)  # always
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO, help="print how Hydra finds its configs")
     parser.add_argument("--hydra-help", "-hh", action="store_true", help="print the help of Hydra")
     parser.add_argument("--shell-completion", "-sc", action="store_true", help=argparse.SUPPRESS)
@@ -154,16 +174,23 @@ def _help(verb: str, options: argparse.Namespace) -> str:
 def _job(cfg: DictConfig) -> None:
     """Carry out one job of a sweep, in this process or another: Hydra calls this."""
     job = HydraConfig.get()
-    code, message = 0, ""
+    overrides = [text for text in job.overrides.task if key_of(text) != _WARM_STARTS]
+    note: dict[str, Any] = {"overrides": overrides, "exit_code": 0, "message": "", "result": ""}
+    place, started = Path(job.sweep.dir) / f"job-{job.job.num}", time.monotonic()
     try:
         from qprune.runs import execute as runner
 
-        runner.execute(RunConfig.check(as_dict(cfg)), wait=True)  # another sweep may have this run
+        config = RunConfig.check(as_dict(cfg))
+        note["before"] = folder_of(config).finished
+        with place.with_suffix(".log").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            if (row := runner.execute(config, wait=True)) is not None:  # another sweep may have this run
+                note["result"] = gain_text(row)
     except Exception as error:
-        code, message = failures.report(error)
-    overrides = [text for text in job.overrides.task if key_of(text) != _WARM_STARTS]
-    note = {"overrides": overrides, "exit_code": code, "message": message}
-    write_json(Path(job.sweep.dir) / f"job-{job.job.num}.json", note)
+        note["exit_code"], note["message"] = failures.explain(error)
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            traceback.print_exception(error)
+    code = note["exit_code"]
+    write_json(place.with_suffix(".json"), note | {"seconds": time.monotonic() - started})
     if code == failures.STOPPED:  # jobs behind a failed one still run; not so behind one that was told to stop
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
 
@@ -183,7 +210,8 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK_FILE):  # as long as it is held, no other sweep removes these notes
+        lock = FileLock(folder / LOCK_FILE)  # as long as it is held, no other sweep removes these notes
+        with lock, SweepProgress(folder, len(jobs)):
             launch([f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
@@ -194,9 +222,13 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         ) from error
     finally:
         outcomes = _outcomes(folder)
-        failed = [outcome for outcome in outcomes if outcome["exit_code"]]
+        stopped = [outcome for outcome in outcomes if outcome["exit_code"] == failures.STOPPED]
+        failed = [outcome for outcome in outcomes if outcome["exit_code"] and outcome not in stopped]
+        counts = {"finished": len(outcomes) - len(failed) - len(stopped), "failed": len(failed)}
+        counts |= {"interrupted": len(stopped), "not started": len(jobs) - len(outcomes)}
         print(_summary_text(jobs_of(overrides, options.config_dir)))
-        print(f"{len(outcomes)} runs: {len(outcomes) - len(failed)} finished, {len(failed)} failed")
+        shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
+        print(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
         for outcome in failed:
             print(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", file=sys.stderr)
     if failed:
@@ -210,7 +242,7 @@ def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
     jobs = jobs_of(overrides, config_dir)
     left = seconds_left(jobs)
     done = sum(job.state == "done" for job in jobs)
-    lines = [f"{len(jobs)} runs: {done} done, {len(jobs) - done} left"]
+    lines = [f"{counted(len(jobs), 'run')}: {done} done, {len(jobs) - done} left"]
     for job in jobs:
         seconds = left.get(job.folder)
         state = job.state + ("" if seconds is None else f", about {duration(seconds)}")

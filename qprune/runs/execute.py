@@ -25,7 +25,7 @@ from qprune.compression.plan import Plan, weight_place
 from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
-from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
+from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError, counted
 from qprune.runs import folder as files
 from qprune.runs.environment import describe_environment
 from qprune.runs.folder import RunFolder
@@ -125,7 +125,9 @@ def plan(config: Recipe | identity.Config) -> str:
     console.print(f"{recipe.limits.epochs} epochs; {recipe.schedule}")
     for line in recovery_lines(timeline.recovery(learning_rates(task, recipe.limits.epochs))):
         console.print(line)
-    _print_plan(console, _plan_table(task, sites))
+    sites_table = _plan_table(task, sites)
+    console.print(_plan_line(sites_table))
+    _print_plan(console, sites_table)
     return text.getvalue()
 
 
@@ -181,7 +183,7 @@ def _describe(config: RunConfig, folder: RunFolder, task: Task, sites: Plan, dev
     table = _plan_table(task, sites)
     write_atomically(folder.path / files.PLAN_FILE, table.to_csv(index=False).encode())
     write_json(folder.path / files.ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
-    _print_plan(Console(soft_wrap=True, highlight=False), table)
+    say(_plan_line(table))
 
 
 def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
@@ -265,15 +267,15 @@ def _plan_table(task: Task, sites: Plan) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["tensor", "kind", "shape", "prune", "quantize"])
 
 
+def _plan_line(plan: pd.DataFrame) -> str:
+    """Count the operators by kind."""
+    sums = plan.groupby("kind")[["quantize", "prune"]].sum()
+    counts = [f"{counted(sums['quantize'][kind], kind)} quantized, {sums['prune'][kind]} pruned" for kind in sums.index]
+    without = int((~(plan["prune"] | plan["quantize"])).sum())
+    return f"plan: {'; '.join(counts)}; {counted(without, 'tensor')} not compressed ({files.PLAN_FILE})"
+
+
 def _print_plan(console: Console, plan: pd.DataFrame) -> None:
-    """Print the number of operators by kind, and the plan as a table."""
-    counts = [
-        f"{plan.loc[plan['kind'] == kind, operator].sum()} {kind} {word}"
-        for kind in ("weight", "feature")
-        for operator, word in (("quantize", "quantizers"), ("prune", "pruners"))
-    ]
-    without = (~(plan["prune"] | plan["quantize"])).sum()
-    console.print(f"plan: {', '.join(counts)}; {without} tensors not compressed")
     table = Table(*plan.columns, box=None, pad_edge=False)
     for *row, prune, quantize in plan.itertuples(index=False):
         table.add_row(*row, "yes" if prune else "-", "yes" if quantize else "-")

@@ -17,6 +17,7 @@ from qprune.errors import UserError, one_of
 from qprune.runs.folder import TIMING_FILE, RunFolder
 from qprune.runs.lookup import folder_of
 from qprune.runs.row import Row
+from qprune.training.progress import duration
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,6 @@ def time_left_text(jobs: Sequence[Job]) -> str:
         text = f"{text}; and " if seconds else ""
         text += f"{unknown} runs of unknown length: no run of their task and budget is finished"
     return f"time left: {text}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _kind(config: RunConfig) -> tuple[Any, ...]:

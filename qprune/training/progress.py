@@ -3,7 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -12,6 +12,13 @@ SECONDS_BETWEEN_LINES = 10.0
 def say(text: str | Text, stderr: bool = False) -> None:
     """Print a line for people, which is never wrapped."""
     Console(soft_wrap=True, highlight=False, stderr=stderr).print(text)
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Reporter:
@@ -24,9 +31,9 @@ class Reporter:
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
-            columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = TextColumn("{task.fields[epoch]}"), BarColumn(24), TextColumn("{task.description}")
             self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.add_task("", total=self.steps, completed=first_step)
+            self.bar.add_task("", total=self.steps, completed=first_step, epoch="")
 
     def due(self) -> bool:
         """Return whether a status is worth computing now: it waits for the device."""
@@ -36,11 +43,11 @@ class Reporter:
     def show(self, step: int, status: str, permanent: bool = False) -> None:
         """Show a status; a `permanent` one (the end of an epoch) stays on the screen."""
         self.last_line = time.monotonic()
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step, description=status)
-            if not permanent:
-                return
         done = step - self.first_step
-        left = time.gmtime((self.last_line - self.started) / done * (self.steps - step) if done else 0.0)
-        place = f"epoch {(step - 1) // self.steps_per_epoch + 1}/{self.epochs}  step {step}/{self.steps}"
-        self.console.print(f"{place}  {status}  left {time.strftime('%H:%M:%S', left)}")
+        left = duration((self.last_line - self.started) / done * (self.steps - step) if done else 0.0)
+        epoch, steps = f"epoch {(step - 1) // self.steps_per_epoch + 1}/{self.epochs}", f"step {step:,}/{self.steps:,}"
+        if self.bar:
+            task = self.bar.task_ids[0]
+            self.bar.update(task, completed=step, description=f"{steps}  left {left}  {status}", epoch=epoch)
+        if not self.bar or permanent:
+            self.console.print(f"{epoch}  {steps}  {status}  left {left}")

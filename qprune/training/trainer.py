@@ -101,6 +101,8 @@ class Trainer:
         """Train to the end and evaluate. Raises Interrupted, StoppedEarly or RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
         if self._restore():
+            if self.main and not self.steps_taken_over:
+                say(f"resumed at step {self.step:,} of {self.steps:,}")
             self._write_metrics()
         else:
             self._initial = copy.deepcopy(self.state_dict())
@@ -209,7 +211,7 @@ class Trainer:
             self._loss_count += 1
             seconds, started = time.monotonic() - started, time.monotonic()
             self.seconds += self.compiled.training_seconds(seconds) if self.compiled else seconds
-            if reporter.due():
+            if reporter.due() and self.step % self.steps_per_epoch:  # at the end of an epoch it is shown once
                 reporter.show(self.step, self._status(self._mean_loss()))
             if self.step % self.steps_per_epoch:  # at the end of an epoch it is evaluated and logged first
                 self._stop_or_save()

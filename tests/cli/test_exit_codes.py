@@ -1,6 +1,9 @@
 """Failures: one paragraph, an exit code, and the traceback for who asks."""
 
 import errno
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -62,4 +65,27 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypat
 def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fails_with(KeyboardInterrupt(), monkeypatch)
     assert cli.main(["run", *SMOKE]) == 130
-    assert capsys.readouterr().err == "error: interrupted; the same command again resumes from the last checkpoint\n"
+    said = "the same command resumes from the last checkpoint, or begins again without one"
+    assert capsys.readouterr().err == f"error: stopped by SIGINT (Ctrl-C); {said}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("verb", "said"), [("run", "begins again without one"), ("list", "qprune list did not finish")]
+)
+def test_a_signal_before_training_is_no_traceback_and_no_silence(number: int, verb: str, said: str) -> None:
+    """The module that the verb needs sends it, as somebody who types Ctrl-C while torch is loaded."""
+    module = {"run": "qprune.runs.execute", "list": "qprune.cli.list"}[verb]
+    code = (
+        "import sys, signal, importlib.abc\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        f"    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal({int(number)})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"from qprune.cli.main import main; sys.exit(main([{verb!r}, *{[*SMOKE] if verb == 'run' else []}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(number)]
+    assert done.stderr.startswith(f"error: stopped by {signal.Signals(number).name}")
+    assert done.stderr.endswith(f"{said}\n")
+    assert done.stderr.count("\n") == 1

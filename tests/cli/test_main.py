@@ -10,6 +10,7 @@ import pytest
 
 from qprune.cli import main as cli
 from qprune.runs import execute as runner
+from tests.cli.errors import error_of
 from tests.cli.shell import command
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
@@ -47,8 +48,23 @@ def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == "qprune 0.1.0\n"
+    for words in (["--version"], ["run", "--version"], ["list", "runs", "--version"]):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out == "qprune 0.1.0\n"
+
+
+@pytest.mark.parametrize("verb", ["run", "sweep"])
+def test_a_verb_alone_says_what_to_type_and_trains_nothing(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, verb)
+    assert said.startswith(f"qprune {verb} trains a network, for hours with a task's whole recipe; type what to train")
+    assert "task=espcn" in said
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: qprune {verb}")
 
 
 def test_hydra_s_own_flags_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,12 +98,15 @@ def test_a_run_from_the_shell_ends_with_its_row_and_is_found_again(tmp_path: Pat
     words = ("qprune", "run", *SMOKE, "order=prune_first", "results_dir=out")
     first, second = (command(*words, folder=tmp_path) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    row = first.stdout[first.stdout.index("espcn  P0.5(w,f)->Q8(w,f)  seed 0  psnr_db ") :]
-    assert "  mark: synthetic data\n" in row
+    row = first.stdout[first.stdout.index("espcn  P0.5(w,f)->Q8(w,f)  seed 0\n  psnr ") :]
+    assert "\n  not comparable with the paper: synthetic data; " in row
+    assert first.stdout.count("step 64/64") == 1
+    plan = "plan: 4 features quantized, 1 pruned; 3 weights quantized, 1 pruned; 2 tensors not compressed (plan.csv)"
+    assert first.stdout.splitlines()[1].startswith("plan: "), plan
     assert second.stdout.endswith(row)
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "a run writes into its own folder only"
     listed = command("qprune", "list", "runs", "results_dir=out", folder=tmp_path)
-    assert (listed.returncode, listed.stdout.count("P0.5(w,f)->Q8(w,f)")) == (0, 1)
+    assert (listed.returncode, listed.stdout.count("prune_first-P0.5wf-Q8wf-seed0-")) == (0, 1)
 
 
 def test_a_row_that_is_broken_is_named_and_the_others_listed(tmp_path: Path) -> None:
@@ -95,5 +114,5 @@ def test_a_row_that_is_broken_is_named_and_the_others_listed(tmp_path: Path) -> 
     (tmp_path / "out" / "espcn" / "x" / "result.json").write_text("{", encoding="utf-8")
     listed = command("qprune", "list", "runs", "results_dir=out", folder=tmp_path)
     assert listed.returncode == 1
-    assert listed.stdout == "no finished runs below out\n"
+    assert listed.stdout == "no runs below out\n"
     assert listed.stderr.startswith("left out: out/espcn/x/result.json: not readable JSON")

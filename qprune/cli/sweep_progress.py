@@ -1,0 +1,67 @@
+"""Progress of a sweep: a line for each run that has ended, and on a terminal a bar for all of them."""
+
+import json
+import threading
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qprune.training.progress import duration
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class SweepProgress(AbstractContextManager["SweepProgress"]):
+    """Prints the notes that the jobs of a sweep leave in `folder`, as they come."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total, self.seen = folder, total, set[str]()
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.console.file = self.console.file  # that of now: a job's own output goes elsewhere
+        columns = TextColumn("sweep"), BarColumn(24), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn()
+        self.bar = Progress(*columns, console=self.console, transient=True) if self.console.is_terminal else None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "SweepProgress":
+        if self.bar:
+            self.bar.start()
+            self.bar.add_task("sweep", total=self.total)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        if self.bar:
+            self.bar.stop()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            self._look()
+
+    def _look(self) -> None:
+        """Print the notes that are new."""
+        for path in sorted(self.folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name)):
+            if path.name not in self.seen:
+                with suppress(OSError, ValueError):
+                    note = json.loads(path.read_bytes())
+                    self.seen.add(path.name)
+                    self.console.print(escape(f"{len(self.seen)} of {self.total}  {line_of(note)}"))
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=len(self.seen))
+
+
+def line_of(note: dict[str, Any]) -> str:
+    """Say in a line how a job ended: its overrides, and its result or what went wrong."""
+    how = "finished before" if note.get("before") else f"trained in {duration(note.get('seconds', 0.0))}"
+    end = f"{note['result']}  {how}" if not note["exit_code"] else f"not finished: {note['message']}"
+    return f"{' '.join(note['overrides'])}  {end}"

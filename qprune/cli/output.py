@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qprune.config.compose import key_of
-from qprune.config.signature import short_hash
+from qprune.config.signature import MACHINE_KEYS, short_hash
 from qprune.errors import UserError
 
 DEFAULT_RESULTS = "results/runs"
 RESULTS_DIR = "results_dir"
-_OF_NO_ROW = (RESULTS_DIR, "task", "seed")  # they choose among the rows of a table
+_OF_NO_ROW = (*MACHINE_KEYS, "task", "seed")  # they choose among the rows of a table, or change no row
 _LONGEST = 80  # letters
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.tables import DEFAULT_RESULTS, join_all, take
+from qprune.cli.output import results_folder
+from qprune.cli.tables import join_all
 from qprune.config.compose import TABLE
 from qprune.errors import UserError
 from qprune.runs.jobs import presets
@@ -24,7 +25,7 @@ def make(arguments: Sequence[str]) -> int:
         epilog="KEY=VALUE as for qprune tables: results_dir=..., task=..., seed=..., budget=smoke data=synthetic",
     )
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="results_dir=... and overrides for all tables")
-    parser.add_argument("--output", metavar="FILE", help="default: report.html beside results_dir; figures/ beside it")
+    parser.add_argument("--output", metavar="FILE", help="default: report.html in results_dir; figures/ beside it")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="runs whose own figures are drawn (20)")
     parser.add_argument(
@@ -39,11 +40,12 @@ def make(arguments: Sequence[str]) -> int:
             raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
     if options.runs < 0:
         raise UserError(f"--runs={options.runs} is not a whole number >= 0")
-    folder = Path(take(options.keys, "results_dir", DEFAULT_RESULTS))
-    output = Path(options.output) if options.output else folder.parent / "report.html"
+    folder = results_folder(options.keys)
+    keys = [key for key in options.keys if not key.startswith("results_dir=")]
+    output = Path(options.output) if options.output else folder / "report.html"
     figures = output.parent / "figures"
     store = Store.read(folder)
-    joined = join_all(presets(TABLE, options.config_dir), store, options.keys, options.config_dir)
+    joined = join_all(presets(TABLE, options.config_dir), store, keys, options.config_dir)
     for package in ("jinja2", "matplotlib"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[report]'")

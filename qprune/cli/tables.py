@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
+from qprune.cli.output import results_folder, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import tables
 from qprune.reporting.tables import Part, Table, TableRow, Wanted
+from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
 
 ORDER = "order"
-DEFAULT_RESULTS = "results/runs"
-
-
 # A table, its joined parts, and the runs that are missing, as arguments of `qprune run`
 Joined = tuple[Table, list[pd.DataFrame], list[list[str]]]
 
@@ -37,19 +37,21 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"names of tables, {ORDER}, or KEY=VALUE; default: all")
     parser.add_argument("--run-missing", action="store_true", help="carry out the runs that are missing, then join")
     parser.add_argument("--all-pairs", action="store_true", help=f"{ORDER}: also the pairs of too few seeds to decide")
-    parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ beside results_dir")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown in a terminal too")
+    parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ below results_dir")
     parser.add_argument("--config-dir", help="a further folder of configs, with tables in its folder table/")
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
-    folder = Path(take(keys, "results_dir", DEFAULT_RESULTS))
-    output = Path(options.output) if options.output else folder.parent / "tables"
+    if options.run_missing and (given := [key for key in keys if key.startswith("results_dir=")]):
+        Path(given[-1].partition("=")[2]).mkdir(parents=True, exist_ok=True)
+    folder = results_folder(keys)
+    keys = [key for key in keys if not key.startswith("results_dir=")]
+    output = Path(options.output) if options.output else folder / "tables"
     sources = presets(TABLE, options.config_dir)
     for word in words:
         one_of("qprune tables: WHAT", word, [*sources, ORDER])
     chosen = {word: sources[word] for word in words if word != ORDER} if words else sources
-    if options.run_missing:
-        folder.mkdir(parents=True, exist_ok=True)
     store = Store.read(folder)
     joined = join_all(chosen, store, keys, options.config_dir)
     code = 0
@@ -59,10 +61,17 @@ def show(arguments: Sequence[str]) -> int:
     for table, parts, _ in joined:
         texts = {"md": tables.markdown(table, parts), "tex": tables.latex(table, parts), "csv": tables.csv(parts)}
         for suffix, text in texts.items():
-            write_atomically(output / f"table{table.name}.{suffix}", text.encode())
-        print(texts["md"])
+            write_atomically(output / f"{table_file(table.name, keys)}.{suffix}", text.encode())
+        if options.markdown or not sys.stdout.isatty():
+            print(texts["md"])
+        else:
+            print_table(Console(), table, parts)
+    for table, _, _ in joined:
+        print(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
         print(order_text(store, output, options.all_pairs))
+    if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
+        print(missing)
     for problem in store.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if chosen and store.rows and not any((part["n"] > 0).any() for _, parts, _ in joined for part in parts):
@@ -75,6 +84,10 @@ def show(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
     return FAILURE if store.problems else code
+
+
+def _train_command(what: Sequence[str]) -> str:
+    return shlex.join(["qprune", "tables", *(word for word in what if word != ORDER), "--run-missing"])
 
 
 def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], config_dir: str | None) -> list[Joined]:

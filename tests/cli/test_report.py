@@ -38,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [place] = runs.glob(f"espcn/*{row.signature[:10]}")
                 (place / "metrics.csv").write_text(CURVE.format(score=score), encoding="utf-8")
     assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)", "--runs", "4"]) == 0
-    return folder / "report.html"
+    return runs / "report.html"
 
 
 def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
             [place] = runs.glob(f"espcn/*{row.signature[:10]}")
             (place / "metrics.csv").write_text(CURVE.format(score=30.0), encoding="utf-8")
     assert cli.main(["report", f"results_dir={runs}", "task=espcn", "--runs", "1"]) == 0
-    [curve] = (tmp_path / "figures").glob("*-curve.png")
+    [curve] = (tmp_path / "runs" / "figures").glob("*-curve.png")
     assert curve.name.startswith("quantize_first-Q8wf-P0.5wf-seed1-")
 
 
@@ -106,7 +106,7 @@ def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr()
     assert f"counted features: {path.parent}" in printed.out
     assert printed.err.count("left out: no histograms of") == 1
-    assert len(list((tmp_path / "figures").glob("*-features.png"))) == 1
+    assert len(list((tmp_path / "runs" / "figures").glob("*-features.png"))) == 1
 
 
 def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +116,7 @@ def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "runs" / "bad" / ROW_FILE).write_text("{", encoding="utf-8")
     assert cli.main(["report", f"results_dir={tmp_path / 'runs'}", "task=espcn"]) == 1
     assert "result.json: not readable JSON" in capsys.readouterr().err
-    assert "result.json: not readable JSON" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "result.json: not readable JSON" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

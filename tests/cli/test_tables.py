@@ -1,20 +1,26 @@
 """`qprune tables`: the paper's densities from the paper's scores, marks, missing runs, and folders with bad rows."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from qprune.cli import main as cli
+from qprune.cli.tables import join_all
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import TABLE, Composer
 from qprune.reporting.tables import OtherMethod, table_from
+from qprune.reporting.terminal import paper_text, print_table
 from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import presets, yaml_value
+from qprune.runs.store import Store
 from qprune.training.setup import build_task
+from tests.cli.errors import error_of
 from tests.reporting.networks_of_table_5 import COUNTED, NAMED, elements
 from tests.reporting.rows import store_row
 
@@ -46,14 +52,14 @@ def test_the_paper_s_scores_give_the_paper_s_densities(tmp_path: Path, capsys: p
     for task_name in BUILT:
         assert cli.main(["tables", f"task={task_name}", f"results_dir={tmp_path / 'runs'}"]) == 0
         for name in ("3", "4") if task_name == "espcn" else ("3", "4", "5"):
-            table = pd.read_csv(tmp_path / "tables" / f"table{name}.csv")
+            table = pd.read_csv(tmp_path / "runs" / "tables" / f"table{name}.csv")
             ours = table[table["n"] > 0]
             assert ours["difference"].abs().max() == 0
             assert ours["density_paper"].round(2).tolist() == ours["paper_density"].tolist()
-    five = pd.read_csv(tmp_path / "tables" / "table5.csv")
+    five = pd.read_csv(tmp_path / "runs" / "tables" / "table5.csv")
     sizes = five[["weight_mb_paper", "feature_mb_paper"]].round(2).to_numpy().tolist()
     assert sizes[:2] == [[9.19, 55.20], [9.19, 27.60]]
-    assert "missing" not in (tmp_path / "tables" / "table4.md").read_text(encoding="utf-8")
+    assert "missing" not in (tmp_path / "runs" / "tables" / "table4.md").read_text(encoding="utf-8")
 
 
 OTHERS = TABLES["5"].parts[0].other
@@ -89,7 +95,7 @@ def test_a_marked_row_never_passes_for_the_paper_s(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert "| Baseline [a,b] | 30.00 | 1 | 32.84 | -2.84 |" in printed
     assert "- [a] synthetic data\n- [b] budget=smoke\n" in printed
-    tex = (tmp_path / "tables" / "table4.tex").read_text(encoding="utf-8")
+    tex = (tmp_path / "runs" / "tables" / "table4-smoke-synthetic.tex").read_text(encoding="utf-8")
     assert "[a] synthetic data" in tex
     assert r"\toprule" in tex
     assert r"P0.5(w,f)$\to$Q8(w,f)" in tex
@@ -190,7 +196,7 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsy
     keys = ["data=synthetic", "budget=smoke", "budget.steps_per_epoch=3", "trainer.threads=1"]
     options = [f"results_dir={tmp_path / 'runs'}", "--config-dir", str(tmp_path / "configs"), "--run-missing"]
     assert cli.main(["tables", "mine", *keys, *options]) == 0
-    table = pd.read_csv(tmp_path / "tables" / "tablemine.csv")
+    table = pd.read_csv(tmp_path / "runs" / "tables" / "tablemine-smoke-synthetic-budget.steps_per_epoch_3.csv")
     assert table["n"].tolist() == [1]
     rows, problems = read_rows(tmp_path / "runs")
     assert (len(rows), problems) == (2, [])
@@ -207,3 +213,59 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsy
 def test_an_unknown_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tables", "4", "task=espcm", f"results_dir={tmp_path}"]) == 2
     assert "task='espcm' is not one of " in capsys.readouterr().err
+
+
+def test_tables_are_written_below_results_dir_one_name_per_budget_and_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Composer() as composer:
+        store_row(composer, [*ESPCN, "order=baseline", "data=synthetic", "budget=smoke"], tmp_path / "runs")
+    for keys in ([], ["budget=smoke", "data=synthetic"], ["budget=smoke", "data=synthetic", "quantize.bits=4"]):
+        assert cli.main(["tables", "4", *ESPCN, *keys, f"results_dir={tmp_path / 'runs'}"]) == 0
+    written = sorted(path.stem for path in (tmp_path / "runs" / "tables").glob("*.md"))
+    assert written == ["table4", "table4-smoke-synthetic", "table4-smoke-synthetic-quantize.bits_4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    printed = capsys.readouterr().out
+    assert f"written: {tmp_path / 'runs' / 'tables' / 'table4-smoke-synthetic'}.md, .tex and .csv\n" in printed
+    command = f"qprune tables 4 task=espcn results_dir={tmp_path / 'runs'} --run-missing"
+    assert f"3 of 3 rows lack runs; to train them: {command}\n" in printed
+
+
+def test_a_folder_that_is_named_and_not_there_is_an_error_and_stays_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "published").mkdir()
+    for verb in ("tables", "report"):
+        said = error_of(capsys, verb, f"results_dir={tmp_path / 'runs'}")
+        assert said == f"there is no folder {tmp_path / 'runs'}; name the one that holds the runs with results_dir=..."
+    assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_fits_a_terminal(width: int, tmp_path: Path) -> None:
+    with Composer() as composer:
+        for seed in range(2):
+            words = [*ESPCN, "order=prune_first", f"seed={seed}"]
+            store_row(composer, words, tmp_path / "runs", score=31.0 + seed, marks=["a note"])
+    store = Store.read(tmp_path / "runs")
+    [(table, parts, _)] = join_all({"4": presets(TABLE)["4"]}, store, ESPCN, None)
+    console = Console(width=width, file=io.StringIO())
+    print_table(console, table, parts)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    [ours] = [line.split() for line in lines if line.startswith("P0.5(w,f)->Q8(w,f) [a")]
+    assert ours[2:8] == ["31.50", "±", "0.71", "2", "31.03", "+0.47"]
+    assert "  [a] a note" in lines
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "command", "text"),
+    [
+        ("fid", 135.0, "x", "135.0"),
+        ("fid", 83.72, "x", "83.72"),
+        ("top1_percent", 92.6, "x", "92.60"),
+        ("t", 93, "", "93"),
+    ],
+)
+def test_the_paper_s_scores_have_the_paper_s_digits(metric: str, score: float, command: str, text: str) -> None:
+    assert paper_text({"metric": metric, "paper_score": score, "command": command}) == text

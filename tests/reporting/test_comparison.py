@@ -39,7 +39,7 @@ def test_a_difference_in_every_seed_is_shown(tmp_path: Path, capsys: pytest.Capt
         "- espcn, P0.5(w,f) and Q8(w,f) (paper, real data): prune first is better by 1.08 +- 0.06 dB (95 % "
     )
     assert line.endswith("5 seeds)")
-    assert (tmp_path / "tables" / "order.md").exists()
+    assert (tmp_path / "runs" / "tables" / "order.md").exists()
 
 
 def test_smaller_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_pairs_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytest.Capt
         "- 1 pair of fewer than 5 seeds: too few to decide; shown by: qprune tables order --all-pairs",
         "",
     ]
-    assert (tmp_path / "tables" / "order.md").read_text(encoding="utf-8") == shown.removesuffix("\n")
+    assert (tmp_path / "runs" / "tables" / "order.md").read_text(encoding="utf-8") == shown.removesuffix("\n")
     assert cli.main([*command, "--all-pairs"]) == 0
     every = capsys.readouterr().out
     assert every.splitlines()[:3] == shown.splitlines()[:3]

@@ -89,6 +89,8 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     asked = [f"--{name}" for name in ("multirun", "cfg", "info") if getattr(options, name)]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be given together; type one of them")
+    if options.resolve and not options.cfg:
+        raise UserError("--resolve belongs to --cfg; type --cfg job --resolve")
     overrides = expand(options.overrides, options.config_dir)
     for_hydra = [*(word for word in arguments if word not in options.overrides), *overrides]
     if options.cfg and not options.resolve:

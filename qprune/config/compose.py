@@ -119,9 +119,11 @@ class Composer(ExitStack):
         parsed = self.parse(overrides)
         texts = [str(override.input_line) for override in parsed]
         try:
-            return compose(self.config_name, overrides=[*self.places, *texts], return_hydra_config=True)
+            config = compose(self.config_name, overrides=[*self.places, *texts], return_hydra_config=True)
         except _REFUSALS as error:
             raise self._explained(error, parsed) from error
+        self._check_schedule(config, parsed)
+        return config
 
     def refuse_several(self, overrides: Sequence[str]) -> None:
         """Raise UserError for an override that has several values."""
@@ -154,7 +156,22 @@ class Composer(ExitStack):
             raise
         except _REFUSALS as error:
             raise self._explained(error, parsed) from error
+        self._check_schedule(config, parsed)
         return config
+
+    def _check_schedule(self, config: DictConfig, parsed: Sequence[Override]) -> None:
+        """Raise UserError where an order has operators and neither a schedule nor the task's config has times."""
+        for override in parsed:
+            if override.key_or_group == "schedule" and not override.is_sweep_override():
+                one_of("schedule", str(override.input_line).partition("=")[2].strip("'\""), self.choices("schedule"))
+        times = (config.schedule.get(key) for key in ("t_qw", "t_qf", "t_p", "slots"))
+        if config.order.steps and all(time is None for time in times):
+            name = f"{config.task.name}/{config.order.name}"
+            raise UserError(
+                f"there is no schedule {name!r} for this task in this order; write one as schedule/{name}.yaml in a "
+                "folder given with --config-dir, give schedule.slots for all orders in the task's YAML, or borrow one "
+                "with schedule=TASK/ORDER (qprune list schedules)"
+            )
 
     def jobs(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
         """List the overrides of each run of a sweep, as Hydra's own sweeper does."""
@@ -196,12 +213,6 @@ class Composer(ExitStack):
         if not isinstance(error, MissingConfigException):
             return
         missing = error.missing_cfg_file or ""
-        if missing.startswith("schedule/"):
-            raise UserError(
-                f"there is no schedule {missing.removeprefix('schedule/')!r} for this task in this order; write one as "
-                f"{missing}.yaml in a folder given with --config-dir, borrow one with schedule=TASK/ORDER "
-                "(qprune list schedules), or type protocol=mirrored, which has times for every order"
-            )
         raise UserError(f"there is no config {missing!r}" if missing else str(error).splitlines()[-1])
 
 

@@ -84,7 +84,7 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFram
                 fields["density_paper"] = density(task, row.score, bits.size_bits())
                 store_row(composer, overrides, folder / "runs", **fields)
     assert cli.main(["tables", *dict(parts), f"task={task}", *keys, f"results_dir={folder / 'runs'}"]) == 0
-    return pd.concat([pd.read_csv(folder / "runs" / "tables" / f"table{name}.csv") for name, _ in parts])
+    return pd.concat([pd.read_csv(next((folder / "runs" / "tables").glob(f"table{name}*.csv"))) for name, _ in parts])
 
 
 @pytest.mark.parametrize("task", ["pix2pix", "cyclegan", "faster_rcnn"])

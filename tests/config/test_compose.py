@@ -29,7 +29,7 @@ SEED = "seed='abc' is not a whole number in [0, 4611686018427387904]"
 TEXT = "is not text; quote what YAML reads as something else"
 NOT_FOUND = "KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_VARIABLE' not found\""
 QUOTE = "quote what Hydra reads as special, for example 'data.root=\"/a folder\"'"
-LISTS = "tasks, orders, protocols, schedules, budgets, data, runs"
+LISTS = "tasks, orders, protocols, schedules, budgets, data, loggers, launchers, sweeps, tables, runs"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_schedule_that_is_missing_says_where_to_write_it(capsys: pytest.Captur
     (tmp_path / "task" / "mine.yaml").write_text("# @package _global_\ntask: {name: mine}\n", encoding="utf-8")
     assert error_of(capsys, "run", "--config-dir", str(tmp_path), "task=mine", "order=prune_first") == (
         "there is no schedule 'mine/prune_first' for this task in this order; write one as schedule/mine/prune_first."
-        "yaml in a folder given with --config-dir, borrow one with schedule=TASK/ORDER (qprune list schedules), or "
-        "type protocol=mirrored, which has times for every order"
+        "yaml in a folder given with --config-dir, give schedule.slots for all orders in the task's YAML, or borrow "
+        "one with schedule=TASK/ORDER (qprune list schedules)"
     )
 
 

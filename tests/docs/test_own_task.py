@@ -87,7 +87,7 @@ def test_every_error_of_the_page_is_met(folder: Path) -> None:
     assert "task._target_=my_task.MyTask cannot be imported" in no_path.stderr
     no_schedule = typed(folder, f"{SETTINGS}\n{plan} schedule.slots=null")
     assert no_schedule.returncode == 2
-    assert "there is no schedule for the task my_task in the order prune_first; " in no_schedule.stderr
+    assert "there is no schedule 'my_task/prune_first' for this task in this order; " in no_schedule.stderr
     no_site = typed(folder, f"{SETTINGS}\n{plan} 'task.sites.prune_features=[3x]'")
     assert no_site.returncode == 2
     assert "sites.prune_features: the glob '3x' matches none of the network's 6 paths" in no_site.stderr

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
 from qprune.cli.output import results_folder
 from qprune.cli.tables import join_all
 from qprune.config.compose import TABLE
-from qprune.errors import UserError
+from qprune.errors import UserError, counted
 from qprune.runs.jobs import presets
 from qprune.runs.store import Store
 
@@ -53,7 +56,10 @@ def make(arguments: Sequence[str]) -> int:
 
     if options.histograms:
         _count_features(store)
-    text = page(store, [(table, parts) for table, parts, _ in joined], figures, options.runs)
+    print(f"{counted(len(store.rows), 'run')} below {folder}: drawing the figures", flush=True)
+    with Console(stderr=True).status("") as status:
+        shown = [(table, parts) for table, parts, _ in joined]
+        text = page(store, shown, figures, options.runs, lambda what: status.update(escape(what)))
     write_atomically(output, text.encode())
     print(f"report: {output}\nfigures: {figures}")
     for problem in store.problems:

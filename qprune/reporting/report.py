@@ -1,8 +1,10 @@
 """One self-contained HTML page about the stored runs; no network needed."""
 
 import base64
+import io
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
@@ -25,23 +28,29 @@ from qprune.errors import UserError
 from qprune.reporting import figures, tables
 from qprune.reporting.comparison import compare_orders, differing_keys, too_few_text
 from qprune.reporting.figures import Names, Pixels
+from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
-from qprune.runs.row import Row, row_cells
+from qprune.runs.row import Row
+from qprune.runs.row_text import digits, score_text, size_bits
 from qprune.runs.store import Store
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
 _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
+_HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", "budget", "data", "notes")
+_FILTERS = ("task", "budget", "data")
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
 Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
-def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn: int) -> str:
+def page(
+    store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn: int, note: Callable[[str], None]
+) -> str:
     """Write the page and its figures; what is wrong goes to the store's problems.
 
     joined: figures use the tables' names of scores and units. runs_drawn: runs whose own figures are in the page, a
-    seed of every recipe before the others.
+    seed of every recipe before the others. note: called with the caption of each figure that is drawn.
     """
     parts = [part for table, _ in joined for part in table.parts]
     names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
@@ -53,36 +62,57 @@ def page(store: Store, joined: Sequence[Joined], figure_folder: Path, runs_drawn
     def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
         found = []
         for name, caption, figure in pictures:
-            svg = base64.b64encode(figures.save(figure, figure_folder, name)).decode()
-            found.append({"data": f"data:image/svg+xml;base64,{svg}", "caption": caption})
+            note(f"{caption}: {name}")
+            figures.save(figure, figure_folder, name)
+            found.append({"data": _webp(figure_folder / f"{name}.png"), "caption": caption})
         return found
 
-    def run(row: Row) -> dict[str, Any]:
+    def details(row: Row) -> dict[str, Any]:
         place, is_drawn = store.folders[row.signature].path, row.signature in chosen
         paths = [place / name for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))]
         texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists()}
         pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
-        return {"row": row, "name": place.name, "figures": pictures, "files": texts}
+        return {"name": f"{row.task}/{place.name}", "figures": pictures, "files": texts}
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
-        rows=rows,
-        marked=sum(bool(row.marks) for row in rows),
+        noted=sum(bool(row.marks) for row in rows),
+        summary=list(summaries(rows, recipes(store, rows))),
         comparisons=comparisons,
         too_few_text=too_few_text,
         tables=[{"name": t.name, "title": t.title, "parts": list(map(tables.cells, parts))} for t, parts in joined],
         headings=tables.HEADINGS,
         letter=tables.letter,
         figures=saved(figures_of_runs(store, rows, names, units)),
-        run_headings=list(row_cells(rows[0])) if rows else [],
-        run_lines=[list(row_cells(row).values()) for row in rows],
-        links=[f"run-{row.signature[:10]}" for row in rows],
-        runs=[run(row) for row in rows],
+        run_headings=_HEADINGS,
+        runs=[{"key": row.signature[:10], "cells": _cells(row)} for row in rows],
+        filters={name: sorted({_cells(row)[_HEADINGS.index(name)] for row in rows}) for name in _FILTERS},
+        details=_script_json({row.signature[:10]: details(row) for row in rows}),
         left=len(rows) - len(chosen),
         problems=store.problems,
     )
+
+
+def _cells(row: Row) -> list[str]:
+    """Return a row's cells, one for each of _HEADINGS."""
+    score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
+    numbers = [str(row.seed), score, size, digits(row.density_actual)]
+    return [row.signature[:10], row.task, row.notation, *numbers, row.budget, row.data_source, "; ".join(row.marks)]
+
+
+def _webp(path: Path) -> str:
+    """Return a picture as the address of a small copy within the page."""
+    content = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").save(content, format="WEBP", quality=80, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _script_json(value: Any) -> Markup:
+    """Return JSON that may stand in a script element: nothing in it ends the element."""
+    return Markup(json.dumps(value).replace("<", "\\u003c"))
 
 
 def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:

@@ -89,19 +89,3 @@ def _explained(error: ValidationError) -> str:
         case "literal_error":
             return f"schema_version is {given!r}, and this version of qprune reads {SCHEMA_VERSION}"
     return f"{field} is {given!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def row_cells(row: Row) -> dict[str, str]:
-    """Return a row for a table of runs: text by heading, with `actual` sizes."""
-    return {
-        "recipe": row.notation,
-        "task": row.task,
-        "seed": str(row.seed),
-        "score": f"{row.score:.4g} {row.metric}",
-        "weights Mb": f"{row.weight_bits_actual / 1e6:.4g}",
-        "features Mb": f"{row.feature_bits_actual / 1e6:.4g}",
-        "density": f"{row.density_actual:.4g}",
-        "budget": row.budget,
-        "data": row.data_source,
-        "marks": "; ".join(row.marks),
-    }

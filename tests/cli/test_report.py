@@ -1,5 +1,7 @@
 """The report: self-contained, escaped, and in a real browser where this machine has one."""
 
+import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -47,6 +49,7 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> No
     assert "https://" not in text
     assert "&lt;script&gt;console.error" in text
     assert text.count("<script>") == 1
+    assert "<script>console" not in text
     assert len(list((report.parent / "figures").glob("*.svg"))) == len(list((report.parent / "figures").glob("*.png")))
     for path in (report.parent / "figures").glob("*.svg"):
         assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
@@ -62,10 +65,22 @@ def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:
 
 def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
-    assert text.count("<summary>config.yaml</summary>") == 6
+    details = json.loads(re.search(r'id="details">(.*?)</script>', text, re.DOTALL)[1])
+    assert [sorted(run["files"])[:1] for run in details.values()] == [["config.yaml"]] * 6
+    assert sorted(len(run["figures"]) > 0 for run in details.values()) == [False] * 2 + [True] * 4
+    assert len(text) < 3e6 / 180 * 6 + 3e5  # 180 runs stay below 3 MB
     curves = sorted(path.name for path in (report.parent / "figures").glob("*-curve.svg"))
     assert [sum(f"seed{seed}" in name for name in curves) for seed in range(2)] == [3, 1]
-    assert "The figures of 2 further runs are left out" in text
+    assert "The page has no figures of 2 further runs" in text
+
+
+def test_the_summary_names_the_float_network_and_the_models_to_look_at(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    summary = text[text.index('id="summary"') : text.index('id="order"')]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", summary)
+    assert cells[:6] == ["float network", "Baseline", "30.05 dB ± 0.07 (n = 2)", "3.00", "", "9.00"]
+    assert cells[6:9] == ["best score", "Q8(w,f)-&gt;P0.5(w,f)", "32.05 dB ± 0.07 (n = 2)"]
+    assert [cells[12], cells[18]] == ["densest", "smallest that loses at most 1%"]
 
 
 def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
@@ -155,14 +170,20 @@ def test_in_chromium(report: Path, browser: Any) -> None:
     browser.get(report.as_uri())
     heads = browser.find_elements("css selector", "#runs th button")
     by_score = sorted(30.0 + i + seed / 10 for i in range(3) for seed in range(2))
-    heads[3].click()
-    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in by_score]
-    heads[3].click()
-    assert column(browser, 3) == [f"{score:.4g} psnr_db" for score in reversed(by_score)]
+    heads[4].click()
+    assert column(browser, 4) == [f"{score:.2f} dB" for score in by_score]
+    heads[4].click()
+    assert column(browser, 4) == [f"{score:.2f} dB" for score in reversed(by_score)]
     heads[0].click()
     assert column(browser, 0) == sorted(column(browser, 0))
-    browser.find_element("css selector", "#runs tbody a").click()
-    becomes_true(browser, "return location.hash && document.querySelector(location.hash).open")
+    browser.find_element("css selector", "input[type=search]").send_keys("baseline seed")
+    becomes_true(browser, "return document.querySelector('#runs output').textContent === '0 of 6'")
+    browser.find_element("css selector", "input[type=search]").clear()
+    browser.find_element("css selector", "input[type=search]").send_keys("Q8(w,f)->P0.5")
+    becomes_true(browser, "return document.querySelector('#runs output').textContent === '2 of 6'")
+    browser.find_element("css selector", "#runs tbody tr:not([hidden]) a").click()
+    becomes_true(browser, "return document.querySelector('dialog').open")
+    becomes_true(browser, "return document.querySelectorAll('dialog pre').length > 0")
     becomes_true(browser, "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)

@@ -64,7 +64,7 @@ def page(
         for name, caption, figure in pictures:
             note(f"{caption}: {name}")
             figures.save(figure, figure_folder, name)
-            found.append({"data": _webp(figure_folder / f"{name}.png"), "caption": caption})
+            found.append({"data": _webp(figure_folder / f"{name}.png"), "caption": caption, "name": name})
         return found
 
     def details(row: Row) -> dict[str, Any]:
@@ -74,18 +74,21 @@ def page(
         pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
         return {"name": f"{row.task}/{place.name}", "figures": pictures, "files": texts}
 
+    summary = list(summaries(rows, lambda group: recipes(store, group)))
+    drawn = saved(figures_of_runs(store, rows, names, units))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
         noted=sum(bool(row.marks) for row in rows),
-        summary=list(summaries(rows, recipes(store, rows))),
+        summary=summary,
+        opening=next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None),
         comparisons=comparisons,
         too_few_text=too_few_text,
         tables=[{"name": t.name, "title": t.title, "parts": list(map(tables.cells, parts))} for t, parts in joined],
         headings=tables.HEADINGS,
         letter=tables.letter,
-        figures=saved(figures_of_runs(store, rows, names, units)),
+        figures=drawn,
         run_headings=_HEADINGS,
         runs=[{"key": row.signature[:10], "cells": _cells(row)} for row in rows],
         filters={name: sorted({_cells(row)[_HEADINGS.index(name)] for row in rows}) for name in _FILTERS},

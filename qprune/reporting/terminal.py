@@ -1,7 +1,7 @@
 """Tables of the paper's values beside ours, as a terminal shows them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -41,7 +41,7 @@ def missing_text(parts: Sequence[pd.DataFrame], command: str) -> str:
     return f"{missing} of {len(rows)} rows lack runs; to train them: {command}" if missing else ""
 
 
-def paper_text(row: dict[str, Any]) -> str:
+def paper_text(row: Mapping[Any, Any]) -> str:
     """Write the paper's score as the paper does: FIDs and scores of others with the digits that they have."""
     score = row["paper_score"]
     if math.isnan(score):
@@ -49,7 +49,7 @@ def paper_text(row: dict[str, Any]) -> str:
     return repr(score) if row["metric"] == "fid" else f"{score:g}" if not row["command"] else f"{score:.2f}"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Mapping[Any, Any]) -> list[str]:
     spread = f" ± {row['score_sd']:.2f}" if row["n"] > 1 else ""
     own = "actual" if row["n"] else "paper"  # other methods have the paper's sizes alone
     size = row[f"weight_mb_{own}"] + row[f"feature_mb_{own}"]

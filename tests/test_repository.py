@@ -162,7 +162,7 @@ def test_the_framework_stays_small() -> None:
     sources = [*FRAMEWORK, *(ROOT / "qprune").rglob("*.c")]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
     assert max(lines.values()) <= 500
-    assert len(sources) <= 95
+    assert len(sources) <= 100
     assert sum(lines.values()) <= 12_500  # 11,500 is the goal
 
 

@@ -20,7 +20,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_writes_a_task_its_config_and_its_test(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_a_task_its_config_and_its_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "new"
+    assert cli.main(["new", "task", "two_arms", "--folder", str(folder)]) == 0
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == WRITTEN
     printed = capsys.readouterr().out
     assert all(f"{folder / name}: " in printed for name in WRITTEN)

@@ -126,7 +126,7 @@ def _write_average(
 ) -> Any:
     """Write an average with its `divisor_override`, which torch's own translation drops."""
     include, divisor = counted[0] if counted else True, counted[1] if len(counted) > 1 else None
-    places = {"kernel_shape": kernel, "strides": list(stride or kernel), "pads": [*padding, *padding]}
+    places: dict[str, Any] = {"kernel_shape": kernel, "strides": list(stride or kernel), "pads": [*padding, *padding]}
     mean = op.AveragePool(x, ceil_mode=int(ceil_mode), count_include_pad=int(include or bool(divisor)), **places)
     return op.Mul(mean, constant(kernel[0] * kernel[1] / divisor)) if divisor else mean
 

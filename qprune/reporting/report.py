@@ -158,15 +158,17 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             drawing = figures.score_by_window(windows, key[3], key[0], names)
             yield f"{name}-window", f"{head}{marked}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
-    for key in sorted({(row.budget, row.data_source) for row in rows}):
+    for conditions in sorted({(row.budget, row.data_source) for row in rows}):
         runs: dict[str, list[dict[str, Any]]] = {}
         for row in sorted(rows, key=lambda row: (row.task, row.order != "quantize_only", row.notation, row.seed)):
             sites = _list(store.folders[row.signature].path / run_files.HISTOGRAMS_FILE)
-            if (row.budget, row.data_source) == key and sites and not any(label.startswith(row.task) for label in runs):
+            is_first = not any(label.startswith(row.task) for label in runs)
+            if sites and is_first and (row.budget, row.data_source) == conditions:
                 runs[figures.title_of(row)] = sites
         if len(runs) > 1:
-            caption = f"budget {key[0]}, {key[1]} data: features of the tasks on their test sets, before quantization"
-            yield f"{'-'.join(key)}-tails", caption, figures.feature_tails(runs)
+            budget, data = conditions
+            caption = f"budget {budget}, {data} data: features of the tasks on their test sets, before quantization"
+            yield f"{budget}-{data}-tails", caption, figures.feature_tails(runs)
 
 
 def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> dict[str, str]:

@@ -19,7 +19,9 @@ COPIED = (run_files.METRICS_FILE, run_files.OPERATORS_FILE, run_files.HISTOGRAMS
 
 
 def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
-    """Copy good rows to the folder `published`, without paths of the machine; what is there already stays.
+    """Copy good rows to the folder `published`, without paths of the machine.
+
+    What is there already stays, unless its arithmetic is older.
 
     Pictures are copied for the seed 0 alone.
 
@@ -37,8 +39,12 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
     for signature in own:
         source = store.folders[signature].path
         folder = target / source.relative_to(results_dir)
-        if signature not in store.rows or (folder / run_files.ROW_FILE).exists():
+        if signature not in store.rows:
             continue
+        if (there := run_files.RunFolder(folder)).finished:
+            if there.row().arithmetic >= store.rows[signature].arithmetic:
+                continue
+            shutil.rmtree(folder)
         if config := store.folders[signature].config():
             config |= {"data": config["data"] | {"root": "data"}, "results_dir": "results/runs"}  # of no machine
             write_atomically(folder / run_files.CONFIG_FILE, yaml.safe_dump(config, sort_keys=False).encode())
@@ -52,10 +58,10 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
         for name in COPIED:
             if (source / name).exists():
                 write_atomically(folder / name, (source / name).read_bytes())
-        row = (source / run_files.ROW_FILE).read_bytes()
+        row = (source / run_files.ROW_FILE).read_bytes()  # without the marks that a store adds
         # Checksums of their own, since configs differ; the store has checked those of the run's folder.
-        there = [name for name in (run_files.CONFIG_FILE, *COPIED) if (folder / name).exists()]
-        run_files.RunFolder(folder).write_sums(there, **{run_files.ROW_FILE: row})
+        present = [name for name in (run_files.CONFIG_FILE, *COPIED) if (folder / name).exists()]
+        run_files.RunFolder(folder).write_sums(present, **{run_files.ROW_FILE: row})
         write_atomically(folder / run_files.ROW_FILE, row)  # last: a folder with a row is complete
         new.append(str(folder.relative_to(target)))
     return target, new, store.problems

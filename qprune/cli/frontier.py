@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import qprune
 from qprune.atomic_write import write_atomically
 from qprune.cli import exit_codes
 from qprune.config.signature import short_hash
@@ -42,7 +43,10 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--exhaustive", action="store_true", help="carry out every run of the grid to its end")
     parser.add_argument("--config-dir", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
-    grid = grid_of(options.overrides, options.config_dir, options.exhaustive)
+    arithmetic = None if options.finished else qprune.ARITHMETIC
+    grid = grid_of(options.overrides, options.config_dir, options.exhaustive, arithmetic)
+    for text in grid.left_out:
+        print(f"left out: {text}", file=sys.stderr)
     print(asked_text(grid, runs=not options.finished))
     if not options.finished:
         jobs = {run: Job((), grid.configs[run], folder.path, *folder.state()) for run, folder in grid.folders.items()}

@@ -281,9 +281,11 @@ def _summary_text(jobs: Sequence[Job]) -> str:
 def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return mean, deviation and n per combination of values but the seed's."""
     same = set.intersection(*(set(job.overrides) for job in jobs))
+    versions = {job.row.arithmetic for job in jobs if job.row}
     lines: list[dict[str, Any]] = []
     for job in jobs:
         own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
+        own += [f"[arithmetic {job.row.arithmetic}]"] if job.row and len(versions) > 1 else []
         lines.append({"overrides": " ".join(own) or "all"} | (vars(job.row) if job.row else {}))
     numbers = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
     runs = pd.DataFrame(lines, columns=["overrides", "notation", "metric", *numbers, "marks"], dtype=object)

@@ -1,6 +1,8 @@
 """`qprune tables`: the paper's tables from stored rows, and the better order."""
 
 import argparse
+import itertools
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from qprune.cli.output import results_folder, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import tables
+from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
 from qprune.reporting.tables import Part, Table, TableRow, Wanted
 from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
@@ -32,11 +35,14 @@ def show(arguments: Sequence[str]) -> int:
         "qprune tables",
         description="Join the stored rows with the paper's tables; print them and write Markdown, LaTeX and CSV.",
         epilog="task=NAME picks parts; seed=range(5) says which seeds must be there (default: 0; others count too); "
-        "further KEY=VALUE hold for all rows, for example: qprune tables 4 task=espcn budget=smoke data=synthetic",
+        "further KEY=VALUE hold for all rows, for example: qprune tables 4 task=espcn budget=smoke data=synthetic. "
+        f"{ORDER} takes task, budget and data, protocol={'|'.join(PROTOCOLS)}, and margin=0.1, the difference that "
+        "would matter, without which no equality is shown. arithmetic=1 reads the rows of that version alone.",
     )
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"names of tables, {ORDER}, or KEY=VALUE; default: all")
     parser.add_argument("--run-missing", action="store_true", help="carry out the runs that are missing, then join")
     parser.add_argument("--all-pairs", action="store_true", help=f"{ORDER}: also the pairs of too few seeds to decide")
+    parser.add_argument("--recovery", action="store_true", help="columns of the training left after the last events")
     parser.add_argument("--markdown", action="store_true", help="print Markdown in a terminal too")
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ below results_dir")
     parser.add_argument("--config-dir", help="a further folder of configs, with tables in its folder table/")
@@ -47,29 +53,31 @@ def show(arguments: Sequence[str]) -> int:
         Path(given[-1].partition("=")[2]).mkdir(parents=True, exist_ok=True)
     folder = results_folder(keys)
     keys = [key for key in keys if not key.startswith("results_dir=")]
+    arithmetic, margin = read_arithmetic(keys), _margin(keys)
     output = Path(options.output) if options.output else folder / "tables"
     sources = presets(TABLE, options.config_dir)
     for word in words:
         one_of("qprune tables: WHAT", word, [*sources, ORDER])
     chosen = {word: sources[word] for word in words if word != ORDER} if words else sources
-    store = Store.read(folder)
+    store = Store.read(folder, arithmetic)
     joined = join_all(chosen, store, keys, options.config_dir)
     code = 0
     if options.run_missing and (commands := [command for _, _, missing in joined for command in missing]):
-        code, store = _run(commands, folder, options.config_dir), Store.read(folder)
+        code, store = _run(commands, folder, options.config_dir), Store.read(folder, arithmetic)
         joined = join_all(chosen, store, keys, options.config_dir)
     for table, parts, _ in joined:
-        texts = {"md": tables.markdown(table, parts), "tex": tables.latex(table, parts), "csv": tables.csv(parts)}
+        texts = {"md": tables.markdown(table, parts, options.recovery), "csv": tables.csv(parts)}
+        texts["tex"] = tables.latex(table, parts, options.recovery)
         for suffix, text in texts.items():
             write_atomically(output / f"{table_file(table.name, keys)}.{suffix}", text.encode())
-        if options.markdown or not sys.stdout.isatty():
+        if options.markdown or options.recovery or not sys.stdout.isatty():
             print(texts["md"])
         else:
             print_table(Console(), table, parts)
     for table, _, _ in joined:
         print(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
-        print(order_text(store, output, options.all_pairs))
+        print(order_text(store, output, keys, margin, options.all_pairs))
     if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
         print(missing)
     for problem in store.problems:
@@ -165,23 +173,38 @@ class _Rows:
         return signatures
 
 
-def order_text(store: Store, output: Path, all_pairs: bool = False) -> str:
+def order_text(
+    store: Store, output: Path, keys: Sequence[str] = (), margin: float | None = None, all_pairs: bool = False
+) -> str:
     """Compare the orders in sentences with their marks, and write order.md.
 
-    all_pairs: whether pairs of too few seeds to decide get sentences too; else they share a line.
+    Args:
+        store: The runs.
+        output: Where order.md goes.
+        keys: `task`, `budget`, `data` and `protocol` pick runs; others are ignored.
+        margin: The difference that would matter, in the score's unit.
+        all_pairs: Whether comparisons of too few seeds to decide get sentences too; else they share a line.
     """
-    from qprune.reporting.comparison import compare_orders, too_few_text
-
-    found = compare_orders(store)
-    shown = [comparison for comparison in found if all_pairs or comparison.can_decide]
+    given = dict(key.split("=", 1) for key in keys)
+    names = {"task": "task", "budget": "budget", "data": "data_source"}
+    wanted = {field: given[key] for key, field in names.items() if key in given}
+    found = compare_orders(store, given.get("protocol"), margin, **wanted)
+    if margin is not None and len(metrics := {comparison.metric for comparison in found}) > 1:
+        raise UserError(
+            f"margin={margin:g} is in the unit of one score, not of {', '.join(sorted(metrics))}; add task=..."
+        )
     lines = ["## Which order is better", ""]
-    for comparison in shown:
-        marks = f" [{'; '.join(comparison.marks)}]" if comparison.marks else ""
-        lines.append(f"- {comparison.sentence()}{marks}")
-    if few := len(found) - len(shown):
-        lines.append(f"- {too_few_text(few)}; shown by: qprune tables {ORDER} --all-pairs")
-    if not found:
-        lines.append("no seed has been trained in both orders with the same settings")
+    for heading, group in itertools.groupby(found, key=lambda comparison: comparison.heading):
+        comparisons = list(group)
+        shown = [comparison for comparison in comparisons if all_pairs or comparison.can_decide]
+        lines += [f"### {heading}", ""]
+        for comparison in shown:
+            marks = f" [{'; '.join(comparison.marks)}]" if comparison.marks else ""
+            lines.append(f"- {comparison.sentence()}{marks}")
+        if few := len(comparisons) - len(shown):
+            lines.append(f"- {too_few_text(few)}; shown by: qprune tables {ORDER} --all-pairs")
+        lines.append("")
+    lines += [METHOD] if found else ["no seed has been trained in both orders with the same settings"]
     text = "\n".join([*lines, ""])
     write_atomically(output / "order.md", text.encode())
     return text
@@ -211,6 +234,25 @@ def take(keys: list[str], name: str, default: str) -> str:
     found = [key for key in keys if key.partition("=")[0] == name]
     keys[:] = [key for key in keys if key not in found]
     return found[-1].partition("=")[2] if found else default
+
+
+def read_arithmetic(keys: list[str]) -> int | None:
+    """Take the key `arithmetic` out of `keys` and return the version, or None."""
+    text = take(keys, "arithmetic", "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise UserError(f"arithmetic={text} is no version of the arithmetic; type a whole number >= 1")
+    return int(text) if text else None
+
+
+def _margin(keys: list[str]) -> float | None:
+    text = take(keys, "margin", "")
+    try:
+        margin = float(text) if text else None
+    except ValueError:
+        margin = 0.0
+    if margin is not None and not 0 < margin < math.inf:
+        raise UserError(f"margin={text} is no difference of scores; type a number > 0, such as margin=0.1")
+    return margin
 
 
 def _seeds(composer: Composer, text: str) -> list[int]:

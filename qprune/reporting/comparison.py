@@ -1,123 +1,171 @@
-"""Which order is better: paired differences with bootstrap intervals."""
+"""Which order is better: differences of paired seeds within a protocol, and what time alone predicts of them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from qprune.config import signature as identity
+from qprune.config.schema import SlotsSection
+from qprune.reporting.statistics import LEAST_PAIRS, UNTESTED, Tested, table_of
+from qprune.runs.row import Row
 from qprune.runs.scores import unit_of_difference
-from qprune.runs.store import Store
+from qprune.runs.store import Store, versions_text
 
-RESAMPLES = 10_000
-LEVEL = 0.95
-LEAST_PAIRS = 5  # with fewer, resampling the same few numbers says nothing about a further seed
+METHOD = (
+    "Differences are paired by seed; intervals are 95 % t intervals of the mean. A verdict needs six seeds, and both a "
+    "paired t test, after Holm's correction over the comparisons of its table, and the exact sign-flip test at 5 %. "
+    "Equality is shown by two one-sided t tests against a margin that is given (margin=...), corrected likewise."
+)
+PROTOCOLS = ("paper", "mirrored", "factorial")
 ORDERS = ("prune_first", "quantize_first")
+_BOTH, _PRUNE, _QUANTIZE = ["prune", "quantize"], ["prune"], ["quantize"]
+# The runs of the factorial protocol, with the operators that each has
+_CELLS = dict.fromkeys((*ORDERS, "joint", "joint_late"), _BOTH)
+_CELLS |= dict.fromkeys(("prune_only", "prune_only_late"), _PRUNE)
+_CELLS |= dict.fromkeys(("quantize_only", "quantize_only_late"), _QUANTIZE)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A sum of scores, weighted by order. above, below: what is shown where it is better, or worse, than zero."""
+
+    name: str
+    weights: Mapping[str, float]
+    above: str
+    below: str
+
+
+_DIFFERENCE = {"prune_first": 1.0, "quantize_first": -1.0}
+_TIME = {"prune_only": 1.0, "prune_only_late": -1.0, "quantize_only": -1.0, "quantize_only_late": 1.0}
+ORDER = Contrast("prune_first minus quantize_first", _DIFFERENCE, "prune first is better", "quantize first is better")
+FACTORIAL = (
+    Contrast(
+        "what time alone predicts of it, (P early - P late) - (Q early - Q late)",
+        _TIME,
+        "time alone favors prune first",
+        "time alone favors quantize first",
+    ),
+    Contrast(
+        "their interaction, the difference minus what time alone predicts",
+        _DIFFERENCE | {order: -weight for order, weight in _TIME.items()},
+        "the order itself favors prune first",
+        "the order itself favors quantize first",
+    ),
+    Contrast(
+        "mean of both orders minus mean of joint and joint_late",
+        {"prune_first": 0.5, "quantize_first": 0.5, "joint": -0.5, "joint_late": -0.5},
+        "one operator after the other is better than both at once",
+        "both operators at once are better than one after the other",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The two ORDERS in one setting.
+    """A contrast in one setting, over seeds.
 
-    difference: mean of (prune_first - quantize_first) over `seeds`, in the score's unit. low, high: its 95 % bootstrap
-    interval, None with fewer than LEAST_PAIRS seeds. better: an order, or None where no difference is shown.
+    table: what stands in one table shares Holm's correction. better_above: whether a higher score is better. recovery:
+    the training left after the last events. margin: the difference that would matter; None: it was not chosen.
     """
 
     task: str
+    table: str
     setting: str
     metric: str
-    seeds: tuple[int, ...]
-    difference: float
-    low: float | None
-    high: float | None
-    better: str | None
+    contrast: Contrast
+    better_above: bool
+    values: pd.Series[float]  # by seed
+    recovery: str
     marks: tuple[str, ...]
+    tested: Tested = UNTESTED
+    margin: float | None = None
+
+    @property
+    def heading(self) -> str:
+        """What the comparisons of one table have in common."""
+        return f"{self.task}, {self.table}"
 
     @property
     def can_decide(self) -> bool:
-        """Whether there are enough seeds for an interval."""
-        return len(self.seeds) >= LEAST_PAIRS
+        """Whether there are enough seeds for a verdict."""
+        return self.tested.can_decide
+
+    @property
+    def verdict(self) -> str:
+        """What is shown, in words."""
+        if not self.can_decide:
+            return f"too few seeds, a verdict needs {LEAST_PAIRS}"
+        near = "" if self.margin is None else f"{self.margin:g}{self._unit}"
+        if not self.tested.differs:
+            return f"no difference of {near} or more" if self.tested.equal else "undecided"
+        is_better = (self.tested.mean > 0) == self.better_above
+        shown = self.contrast.above if is_better else self.contrast.below
+        return f"{shown}, by less than {near}" if self.tested.equal else shown
+
+    @property
+    def _unit(self) -> str:
+        return f" {unit_of_difference(self.metric) or self.metric}"
 
     def sentence(self) -> str:
-        """Say in words what the numbers show."""
-        unit = f" {unit_of_difference(self.metric) or self.metric}"
-        count = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        text = f"{self.task}, {self.setting}: "
-        minus = f"no difference shown ({' minus '.join(ORDERS)} is {self.difference:+.3g}{unit}"
-        if self.low is None or self.high is None:
-            return f"{text}{minus} over {count}; an interval needs at least {LEAST_PAIRS})"
-        if self.better is None:
-            return f"{text}{minus}, 95 % interval {self.low:+.3g} to {self.high:+.3g}, {count})"
-        half = (self.high - self.low) / 2
-        low, high = sorted((abs(self.low), abs(self.high)))
-        return (
-            f"{text}{self.better.replace('_', ' ')} is better by {abs(self.difference):.3g} +- {half:.2g}{unit} "
-            f"(95 % interval {low:.3g} to {high:.3g}, {count})"
-        )
+        """Say what is shown, with the numbers that it rests on."""
+        numbers = self.tested.numbers(self._unit)
+        return f"{self.setting}: {self.verdict} ({self.contrast.name} is {numbers}){self.recovery}"
 
 
 def too_few_text(number: int) -> str:
     """Say that so many comparisons have too few seeds, instead of their sentences."""
-    return f"{number} pair{'s' if number > 1 else ''} of fewer than {LEAST_PAIRS} seeds: too few to decide"
+    return f"{number} comparison{'s' if number > 1 else ''} of fewer than {LEAST_PAIRS} seeds: too few to decide"
 
 
-def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval of the mean over resamples; deterministic."""
-    numbers: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    generator, block = np.random.default_rng(0), max(1, 2**20 // len(numbers))  # a few MB at any number of values
-    means = [
-        numbers[generator.integers(0, len(numbers), (min(block, RESAMPLES - start), len(numbers)))].mean(axis=1)
-        for start in range(0, RESAMPLES, block)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def compare_orders(store: Store) -> list[Comparison]:
+def compare_orders(
+    store: Store, protocol: str | None = None, margin: float | None = None, **wanted: str
+) -> list[Comparison]:
     """Compare the ORDERS in every setting in which they share seeds.
 
-    Rows are checked first; settings that cannot be paired are added to the problems of `store`.
+    Rows are checked first; settings that cannot be paired are added to the problems of `store`. Runs with times of
+    their own (`paper`) are compared with each other, as are runs in the same slots (`mirrored`, `factorial`).
+
+    Args:
+        store: The runs.
+        protocol: One of PROTOCOLS; None: all.
+        margin: The difference that would matter, in the score's unit; None: equality is not tested.
+        wanted: Fields of rows and their values, such as task="espcn"; all rows by default.
 
     Returns:
-        The comparisons by task, and within a task those of most seeds first: they can decide.
+        The comparisons by table, and within a table those of most seeds first.
     """
-    store.check([name for name, row in store.rows.items() if row.order in ORDERS])
-    known: dict[str, str] = {}
-    rows = pd.DataFrame(
-        [
-            (name, row.order, row.seed, row.score, _setting(store, name, known))
-            for name, row in store.rows.items()
-            if row.order in ORDERS
-        ],
-        columns=["signature", "order", "seed", "score", "setting"],
-    )
-    found: list[Comparison] = []
-    settings: list[dict[str, Any]] = []
-    for key, group in rows.groupby("setting", sort=True):
-        sides = [group[group["order"] == order] for order in ORDERS]
-        if repeated := [side for side in sides if side["seed"].duplicated().any()]:  # say, in two schedules
-            row, seeds = store.rows[repeated[0]["signature"].iloc[0]], repeated[0]["seed"]
-            store.problems.append(
-                f"{row.task} {row.notation}: several runs of seed {seeds[seeds.duplicated()].iloc[0]} differ only in "
-                "their schedule; they are not compared"
-            )
-        elif len(pairs := sides[0].merge(sides[1], on="seed", suffixes=("_first", "_second")).sort_values("seed")):
-            found.append(_comparison(store, pairs))
-            settings.append(json.loads(str(key))[-1])
-    alike: dict[tuple[str, str], list[int]] = {}
-    for place, one in enumerate(found):
-        alike.setdefault((one.task, one.setting), []).append(place)
+    chosen = [
+        name
+        for name, row in store.rows.items()
+        if row.order in _CELLS and all(getattr(row, key) == value for key, value in wanted.items())
+    ]
+    store.check(chosen)
+    runs = _runs(store, [name for name in chosen if name in store.rows])
+    found: list[tuple[Comparison, dict[str, Any]]] = []
+    for setting, group in runs[runs["order"].isin(ORDERS)].groupby("setting", sort=True):
+        same = runs["setting"].isin([setting, *group["prune"], *group["quantize"]])
+        found += _contrasts(store, runs[same], protocol)
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, (one, _) in enumerate(found):
+        alike.setdefault((one.task, one.table, one.setting, one.contrast.name), []).append(place)
     for places in alike.values():
-        for place, keys in zip(places, differing_keys([settings[place] for place in places]), strict=True):
-            found[place] = replace(found[place], setting=", ".join(filter(None, (found[place].setting, keys))))
-    return sorted(found, key=lambda one: (one.task, -len(one.seeds)))
+        for place, keys in zip(places, differing_keys([found[place][1] for place in places]), strict=True):
+            one = found[place][0]
+            found[place] = (replace(one, setting=", ".join(filter(None, (one.setting, keys)))), {})
+    tables: dict[str, list[Comparison]] = {}
+    for one, _ in sorted(found, key=lambda pair: (pair[0].heading, -len(pair[0].values))):
+        tables.setdefault(one.heading, []).append(one)
+    return [
+        replace(one, tested=tested, margin=margin)
+        for table in tables.values()
+        for one, tested in zip(table, table_of([one.values.tolist() for one in table], margin), strict=True)
+    ]
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -133,36 +181,97 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(text) for text in texts]
 
 
-def _comparison(store: Store, pairs: pd.DataFrame) -> Comparison:
-    names = [*pairs["signature_first"], *pairs["signature_second"]]
-    row = store.rows[names[0]]
-    differences = (pairs["score_first"] - pairs["score_second"]).tolist()
-    low, high = bootstrap_interval(differences) if len(pairs) >= LEAST_PAIRS else (None, None)
-    better = None
-    if low is not None and high is not None and (low > 0 or high < 0):
-        better = ORDERS[0] if (low > 0) == row.higher_is_better else ORDERS[1]
-    setting = f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)"
-    seeds, difference = tuple(pairs["seed"].tolist()), float(np.mean(differences))
-    marks = tuple(dict.fromkeys(mark for name in names for mark in store.rows[name].marks))
-    return Comparison(row.task, setting, row.metric, seeds, difference, low, high, better, marks)
+def _runs(store: Store, names: Sequence[str]) -> pd.DataFrame:
+    """Return order, seed, score, version of the arithmetic and settings of runs, by signature.
 
-
-def _setting(store: Store, signature: str, known: dict[str, str]) -> str:
-    """Return what the runs of a pair share: config but order, schedule and seed.
-
-    known: by the text of config files without the line of the seed. Parsing each file would take ten times as long
-    as the rest.
+    `setting` is that of the run; `prune` and `quantize` are the same with one operator.
     """
-    row = store.rows[signature]
-    before, _, after = f"\n{store.folders[signature].config_text() or ''}".partition("\nseed: ")
-    text = (before + after[after.find("\n") :]).strip()
-    if text and text in known:
-        return known[text]
-    config = store.folders[signature].config()
-    shared: dict[str, Any] = {"recipe": sorted(row.notation.split("->")), "epochs": row.epochs, "steps": row.steps}
-    if config is not None:
-        shared = {k: v for k, v in config.items() if k not in ("order", "schedule", "seed")}
-        later = identity.later_at_default(shared)
-        shared = identity.without(shared, frozenset((*identity.MACHINE_KEYS, *later)))
-    known[text] = json.dumps([row.task, row.metric, row.budget, row.data_source, shared], sort_keys=True)
-    return known[text]
+    known: dict[str, dict[str, str]] = {}
+    lines = []
+    for name in names:
+        row, folder = store.rows[name], store.folders[name]
+        before, _, after = f"\n{folder.config_text() or ''}".partition("\nseed: ")
+        text = before + after[after.find("\n") :]  # parsing every file would take ten times as long as the rest
+        if text not in known or not text.strip():
+            known[text] = _settings(row, folder.config())
+        line = {"order": row.order, "seed": row.seed, "score": row.score, "arithmetic": row.arithmetic}
+        lines.append(line | known[text])
+    columns = ["order", "seed", "score", "arithmetic", "setting", "prune", "quantize"]
+    return pd.DataFrame(lines, columns=columns, index=list(names))
+
+
+def _settings(row: Row, config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Write, as JSON, what runs that are compared share: config but order, times and seed."""
+    found = {}
+    for name, operators in (("setting", _CELLS[row.order]), ("prune", _PRUNE), ("quantize", _QUANTIZE)):
+        shared: dict[str, Any] = {"recipe": sorted(row.notation.split("->")), "epochs": row.epochs, "steps": row.steps}
+        slots = ""
+        if config is not None:
+            shared = identity.identity({**config, "order": {"name": "", "steps": operators}})
+            schedule = shared.pop("schedule")
+            del shared["order"], shared["seed"]
+            if schedule.get("slots"):
+                slots = str(SlotsSection.model_validate(schedule["slots"]))
+                shared["schedule"] = {"n": schedule["n"]} if "n" in schedule else {}
+        found[name] = json.dumps([row.task, row.metric, row.budget, row.data_source, slots, shared], sort_keys=True)
+    return found
+
+
+def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterator[tuple[Comparison, dict[str, Any]]]:
+    """Iterate over the comparisons of one setting, with its config. Runs that cannot be paired add a problem."""
+    in_orders = runs["order"].isin(ORDERS)
+    *_, slots, shared = json.loads(runs.loc[in_orders, "setting"].iloc[0])
+    if protocol is not None and (protocol == "paper") == bool(slots):
+        return
+    paired = runs[in_orders].groupby(["arithmetic", "seed"])["order"].nunique() == len(ORDERS)
+    if not paired.any():
+        return
+    version = max(paired[paired].index.get_level_values("arithmetic"))
+    left_out = versions_text(runs.loc[in_orders & (runs["arithmetic"] != version), "arithmetic"])
+    runs = runs[(runs["arithmetic"] == version) & (in_orders | bool(slots))]
+    row = store.rows[str(runs.index[runs["order"] == ORDERS[0]][0])]
+    if (twice := runs.duplicated(["order", "seed"])).any():  # say, in two schedules
+        row = store.rows[str(runs.index[twice][0])]
+        store.problems.append(
+            f"{row.task} {row.notation}: several runs of seed {row.seed} differ only in their schedule; they are not "
+            "compared"
+        )
+        return
+    scores = runs.pivot(index="seed", columns="order", values="score")
+    found = [each for each in (ORDER, *FACTORIAL) if set(each.weights) <= set(scores) and (slots or each is ORDER)]
+    table = f"{slots} (protocol={'factorial' if found[1:] else 'mirrored'})" if slots else "times of each order's own"
+    setting = f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)"
+    for contrast in found if protocol != "mirrored" else found[:1]:
+        weights = pd.Series(contrast.weights)
+        values = scores[weights.index].mul(weights).sum(axis=1, skipna=False).dropna()
+        if values.empty:
+            continue
+        names = runs.index[runs["order"].isin(weights.index) & runs["seed"].isin(values.index)]
+        marks = dict.fromkeys(
+            mark for name in names for mark in store.rows[name].marks if not slots or slots not in mark
+        )
+        recovery = _recovery_text(store, runs[runs["seed"] == values.index[0]]) if contrast is ORDER else ""
+        yield (
+            Comparison(
+                *(row.task, table, setting, row.metric, contrast, row.higher_is_better, values),
+                recovery,
+                (*marks, *left_out),
+            ),
+            shared,
+        )
+
+
+def _recovery_text(store: Store, runs: pd.DataFrame) -> str:
+    """Say how much training each of the ORDERS has left after its events."""
+    texts = []
+    for order in ORDERS:
+        left = store.recovery(str(runs.index[runs["order"] == order][0]))
+        if len(left) == 4:
+            epochs, rates = (
+                [left[f"{kind}_after_{name}"] for name in ("pruning", "quantization")] for kind in ("epochs", "rates")
+            )
+            texts.append(
+                f"{order.replace('_', ' ')} {epochs[0]:.3g} and {epochs[1]:.3g} epochs (rates {rates[0]:.3g} and "
+                f"{rates[1]:.3g})"
+            )
+    return f"; left after the last pruning and quantization: {', '.join(texts)}" if len(texts) == 2 else ""

@@ -21,18 +21,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qprune.compression.plan import INPUT
-from qprune.compression.schedule import Timeline
-from qprune.config.build import Recipe
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
-from qprune.errors import UserError
 from qprune.reporting import figures, tables
-from qprune.reporting.comparison import compare_orders, differing_keys, too_few_text
+from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, too_few_text
 from qprune.reporting.figures import Names, Pixels
 from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
-from qprune.runs.store import Store
+from qprune.runs.store import Store, timeline_of
 
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
@@ -85,6 +82,7 @@ def page(
         opening=next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None),
         comparisons=comparisons,
         too_few_text=too_few_text,
+        method=METHOD,
         tables=[{"name": t.name, "title": t.title, "parts": list(map(tables.cells, parts))} for t, parts in joined],
         headings=tables.HEADINGS,
         letter=tables.letter,
@@ -177,27 +175,18 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
     most runs have.
     """
-    dropped = frozenset((*MACHINE_KEYS, "seed", "schedule", *ignored))
+    times = (f"schedule.{key}" for key in ("t_qw", "t_qf", "t_p", "dt_p", "n"))
+    dropped = frozenset((*MACHINE_KEYS, "seed", *times, *ignored))
     by_notation: dict[str, dict[str, dict[str, Any]]] = {}
     names = {row.signature: f"{row.notation} (no config)" for row in rows}
     for row in rows:
         if (config := store.folders[row.signature].config()) is not None:
-            kept = without(config, dropped.union(later_at_default(config)))
+            kept = without(config, dropped.union(later_at_default(config))) | {"arithmetic": row.arithmetic}
             by_notation.setdefault(row.notation, {})[row.signature] = kept
     for notation, configs in by_notation.items():
         keys = differing_keys(list(configs.values()))
         names |= {name: f"{notation} {own}".strip() for name, own in zip(configs, keys, strict=True)}
     return names
-
-
-def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
-    """Return the schedule of a run in its own steps; None for an invalid config."""
-    if config is None or row.steps % row.epochs:
-        return None
-    try:
-        return Recipe.from_config(config).schedule.in_steps(row.steps // row.epochs)
-    except (UserError, KeyError, TypeError):
-        return None
 
 
 def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:

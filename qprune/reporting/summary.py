@@ -14,13 +14,13 @@ LOSS = 0.01  # of the float network's score, that the smallest model may lose
 
 
 def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """Summarize, for each task, the group of most runs with the same budget and data; those without notes first.
+    """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
 
     recipes: names the recipe of each run of a group, by signature.
     """
-    groups: dict[str, dict[tuple[str, str, str], list[Row]]] = {}
+    groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
     for row in rows:
-        key = (row.budget, row.data_source, row.metric)
+        key = (row.budget, row.data_source, row.metric, row.arithmetic)
         groups.setdefault(row.task, {}).setdefault(key, []).append(row)
     chosen = [min(found.values(), key=_rank) for found in groups.values()]
     for group in sorted(chosen, key=_rank):

@@ -15,18 +15,22 @@ from pydantic import ValidationError
 from qprune.config.schema import Section
 from qprune.config.types import explain
 from qprune.errors import UserError
+from qprune.reporting.statistics import table_of
 from qprune.runs.row import Row
-from qprune.runs.store import Store
+from qprune.runs.store import Store, versions_text
 
 _NUMBERS = (  # columns of a joined part
     *("score", "score_sd", "n", "paper_score", "difference", "weight_mb_paper", "feature_mb_paper"),
     *("weight_mb_actual", "feature_mb_actual", "density_paper", "density_actual", "paper_density"),
+    *("density_paper_sd", "density_actual_sd"),
+    *(f"{kind}_after_{name}" for kind in ("epochs", "rates") for name in ("pruning", "quantization")),
 )
 _COLUMNS = ("part", "label", "metric", "unit", "density_unit", *_NUMBERS, "marks", "missing_seeds", "command", "best")
 HEADINGS = (
     *("recipe", "score", "n", "paper", "difference", "weights Mb (paper | actual)", "features Mb (paper | actual)"),
     *("density (paper's accounting | actual)", "paper's density"),
 )
+RECOVERY_HEADINGS = ("epochs after the last P | Q", "sum of their learning rates")
 _FIELDS = [field.name for field in fields(Row)]
 _LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "+-": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -115,25 +119,52 @@ class Wanted:
 
 
 def join(part: Part, wanted: Sequence[Wanted], store: Store) -> pd.DataFrame:
-    """Join the rows of a part with our runs: mean and deviation over seeds."""
+    """Join the rows of a part with our runs of the newest arithmetic: mean and deviation over seeds."""
     lines: list[dict[str, Any]] = []
-    joined: list[str] = []
-    for want in wanted:
-        there = {seed: name for seed, name in want.signatures.items() if name in store.rows}
-        runs = pd.DataFrame([vars(store.rows[name]) for name in there.values()], columns=_FIELDS)
-        lines.append(_ours(part, want, runs.infer_objects(), there))
-        joined += there.values()
+    there = [{seed: name for seed, name in want.signatures.items() if name in store.rows} for want in wanted]
+    newest = store.newest(name for names in there for name in names.values())
+    for want, names in zip(wanted, there, strict=True):
+        kept = {seed: name for seed, name in names.items() if name in newest}
+        runs = pd.DataFrame([vars(store.rows[name]) for name in kept.values()], columns=_FIELDS)
+        line = _ours(part, want, runs.infer_objects(), kept)
+        line["marks"] += versions_text(store.rows[name].arithmetic for name in names.values() if name not in newest)
+        lines.append(line | (store.recovery(next(iter(kept.values()))) if kept else {}))
     lines += [_theirs(method) for method in part.other]
     head = {"part": part.name, "metric": part.metric, "unit": part.unit, "density_unit": part.density_unit}
     table = pd.DataFrame([head | line for line in lines], columns=list(_COLUMNS))
     table = table.astype(dict.fromkeys(_NUMBERS, float) | {"n": int})
     table["difference"] = table["score"] - table["paper_score"]
-    compressed = table[(table["n"] > 0) & (table["label"] != "Baseline")]
+    compressed = table.index[(table["n"] > 0) & (table["label"] != "Baseline")]
     if len(compressed) > 1:
         # Of the runs, not of the part: its metric may be another one than theirs (fid_proxy for fid).
-        higher = store.rows[joined[0]].higher_is_better
-        table.loc[compressed["score"].idxmax() if higher else compressed["score"].idxmin(), "best"] = True
+        sign = 1 if store.rows[min(newest)].higher_is_better else -1
+        scores = {}
+        for place in compressed:
+            rows = [store.rows[name] for name in there[place].values() if name in newest]
+            scores[place] = pd.Series({row.seed: sign * row.score for row in rows})
+        best, is_shown, mark = _best(scores, table["label"])
+        table.loc[best, "best"] = is_shown
+        lines[best]["marks"].append(mark)  # the list that stands in the table
     return table
+
+
+def _best(scores: "Mapping[int, pd.Series[float]]", labels: "pd.Series[str]") -> tuple[int, bool, str]:
+    """Find the row of the best mean, whether it is shown to be better than every other, and what to say of it.
+
+    scores: by place and seed, of which more is better.
+    """
+    best, *others = sorted(scores, key=lambda place: -float(scores[place].mean()))
+    tested = table_of([(scores[best] - scores[place]).dropna().tolist() for place in others])
+    for place, each in zip(others, tested, strict=True):
+        if not each.differs:
+            why = f"p = {each.p_table:.2g} of the paired t test" if each.can_decide else "too few seeds in common"
+            return best, False, f"the best score, but not shown to be better than {labels[place]}: {why}"
+    p_t, p_flip = (max(getattr(each, name) for each in tested) for name in ("p_table", "p_flip"))
+    return (
+        best,
+        True,
+        f"shown to be better than every other compressed row: p <= {p_t:.2g} (paired t), {p_flip:.2g} (sign flips)",
+    )
 
 
 def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:
@@ -141,6 +172,7 @@ def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) 
     line |= {"n": len(runs), "score": runs["score"].mean(), "score_sd": runs["score"].std(ddof=1)}
     for accounting in ("paper", "actual"):
         line[f"density_{accounting}"] = runs[f"density_{accounting}"].mean()
+        line[f"density_{accounting}_sd"] = runs[f"density_{accounting}"].std(ddof=1)
         for kind in ("weight", "feature"):
             line[f"{kind}_mb_{accounting}"] = runs[f"{kind}_bits_{accounting}"].mean() / 1e6
     missing = [seed for seed in want.seeds if seed not in there]
@@ -178,29 +210,41 @@ class Cells:
     missing: list[tuple[str, str]]  # label and command of rows that lack runs
 
 
-def cells(part: pd.DataFrame) -> Cells:
-    """Write every cell of a joined part as text; marks become footnotes a, b, ..."""
+def cells(part: pd.DataFrame, recovery: bool = False) -> Cells:
+    """Write every cell of a joined part as text; marks become footnotes a, b, ...
+
+    recovery: whether the columns RECOVERY_HEADINGS are wanted.
+    """
     notes = list(dict.fromkeys(mark for marks in part["marks"] for mark in marks))
     rows = part.to_dict("records")
     lines = []
     for row in rows:
         letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
-        score = number(row["score"]) + (f" +- {row['score_sd']:.2f}" if row["n"] > 1 else "")
+        score = with_deviation(row["score"], row["score_sd"])
         score = score if row["n"] or not row["missing_seeds"] else "missing"
         line = [row["label"] + (f" [{letters}]" if letters else ""), score, str(row["n"]) if row["command"] else ""]
         line += [number(row["paper_score"]), number(row["difference"], sign=True)]
-        line += [_pair(row[f"{k}_paper"], row[f"{k}_actual"]) for k in ("weight_mb", "feature_mb", "density")]
-        lines.append([*line, number(row["paper_density"])])
+        line += [_pair(number(row[f"{k}_paper"]), number(row[f"{k}_actual"])) for k in ("weight_mb", "feature_mb")]
+        densities = (with_deviation(row[f"density_{k}"], row[f"density_{k}_sd"]) for k in ("paper", "actual"))
+        line += [_pair(*densities), number(row["paper_density"])]
+        if recovery:
+            for kind, form in (("epochs", ".4g"), ("rates", ".3g")):
+                left = (row[f"{kind}_after_{name}"] for name in ("pruning", "quantization"))
+                line.append(_pair(*("" if math.isnan(value) else f"{value:{form}}" for value in left)))
+        lines.append(line)
     heading = "{part}: score in {unit}, density in {density_unit}".format_map(rows[0])
     missing = [(row["label"], row["command"]) for row in rows if row["missing_seeds"]]
     return Cells(heading, lines, part["best"].tolist(), notes, missing)
 
 
-def markdown(table: Table, parts: Sequence[pd.DataFrame]) -> str:
-    """Write a whole table as GitHub's Markdown."""
-    text = [f"## Table {table.name}. {table.title}", ""]
-    for part in map(cells, parts):
-        text += [f"### {part.heading}", "", _md_line(HEADINGS), _md_line(["---", *["---:"] * (len(HEADINGS) - 1)])]
+def markdown(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -> str:
+    """Write a whole table as GitHub's Markdown. recovery: as for `cells`."""
+    text, headings = (
+        [f"## Table {table.name}. {table.title}", ""],
+        (*HEADINGS, *(RECOVERY_HEADINGS if recovery else ())),
+    )
+    for part in (cells(part, recovery) for part in parts):
+        text += [f"### {part.heading}", "", _md_line(headings), _md_line(["---", *["---:"] * (len(headings) - 1)])]
         for line, best in zip(part.lines, part.best, strict=True):
             text.append(_md_line([f"**{line[0]}**", f"**{line[1]}**", *line[2:]] if best else line))
         text.append("")
@@ -210,15 +254,16 @@ def markdown(table: Table, parts: Sequence[pd.DataFrame]) -> str:
     return "\n".join(text)
 
 
-def latex(table: Table, parts: Sequence[pd.DataFrame]) -> str:
-    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`."""
-    columns = "l" + "r" * (len(HEADINGS) - 1)
+def latex(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -> str:
+    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`. recovery: as for `cells`."""
+    headings = (*HEADINGS, *(RECOVERY_HEADINGS if recovery else ()))
+    columns = "l" + "r" * (len(headings) - 1)
     text = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
     text += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    text.append(" & ".join(map(_escaped, HEADINGS)) + r" \\")
+    text.append(" & ".join(map(_escaped, headings)) + r" \\")
     notes: list[str] = []
-    for part in map(cells, parts):
-        text += [r"\midrule", rf"\multicolumn{{{len(HEADINGS)}}}{{l}}{{\textit{{{_escaped(part.heading)}}}}} \\"]
+    for part in (cells(part, recovery) for part in parts):
+        text += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{_escaped(part.heading)}}}}} \\"]
         for line, best in zip(part.lines, part.best, strict=True):
             shown = [_escaped(cell) for cell in line]
             shown[:2] = [rf"\textbf{{{cell}}}" if best else cell for cell in shown[:2]]
@@ -244,14 +289,19 @@ def number(value: float, sign: bool = False) -> str:
     return "" if math.isnan(value) else f"{value:{'+' if sign else ''}.{decimals}f}"
 
 
+def with_deviation(value: float, deviation: float) -> str:
+    """Write a mean, and its deviation where there is one."""
+    return number(value) + ("" if math.isnan(deviation) else f" +- {deviation:.2f}")
+
+
 def letter(index: int) -> str:
     """Return the letters of a footnote: a, b, ... z, aa, ab, ..."""
     head = letter(index // 26 - 1) if index >= 26 else ""
     return head + "abcdefghijklmnopqrstuvwxyz"[index % 26]
 
 
-def _pair(first: float, second: float) -> str:
-    return "" if math.isnan(first) and math.isnan(second) else f"{number(first)} | {number(second) or '-'}"
+def _pair(first: str, second: str) -> str:
+    return f"{first or '-'} | {second or '-'}" if first or second else ""
 
 
 def _escaped(text: str) -> str:

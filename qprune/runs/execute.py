@@ -5,6 +5,7 @@ import random
 import shutil
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError, counted
 from qprune.runs import folder as files
-from qprune.runs.environment import describe_environment
+from qprune.runs.environment import describe_environment, marks_of_trees
 from qprune.runs.folder import RunFolder
 from qprune.runs.histograms import feature_histograms
 from qprune.runs.load import copy_fraction_bits
@@ -86,7 +87,7 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
             raise
         folder.store(row)
         folder.remove_checkpoints()
-        say(format_row(row, float_row(config)))
+        _say_row(folder, row, config)
         return row
 
 
@@ -108,9 +109,16 @@ def _finished(folder: RunFolder, recipe: Recipe) -> Row:
             ) from error
         require_same_data(folder, dataset)
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
-    say(f"finished before: {folder.path} (force=true runs it again)")
-    say(format_row(row, float_row(config)))
+    other = f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
+    other = "" if row.arithmetic == qprune.ARITHMETIC else other
+    say(f"finished before: {folder.path} (force=true runs it again{other})")
+    _say_row(folder, row, config)
     return row
+
+
+def _say_row(folder: RunFolder, row: Row, config: RunConfig) -> None:
+    [marks] = marks_of_trees([folder.environment()])
+    say(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
 
 
 def plan(config: Recipe | identity.Config) -> str:

@@ -158,6 +158,14 @@ class RunFolder:
             return config if isinstance(config, dict) else None
         return None
 
+    def environment(self) -> dict[str, Any]:
+        """Return what is known of the environment; nothing where the file is missing or unreadable."""
+        try:
+            found = json.loads(self._content(ENVIRONMENT_FILE) or b"{}")
+        except (UserError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def config_text(self) -> str | None:
         """Return the text of the config, or None where it is missing or unreadable."""
         with suppress(OSError, ValueError):
@@ -247,8 +255,8 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def read_runs(folder: Path) -> tuple[list[tuple[RunFolder, Row]], list[str]]:
-    """As `read_rows`, with folders; of rows with one signature the first counts."""
-    found: dict[str, tuple[RunFolder, Row]] = {}
+    """As `read_rows`, with folders; of rows with one signature and arithmetic the first counts."""
+    found: dict[tuple[str, int], tuple[RunFolder, Row]] = {}
     problems = []
     # not Path.rglob: it takes longer than reading ten thousand rows
     paths = sorted(Path(place) for place, _, files in os.walk(folder) if ROW_FILE in files)
@@ -258,7 +266,7 @@ def read_runs(folder: Path) -> tuple[list[tuple[RunFolder, Row]], list[str]]:
         except UserError as error:
             problems.append(str(error))
             continue
-        first = found.setdefault(row.signature, (run, row))[0]
+        first = found.setdefault((row.signature, row.arithmetic), (run, row))[0]
         if first is not run:
             problems.append(
                 f"{run.path / ROW_FILE} has the signature of {first.path / ROW_FILE} and is left out; delete one of "

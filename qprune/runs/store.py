@@ -2,13 +2,17 @@
 
 import functools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from qprune.compression.schedule import Timeline
 from qprune.config import signature as identity
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError
+from qprune.runs.environment import marks_of_trees
 from qprune.runs.folder import CONFIG_FILE, METRICS_FILE, PUBLISHED, ROW_FILE, RunFolder, read_runs
 from qprune.runs.row import Row
 
@@ -24,8 +28,12 @@ class Store:
     checked: set[str] = field(default_factory=set)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read all rows, also of `published` beside the folder; UserError without both."""
+    def read(cls, folder: Path, arithmetic: int | None = None) -> Self:
+        """Read all rows, also of `published` beside the folder; UserError without both.
+
+        Of rows with one signature, that of the newest arithmetic counts. Rows whose environment gives reason for it get
+        a mark. arithmetic: the one version to read; None: all.
+        """
         published = folder.parent / PUBLISHED
         if not folder.is_dir() and not published.is_dir():
             raise UserError(
@@ -33,10 +41,14 @@ class Store:
                 "qprune run"
             )
         (own, problems), (others, more) = read_runs(folder), read_runs(published)
+        runs = [(run, row) for run, row in (*own, *others) if arithmetic in (None, row.arithmetic)]
+        marks = marks_of_trees([run.environment() for run, _ in runs])
         store = cls(folder, {}, {}, problems + more)
-        for run, row in (*own, *others):
-            if row.signature not in store.rows:
-                store.folders[row.signature], store.rows[row.signature] = run, row
+        for (run, row), found in zip(runs, marks, strict=True):
+            known = store.rows.get(row.signature)
+            if known is None or known.arithmetic < row.arithmetic:
+                store.folders[row.signature] = run
+                store.rows[row.signature] = replace(row, marks=[*row.marks, *found]) if found else row
         return store
 
     def check(self, signatures: Iterable[str]) -> None:
@@ -49,6 +61,22 @@ class Store:
                 self.problems.append(str(error))
                 del self.rows[name]
 
+    def recovery(self, signature: str) -> dict[str, float]:
+        """Return the training left after the last events, for old rows from config and curve; empty where unknown."""
+        row, folder = self.rows[signature], self.folders[signature]
+        if row.recovery:
+            return row.recovery
+        curve, timeline = folder.metrics(), timeline_of(folder.config(), row)
+        if curve is None or timeline is None or "learning_rate" not in curve or len(curve) != row.epochs:
+            return {}
+        return timeline.recovery(curve["learning_rate"].tolist())
+
+    def newest(self, signatures: Iterable[str]) -> set[str]:
+        """Return the rows of the newest arithmetic among these."""
+        versions = {name: self.rows[name].arithmetic for name in signatures}
+        last = max(versions.values(), default=0)
+        return {name for name, version in versions.items() if version == last}
+
     @functools.cached_property
     def seeds(self) -> dict[tuple[str, str], set[int]]:
         """The seeds of the rows, by order and task, of rows left out later too."""
@@ -56,6 +84,24 @@ class Store:
         for row in self.rows.values():
             found.setdefault((row.order, row.task), set()).add(row.seed)
         return found
+
+
+def versions_text(left_out: Iterable[int]) -> list[str]:
+    """Say how many runs are left out, by version of their arithmetic."""
+    return [
+        f"{number} run{'s' if number > 1 else ''} of arithmetic version {version} left out"
+        for version, number in sorted(Counter(left_out).items())
+    ]
+
+
+def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
+    """Return the schedule of a run in its own steps; None for an invalid config."""
+    if config is None or row.steps % row.epochs:
+        return None
+    try:
+        return RunConfig.check(config).events().in_steps(row.steps // row.epochs)
+    except (UserError, KeyError, TypeError):
+        return None
 
 
 def _compare(run: RunFolder, row: Row) -> None:

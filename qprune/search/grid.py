@@ -16,7 +16,7 @@ from qprune.errors import UserError, one_of
 from qprune.runs.folder import PUBLISHED, RunFolder
 from qprune.runs.jobs import expand
 from qprune.runs.scores import unit_of_difference
-from qprune.runs.store import Store
+from qprune.runs.store import Store, versions_text
 from qprune.search.frontier import FLOAT_BITS, Amount, Point, Question, in_order
 
 if TYPE_CHECKING:
@@ -49,14 +49,20 @@ class Grid:
     stops: bool  # whether hopeless runs are stopped early
     exhaustive: bool  # whether every run is carried out to its end
     task: "Task"  # of all runs, on synthetic data
+    left_out: list[str]  # published runs of another arithmetic, in words
 
     def config(self, point: Point | None = None) -> RunConfig:
         """Return the config of a model's first run, or of the first model's."""
         return self.configs[point or self.points[0], self.seeds[0]]
 
 
-def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False) -> Grid:
-    """Read the grid of these words. Raises UserError, also for rows that were edited."""
+def grid_of(
+    arguments: Sequence[str], config_dir: str | None = None, exhaustive: bool = False, arithmetic: int | None = None
+) -> Grid:
+    """Read the grid of these words. Raises UserError, also for rows that were edited.
+
+    arithmetic: the version that all rows must have; None: the newest that some row has.
+    """
     own, overrides = _separated(expand(arguments, config_dir))
     models: dict[Point, list[str]] = {}
     with Composer(config_dir) as composer:
@@ -82,13 +88,16 @@ def grid_of(arguments: Sequence[str], config_dir: str | None = None, exhaustive:
     metric = f"{VALIDATION if checked[0].data.validation else ''}{task.metric}"  # the test set is no set to choose by
     question = Question(task.higher_is_better, max_size_bits=max_size, metric=metric, **amounts)
     signatures = {run: identity.signature(config) for run, config in configs.items()}
-    folders, points = _folders(configs, signatures), list(dict.fromkeys(point for point, _ in runs))
+    (folders, left_out), points = _folders(configs, signatures, arithmetic), list(dict.fromkeys(p for p, _ in runs))
     stops = own.get("stop", STOP[0]) == STOP[0] and not exhaustive
-    return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive, task)
+    return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive, task, left_out)
 
 
-def _folders(configs: dict[Run, RunConfig], signatures: dict[Run, str]) -> dict[Run, RunFolder]:
-    """Return where the runs are: a finished one may be among the published rows."""
+def _folders(
+    configs: dict[Run, RunConfig], signatures: dict[Run, str], arithmetic: int | None
+) -> tuple[dict[Run, RunFolder], list[str]]:
+    """Return where the runs are, perhaps among the published rows, and which of these are left out."""
+    left_out: list[int] = []
     folders = {run: RunFolder(identity.run_folder(config)) for run, config in configs.items()}
     results_dir = Path(next(iter(configs.values())).results_dir)
     if results_dir.is_dir() or (results_dir.parent / PUBLISHED).is_dir():
@@ -97,10 +106,19 @@ def _folders(configs: dict[Run, RunConfig], signatures: dict[Run, str]) -> dict[
         store.check(signatures.values())
         if problems := store.problems[others:]:
             raise UserError(problems[0])
-        for run, signature in signatures.items():
-            if signature in store.rows and not folders[run].finished:
-                folders[run] = store.folders[signature]
-    return folders
+        rows = {run: store.rows[name] for run, name in signatures.items() if name in store.rows}
+        version = arithmetic or max((row.arithmetic for row in rows.values()), default=0)
+        for run, row in rows.items():
+            if row.arithmetic == version:
+                folders[run] = store.folders[row.signature]
+            elif folders[run].finished:
+                raise UserError(
+                    f"{folders[run].path} is of arithmetic version {row.arithmetic}, and this search of {version}; "
+                    "delete the folder, or run its command again with force=true"
+                )
+            else:
+                left_out.append(row.arithmetic)
+    return folders, versions_text(left_out)
 
 
 def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -65,7 +65,7 @@ def density(task: str, score: float, bits: float) -> float:
     return 1e12 / (score * bits)
 
 
-def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFrame:
+def joined(task: str, folder: Path, *keys: str, metric: str = "", seeds: int = 1) -> pd.DataFrame:
     """The tables 3, 4 and 6 of a task, made by the verb from rows that have the paper's scores (in `metric`)."""
     parts = [(name, part) for name in ("3", "4", "6") for part in TABLES[name].parts if part.task == task]
     with Composer() as composer:
@@ -82,7 +82,8 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "") -> pd.DataFram
                     "higher_is_better": task == "faster_rcnn",
                 }
                 fields["density_paper"] = density(task, row.score, bits.size_bits())
-                store_row(composer, overrides, folder / "runs", **fields)
+                for seed in range(seeds):
+                    store_row(composer, [*overrides, f"seed={seed}"], folder / "runs", **fields)
     assert cli.main(["tables", *dict(parts), f"task={task}", *keys, f"results_dir={folder / 'runs'}"]) == 0
     return pd.concat([pd.read_csv(next((folder / "runs" / "tables").glob(f"table{name}*.csv"))) for name, _ in parts])
 
@@ -108,9 +109,20 @@ def test_densities_are_the_printed_ones_where_they_follow(task: str, tmp_path: P
 
 @pytest.mark.parametrize("metric", ["fid", "fid_proxy"])
 def test_the_best_distance_is_the_smallest_whatever_it_is_called(metric: str, tmp_path: Path) -> None:
-    table = joined("cyclegan", tmp_path, metric=metric)
+    table = joined("cyclegan", tmp_path, metric=metric, seeds=6)
     compressed = table[table["label"] != "Baseline"]
     assert table.index[table["best"]].tolist() == [compressed["score"].idxmin()]
+    [mark] = table["marks"][table["best"]]
+    assert mark == "shown to be better than every other compressed row: p <= 0 (paired t), 0.031 (sign flips)"
+
+
+def test_nothing_is_bold_that_is_not_shown(tmp_path: Path) -> None:
+    table = joined("cyclegan", tmp_path, seeds=5)
+    assert not table["best"].any()
+    assert (
+        table["marks"].str.contains("the best score, but not shown to be better than .*: too few seeds in").sum() == 1
+    )
+    assert "**" not in (tmp_path / "tables" / "table6.md").read_text(encoding="utf-8")
 
 
 def test_the_baseline_of_pix2pix_is_the_printed_one_with_its_input(tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> No
 
 def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:
     before, _, after = report.read_text(encoding="utf-8").partition(
-        "<details><summary>1 pair of fewer than 5 seeds: too few to decide</summary>"
+        "<details><summary>1 comparison of fewer than 6 seeds: too few to decide</summary>"
     )
-    assert "over 2 seeds; an interval needs at least 5" not in before
-    assert "over 2 seeds; an interval needs at least 5" in after.partition("</details>")[0]
+    assert "too few seeds, a verdict needs 6" not in before
+    assert "too few seeds, a verdict needs 6" in after.partition("</details>")[0]
+    assert "Differences are paired by seed; intervals are 95 % t intervals" in after
 
 
 def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,65 @@ def test_mean_deviation_and_missing_seeds(tmp_path: Path, capsys: pytest.Capture
     assert "| Baseline | 32.00 +- 1.00 | 3 | 32.84 | -0.84 |" in printed
     command = f"`qprune sweep task=espcn order=baseline seed=2,3 results_dir={tmp_path / 'runs'}`"
     assert f"- missing: Baseline: {command}" in printed
+
+
+def test_densities_have_deviations_and_recovery_is_shown_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recovery = {"epochs_after_pruning": 40.0, "rates_after_pruning": 0.004}
+    recovery |= {"epochs_after_quantization": 30.0, "rates_after_quantization": 0.003}
+    with Composer() as composer:
+        for seed, density in ((0, 8.0), (1, 8.2)):
+            words = [*ESPCN, "order=prune_first", f"seed={seed}"]
+            store_row(composer, words, tmp_path / "runs", density_paper=density, recovery=recovery)
+    keys = ["4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["tables", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "| 8.10 +- 0.14 \\| 9.00 +- 0.00 | 8.34 |\n" in printed
+    assert "epochs after the last P" not in printed
+    assert cli.main(["tables", *keys, "--recovery"]) == 0
+    printed = capsys.readouterr().out
+    assert "| epochs after the last P \\| Q | sum of their learning rates |\n" in printed
+    assert "| 8.34 | 40 \\| 30 | 0.004 \\| 0.003 |\n" in printed
+
+
+def test_a_part_has_one_version_of_the_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Composer() as composer:
+        for order, versions in (("baseline", (1, 1, 2)), ("prune_first", (1, 1))):
+            for seed, version in enumerate(versions):
+                words = [*ESPCN, f"order={order}", f"seed={seed}"]
+                store_row(composer, words, tmp_path / "runs", score=30.0 + seed, arithmetic=version)
+    keys = ["4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["tables", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "| Baseline [a] | 32.00 | 1 |" in printed
+    assert "| P0.5(w,f)->Q8(w,f) [a] | missing | 0 |" in printed
+    assert "- [a] 2 runs of arithmetic version 1 left out\n" in printed
+    assert cli.main(["tables", *keys, "arithmetic=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| Baseline | 30.50 +- 0.71 | 2 |" in printed
+    assert "left out" not in printed
+    assert cli.main(["tables", *keys, "arithmetic=x"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: arithmetic=x is no version of the arithmetic; type a whole number"
+    )
+
+
+def test_runs_of_unknown_code_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their environments say: of a changed tree, and of a commit that this repository does not have."""
+    with Composer() as composer:
+        row = store_row(composer, [*ESPCN, "order=baseline"], tmp_path / "runs")
+    [place] = (tmp_path / "runs").glob(f"espcn/*{row.signature[:10]}")
+    git = {"commit": "0123456789" * 4, "changed": True}
+    (place / "environment.json").write_text(json.dumps({"git": git}), encoding="utf-8")
+    assert cli.main(["tables", "4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "trained from a tree with uncommitted changes\n" in printed
+    shallow = subprocess.run(
+        ["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    )
+    if shallow.stdout.strip() == "false":
+        assert "its commit 0123456789 is not in this repository\n" in printed
 
 
 def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

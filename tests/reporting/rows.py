@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+import qprune
 from qprune.atomic_write import write_json
 from qprune.config import signature as identity
 from qprune.config.compose import Composer
@@ -53,6 +54,7 @@ def store_row_of(config: Any, **changes: Any) -> Row:
         "epochs": config.budget.epochs or config.epochs,
         "budget": config.budget.name,
         "data_source": config.data.source,
+        "arithmetic": qprune.ARITHMETIC,
     }
     row = Row(**(FIELDS | own | changes))
     place = identity.run_folder(config)

@@ -1,4 +1,4 @@
-"""Which order is better: intervals by hand, sentences, and what may not be paired."""
+"""Which order is better: verdicts, sentences, and what may not be paired."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
-from qprune.reporting.comparison import bootstrap_interval, compare_orders
+from qprune.reporting.comparison import compare_orders
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
@@ -24,73 +24,178 @@ def stored(folder: Path, first: list[float], second: list[float], *overrides: st
     return Store.read(folder)
 
 
-def test_an_interval_of_two_values_by_hand() -> None:
-    """The means over resamples of (0, 1) are 0, 1/2 and 1 with probabilities 1/4, 1/2, 1/4."""
-    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
-    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
-    assert bootstrap_interval([2.0] * 6) == (2.0, 2.0)
+SIX = [31.0, 31.1, 31.2, 31.0, 31.1, 31.2]
+SETTING = "P0.5(w,f) and Q8(w,f) (paper, real data)"
 
 
 def test_a_difference_in_every_seed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored(tmp_path / "runs", [31.0, 31.1, 31.2, 31.0, 31.1], [30.0, 30.0, 30.0, 30.0, 30.0])
+    stored(tmp_path / "runs", SIX, [30.0] * 6)
     assert cli.main(["tables", "order", f"results_dir={tmp_path / 'runs'}"]) == 0
-    line = capsys.readouterr().out.splitlines()[2]
-    assert line.startswith(
-        "- espcn, P0.5(w,f) and Q8(w,f) (paper, real data): prune first is better by 1.08 +- 0.06 dB (95 % "
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2] == "### espcn, times of each order's own"
+    line, p = printed[4].split("; p = ")
+    assert line == (
+        f"- {SETTING}: prune first is better (prune_first minus quantize_first is +1.1 dB, 95 % interval +1.01 to "
+        "+1.19, 6 seeds"
     )
-    assert line.endswith("5 seeds)")
+    assert p.endswith(", of sign flips 0.031)")
+    assert printed[6].startswith(
+        "Differences are paired by seed; intervals are 95 % t intervals of the mean. A verdict"
+    )
     assert (tmp_path / "runs" / "tables" / "order.md").exists()
 
 
 def test_smaller_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
-    store = stored(tmp_path, [31.0] * 5, [30.0] * 5, better=False)
+    store = stored(tmp_path, [31.0] * 6, [30.0] * 6, better=False)
     [comparison] = compare_orders(store)
-    assert comparison.better == "quantize_first"
-    assert "quantize first is better by 1 +- 0 dB" in comparison.sentence()
+    assert comparison.verdict == "quantize first is better"
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"), [("accuracy_percent", "1 +- 0 pp "), ("psnr_db", "1 +- 0 dB "), ("fid", "1 +- 0 fid ")]
+    ("metric", "said"), [("accuracy_percent", "is +1 pp,"), ("psnr_db", "is +1 dB,"), ("fid", "is +1 fid,")]
 )
 def test_a_difference_has_its_unit_or_else_the_metric_s_name(metric: str, said: str, tmp_path: Path) -> None:
-    [comparison] = compare_orders(stored(tmp_path, [31.0] * 5, [30.0] * 5))
-    assert f"prune first is better by {said}" in replace(comparison, metric=metric).sentence()
+    [comparison] = compare_orders(stored(tmp_path, [31.0] * 6, [30.0] * 6))
+    assert said in replace(comparison, metric=metric).sentence()
 
 
-def test_noise_is_no_difference(tmp_path: Path) -> None:
-    [comparison] = compare_orders(stored(tmp_path, [31, 29, 31, 29, 31, 29], [30.0] * 6))
-    assert comparison.better is None
-    assert "no difference shown (prune_first minus quantize_first is +0 dB, 95 % interval -0." in comparison.sentence()
+def test_noise_is_undecided_unless_a_margin_was_chosen(tmp_path: Path) -> None:
+    noise = [30.1, 29.9, 30.1, 29.9, 30.1, 29.9]
+    store = stored(tmp_path, noise, [30.0] * 6)
+    [comparison] = compare_orders(store)
+    assert comparison.verdict == "undecided"
+    assert "undecided (prune_first minus quantize_first is +0 dB, 95 % interval -0.1" in comparison.sentence()
+    assert compare_orders(store, margin=0.08)[0].verdict == "undecided"
+    assert compare_orders(store, margin=0.1)[0].verdict == "no difference of 0.1 dB or more"
+    shown = stored(tmp_path / "other", [30.01, 30.02, 30.03] * 2, [30.0] * 6)
+    assert compare_orders(shown, margin=0.1)[0].verdict == "prune first is better, by less than 0.1 dB"
 
 
-def test_few_seeds_show_no_difference(tmp_path: Path) -> None:
-    [comparison] = compare_orders(stored(tmp_path, [40.0, 40.0], [30.0, 30.0, 30.0]))
-    assert comparison.seeds == (0, 1)
-    assert comparison.sentence().endswith(
-        "no difference shown (prune_first minus quantize_first is +10 dB over 2 seeds; an interval needs at least 5)"
+def test_few_seeds_show_nothing(tmp_path: Path) -> None:
+    [comparison] = compare_orders(stored(tmp_path, [40.0, 40.1], [30.0, 30.0, 30.0]))
+    assert comparison.values.index.tolist() == [0, 1]
+    assert comparison.sentence() == (
+        f"{SETTING}: too few seeds, a verdict needs 6 (prune_first minus quantize_first is +10.1 dB, 95 % interval "
+        "+9.41 to +10.7, 2 seeds)"
     )
 
 
-def test_pairs_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparisons_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
-    stored(runs, [31.0] * 5, [30.0] * 5)
+    stored(runs, SIX, [30.0] * 6)
     stored(runs, [31.0] * 4, [30.0] * 4, "quantize.bits=9")
     command = ["tables", "order", f"results_dir={runs}"]
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    assert shown.splitlines()[3:] == [
-        "- 1 pair of fewer than 5 seeds: too few to decide; shown by: qprune tables order --all-pairs",
-        "",
-    ]
+    assert shown.splitlines()[5] == (
+        "- 1 comparison of fewer than 6 seeds: too few to decide; shown by: qprune tables order --all-pairs"
+    )
     assert (tmp_path / "runs" / "tables" / "order.md").read_text(encoding="utf-8") == shown.removesuffix("\n")
     assert cli.main([*command, "--all-pairs"]) == 0
     every = capsys.readouterr().out
-    assert every.splitlines()[:3] == shown.splitlines()[:3]
-    assert "Q9(w,f) (paper, real data): no difference shown (prune_first minus quantize_first is +1 dB over 4" in every
+    assert every.splitlines()[:5] == shown.splitlines()[:5]
+    assert "Q9(w,f) (paper, real data): too few seeds, a verdict needs 6 (prune_first minus" in every
     assert "too few to decide" not in every
-    stored(runs, [31.0], [30.0], "quantize.bits=7")
-    assert cli.main(command) == 0
-    assert "- 2 pairs of fewer than 5 seeds: too few to decide; shown by" in capsys.readouterr().out
+
+
+def test_several_comparisons_of_a_table_are_corrected(tmp_path: Path) -> None:
+    stored(tmp_path, SIX, [30.0] * 6)
+    store = stored(tmp_path, [30.3, 30.0, 30.3, 30.0, 30.3, 30.3], [30.0] * 6, "quantize.bits=9")
+    tested = [comparison.tested for comparison in compare_orders(store)]
+    for one, other in (tested, tested[::-1]):
+        assert one.p_table == (2 * one.p_t if one.p_t < other.p_t else max(one.p_t, 2 * other.p_t))
+
+
+CELLS = {  # P loses 1 dB late and 0.2 early, Q 0.5 and 0.1; the order itself gives prune first another 0.3
+    "prune_first": 33 - 0.2 - 0.5 + 0.15,
+    "quantize_first": 33 - 0.1 - 1.0 - 0.15,
+    "joint": 33 - 0.3,
+    "joint_late": 33 - 1.5,
+    "prune_only": 33 - 0.2,
+    "prune_only_late": 33 - 1.0,
+    "quantize_only": 33 - 0.1,
+    "quantize_only_late": 33 - 0.5,
+}
+
+
+def stored_cells(folder: Path, *overrides: str, bits: int = 8, seeds: int = 6) -> Store:
+    """Runs of the factorial protocol; those without an operator that bits belong to are shared, as in a sweep."""
+    with Composer() as composer:
+        for order, score in CELLS.items():
+            for seed in range(seeds):
+                own = bits if "prune_only" not in order else 8
+                words = ["task=espcn", f"order={order}", f"seed={seed}", f"quantize.bits={own}", *overrides]
+                store_row(composer, words, folder, score=score + 0.01 * (seed % 3) * (-1 if "late" in order else 1))
+    return Store.read(folder)
+
+
+def test_the_factorial_protocol_subtracts_what_time_alone_predicts(tmp_path: Path) -> None:
+    store = stored_cells(tmp_path, "protocol=factorial", bits=4)
+    found = {comparison.contrast.name: comparison for comparison in compare_orders(store)}
+    difference, time, interaction, together = (comparison.tested for comparison in found.values())
+    assert difference.mean == pytest.approx(0.7)
+    assert time.mean == pytest.approx(0.4)  # (1 - 0.2) - (0.5 - 0.1), and the seeds' part cancels
+    assert interaction.mean == pytest.approx(0.3)
+    assert together.mean == pytest.approx(-0.9 + 0.9 - 0.0, abs=0.02)
+    assert [comparison.verdict for comparison in found.values()][:3] == [
+        "prune first is better",
+        "time alone favors prune first",
+        "the order itself favors prune first",
+    ]
+    assert {comparison.heading for comparison in found.values()} == {
+        "espcn, slots 140-155 and 160-175 (protocol=factorial)"
+    }
+    assert [comparison.contrast.name for comparison in compare_orders(store, "mirrored")] == [
+        "prune_first minus quantize_first"
+    ]
+    assert compare_orders(store, "paper") == []
+
+
+def test_protocols_are_never_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    stored(runs, SIX, [30.0] * 6)
+    stored(runs, [30.0] * 6, SIX, "protocol=mirrored")
+    stored(runs, [30.0] * 6, [30.0], "protocol=mirrored", "schedule.slots.length=10")
+    store = Store.read(runs)
+    assert {comparison.heading: comparison.verdict for comparison in compare_orders(store)} == {
+        "espcn, slots 140-150 and 160-170 (protocol=mirrored)": "too few seeds, a verdict needs 6",
+        "espcn, slots 140-155 and 160-175 (protocol=mirrored)": "quantize first is better",
+        "espcn, times of each order's own": "prune first is better",
+    }
+    assert store.problems == []
+    assert cli.main(["tables", "order", "protocol=paper", "task=espcn", f"results_dir={runs}"]) == 0
+    assert "slots" not in capsys.readouterr().out
+    assert cli.main(["tables", "order", "task=cifar", f"results_dir={runs}"]) == 0
+    assert "no seed has been trained in both orders" in capsys.readouterr().out
+    assert cli.main(["tables", "order", "margin=0", f"results_dir={runs}"]) == 2
+    assert capsys.readouterr().err.startswith("error: margin=0 is no difference of scores; type a number > 0")
+
+
+def test_versions_of_the_arithmetic_are_never_mixed(tmp_path: Path) -> None:
+    with Composer() as composer:
+        for seed in range(8):
+            for order, score in (("prune_first", 31.0), ("quantize_first", 30.0)):
+                words = ["task=espcn", f"order={order}", f"seed={seed}"]
+                store_row(composer, words, tmp_path, score=score + seed, arithmetic=2 if seed < 2 else 1)
+    [comparison] = compare_orders(Store.read(tmp_path))
+    assert comparison.values.index.tolist() == [0, 1]
+    assert comparison.marks == ("12 runs of arithmetic version 1 left out",)
+    [older] = compare_orders(Store.read(tmp_path, arithmetic=1))
+    assert older.values.index.tolist() == [2, 3, 4, 5, 6, 7]
+    assert older.marks == ()
+
+
+def test_what_is_left_of_training_is_said(tmp_path: Path) -> None:
+    with Composer() as composer:
+        for order, left in (("prune_first", (40.0, 30.0)), ("quantize_first", (25.0, 50.0))):
+            recovery = {"epochs_after_pruning": left[0], "rates_after_pruning": left[0] / 1000}
+            recovery |= {"epochs_after_quantization": left[1], "rates_after_quantization": left[1] / 1000}
+            store_row(composer, ["task=espcn", f"order={order}"], tmp_path, recovery=recovery)
+    [comparison] = compare_orders(Store.read(tmp_path))
+    assert comparison.sentence().endswith(
+        "; left after the last pruning and quantization: prune first 40 and 30 epochs (rates 0.04 and 0.03), quantize "
+        "first 25 and 50 epochs (rates 0.025 and 0.05)"
+    )
 
 
 def test_only_runs_of_one_setting_are_paired(tmp_path: Path) -> None:
@@ -114,7 +219,7 @@ def test_settings_of_most_seeds_come_first(tmp_path: Path) -> None:
     stored(tmp_path, [31.0], [30.0])
     stored(tmp_path, [31.0] * 3, [30.0] * 3, "quantize.bits=9")
     store = stored(tmp_path, [31.0] * 2, [30.0] * 2, "quantize.bits=2")
-    assert [len(comparison.seeds) for comparison in compare_orders(store)] == [3, 2, 1]
+    assert [len(comparison.values) for comparison in compare_orders(store)] == [3, 2, 1]
 
 
 def test_a_run_of_before_a_key_is_paired_with_one_of_after(tmp_path: Path) -> None:
@@ -123,7 +228,7 @@ def test_a_run_of_before_a_key_is_paired_with_one_of_after(tmp_path: Path) -> No
     text = old.read_text(encoding="utf-8")
     assert "  compile: false\n" in text
     old.write_text(text.replace("  compile: false\n", ""), encoding="utf-8")
-    assert [comparison.difference for comparison in compare_orders(store)] == [1.0]
+    assert [comparison.tested.mean for comparison in compare_orders(store)] == [1.0]
 
 
 def test_two_schedules_of_one_setting_are_named(tmp_path: Path) -> None:

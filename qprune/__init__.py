@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # `as` exports a name; ruff would give each a line of its own
     from qprune.compression.compressor import Compressor as Compressor, attach as attach, compress as compress
     from qprune.compression.config import PruneConfig as PruneConfig, QuantizeConfig as QuantizeConfig
     from qprune.compression.convert import convert as convert
+    from qprune.compression.cost import Cost as Cost, LayerCost as LayerCost, cost as cost
     from qprune.compression.coverage import Coverage as Coverage, coverage as coverage
     from qprune.compression.footprint import (
         Footprint as Footprint,
@@ -48,6 +49,7 @@ _MODULES = {
     "compression.compressor": ("Compressor", "attach", "compress"),
     "compression.config": ("PruneConfig", "QuantizeConfig"),
     "compression.convert": ("convert",),
+    "compression.cost": ("Cost", "LayerCost", "cost"),
     "compression.coverage": ("Coverage", "coverage"),
     "compression.footprint": ("Footprint", "PaperSize", "actual_footprint", "paper_footprint"),
     "compression.functional": ("fake_quantize", "magnitude_mask", "optimal_decimal", "prune", "saturate"),

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from qprune.compression.config import CONVOLUTIONS
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, input_site
-from qprune.compression.prepare import FeatureOperators, find_operators, run_example, samples_in, weight_path
+from qprune.compression.prepare import FACTS, FeatureOperators, find_operators, run_example, samples_in, weight_path
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -135,16 +135,22 @@ def stored_features(network: nn.Module, example: Any) -> list[Stored]:
     return list(traced(network, example).reads)
 
 
-def traced(network: nn.Module, example: Any, samples: int | None = None, final: bool = False) -> Trace:
+def traced(
+    network: nn.Module, example: Any, samples: int | None = None, final: bool = False, trace: Trace | None = None
+) -> Trace:
     """Trace `example` through `network`.
 
     Args:
         network: Any module.
         example, samples: As in `compress`.
         final: Whether features count as after training, with every operator and the final sparsity of masks.
+        trace: A fresh trace of another class.
     """
-    trace = Trace(final)
+    trace = trace or Trace(final)
     modules = dict(network.named_modules())
+    for module in modules.values():
+        noted, children = getattr(module, FACTS, {}).items(), dict(module.named_children())
+        trace.generated |= {children[name]: facts for name, facts in noted if name in children}
     handles = [
         hook
         for path, module in modules.items()
@@ -210,6 +216,7 @@ class Trace(TorchDispatchMode):
             with a feature, in the order of their first call.
         used: How each weight was used, by its site.
         samples: Samples of the example, or None where its arguments do not agree.
+        generated: Functions that `convert` made of the operators of a feature, with the facts that it left.
     """
 
     def __init__(self, final: bool = False) -> None:
@@ -222,6 +229,7 @@ class Trace(TorchDispatchMode):
         self.layers: list[str] = []
         self.used: dict[str, list[Weight]] = {}
         self.samples: int | None = None
+        self.generated: dict[nn.Module, dict[str, Any]] = {}
         self.values = WeakTensorKeyDictionary()  # feature tensor -> Stored
         self.weights = WeakTensorKeyDictionary()  # tensor -> the Weights that it holds
         self.bases = WeakTensorKeyDictionary()  # view -> the tensor that it is a part of
@@ -271,7 +279,7 @@ class Trace(TorchDispatchMode):
             self._pass(site_of_input, args[0] if args else None)
             if isinstance(module, COMPUTE + ATTENTION) and path not in self.layers:
                 self.layers.append(path)
-            self.muted += isinstance(module, (FeatureOperators, Operator))
+            self.muted += module in self.generated or isinstance(module, (FeatureOperators, Operator))
 
         return hook
 
@@ -296,7 +304,23 @@ class Trace(TorchDispatchMode):
                 self.values[output].outputs[path] = tuple(output.shape)
                 self._pass(path, output)
 
-        return hook
+        def generated(_: nn.Module, args: Any, output: Any) -> None:
+            """Do the same after a function of `convert`, called with (module, arguments) or (..., output)."""
+            self.path.pop()
+            facts, before = self.generated[module], args[2] if args[2:] else args[1][0]
+            operators: list[Any] = []
+            if "mask" in facts:  # where the mask keeps it, the largest number is above zero on every grid
+                full = torch.full_like(before[:1], torch.finfo(before.dtype).max)
+                kept = _tensors(module.forward(None, *(((), full) if args[2:] else ((full,),))))[0]
+                operators.append(Pruner())
+                operators[0].mask, operators[0].sparsity = (kept[0] != 0).float(), 1 - facts["density"]
+            if "bits" in facts:
+                operators.append(Quantizer(facts["bits"]))
+            self.muted -= 1
+            if not self.muted and before in self.values:
+                self._operate(operators, before, _tensors(output)[0])
+
+        return generated if module in self.generated else hook
 
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Record what active operators made of a feature tensor."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qprune.compression.activation_trace import FLOAT_BITS
@@ -260,6 +261,24 @@ class Compressor:
             entries, kept = sum(mask.numel() for mask in masks), sum(float(mask.double().sum()) for mask in masks)
             found[kind] = 1.0 - kept / entries if entries else 0.0
         return found
+
+    def preview(self) -> None:
+        """Have every operator act as after its last event, before any training: sizes and costs are then known.
+
+        Masks are random, which no size depends on and a cost only by chance; grids hold the largest weight.
+        """
+        generator = torch.Generator().manual_seed(0)
+        for placed in self.placed:
+            operator = placed.operator
+            operator.active = True
+            if isinstance(operator, Pruner):
+                operator.update(torch.rand(operator.mask.shape, generator=generator).to(operator.mask.device), 1.0)
+                continue
+            assert isinstance(operator, Quantizer)
+            operator.updates += 1
+            if placed.kind == "weight" and operator.searches:
+                fitting = torch.log2(operator.grid.bounds[1] / placed.weight_in().abs().max())
+                operator.decimal.fill_(int(fitting.floor().clamp(-100, 100)))
 
     def convert(self) -> nn.Module:
         """Return a copy with the present state built in, see `convert`."""

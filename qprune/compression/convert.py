@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qprune.compression.operator import Operator
-from qprune.compression.prepare import INPUT_CHILD, OUTPUT_CHILD, FeatureOperators, find_operators
+from qprune.compression.prepare import FACTS, INPUT_CHILD, OUTPUT_CHILD, FeatureOperators, facts_of, find_operators
 from qprune.compression.pruner import tile_mask
 from qprune.errors import UserError
 
@@ -127,8 +127,14 @@ def _replace(module: nn.Module, name: str, operators: FeatureOperators) -> None:
     function = (_InputFunction if at_input else _Function)(operators)
     if function.masks or function.grids:
         generated = fx.symbolic_trace(function)
+        _note(module, name, {"site": operators.site, **facts_of((operators.pruner, operators.quantizer))})
         module.add_module(name, generated)
         (module.register_forward_pre_hook if at_input else module.register_forward_hook)(generated)
+
+
+def _note(module: nn.Module, name: str, facts: dict[str, Any]) -> None:
+    """Leave facts about operators on a module, for sizes and costs: an attribute that copies and files keep."""
+    setattr(module, FACTS, {**getattr(module, FACTS, {}), name: facts})
 
 
 def _make_plain(layer: nn.Module, shared: dict[int, nn.Parameter]) -> None:
@@ -145,6 +151,7 @@ def _make_plain(layer: nn.Module, shared: dict[int, nn.Parameter]) -> None:
         same = shared.setdefault(id(original), nn.Parameter(value, requires_grad=original.requires_grad))
         weights[name] = same if torch.equal(same, value) else nn.Parameter(value, requires_grad=original.requires_grad)
         order = max(order, *(each.order for each in chain if isinstance(each, Operator)), key=len)
+        _note(layer, name, facts_of(chain))
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     others = dict(layer.named_parameters(recurse=False))

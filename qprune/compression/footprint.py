@@ -2,14 +2,15 @@
 
 `paper`: what the paper's numbers rest on (spec 5.1, 5.3). Features are the outputs of the modules that own parameters,
 each counted twice (the counting tool's "for gradients"); bits and sparsity are charged as asked for, biases and norms
-included. `actual`: each stored tensor once, with the bits and the mask it really has. Mb is 10^6 bits everywhere.
+included. `actual`: each stored tensor once, with the bits and the zeros it really has; `actual with masks`: and a bit
+for each entry of the masks, which say where those zeros are. Mb is 10^6 bits everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,9 @@ from qprune.compression.activation_trace import FLOAT_BITS, stored_features
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, match
-from qprune.compression.prepare import find_operators, run_example, weight_path
-from qprune.compression.pruner import Pruner
-from qprune.compression.quantizer import Quantizer
+from qprune.compression.prepare import FACTS, facts_of, find_operators, run_example
 
-ACCOUNTINGS = ("paper", "actual")
+ACCOUNTINGS = ("paper", "actual", "actual with masks")
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,33 @@ def paper_footprint(
     return Footprint("paper", tuple(entries))
 
 
+class Weight(NamedTuple):
+    """A parameter by its plain name, in its module, and the facts of the operators that act on it."""
+
+    name: str
+    module: nn.Module
+    tensor: str
+    parameter: nn.Parameter
+    facts: dict[str, Any]
+
+
+def weights_of(network: nn.Module) -> Iterator[Weight]:
+    """Yield the parameters of a network, prepared or converted."""
+    for name, parameter in network.named_parameters():
+        layer, parametrized, rest = f".{name}".rpartition(".parametrizations.")
+        if not parametrized:
+            layer, _, rest = f".{name}".rpartition(".")
+        tensor = rest.split(".")[0]
+        module = network.get_submodule(layer.removeprefix("."))
+        facts = getattr(module, FACTS, {}).get(tensor, {})
+        if parametrized:
+            facts = facts_of(module.parametrizations[tensor])  # type: ignore[index]
+        plain = f"{layer}.{rest.removesuffix('.original')}".removeprefix(".")
+        yield Weight(plain, module, tensor, parameter, facts)
+
+
 def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:
-    """Account for what a network stores in its present state.
+    """Account for what a network stores in its present state; a converted one as the one that it was made of.
 
     Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are those
     of `stored_features`.
@@ -133,33 +157,27 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
     Args:
         network: Any module.
         example: One sample.
-        count_masks: Whether to add one bit per entry of every active mask.
+        count_masks: Whether to add one bit per entry of every active mask, for hardware that stores them: the
+            accounting `actual with masks`.
 
     Returns:
         The footprint, in the accounting `actual`.
     """
-    operators: dict[str, list[Operator]] = {}
-    masks = []
-    for placed in find_operators(network):
-        if placed.kind == "weight" and placed.operator.acts:
-            operators.setdefault(placed.path, []).append(placed.operator)
-        if isinstance(placed.operator, Pruner) and placed.operator.acts:
-            masks.append(Entry(placed.path, "mask", placed.operator.mask.numel(), bits=1))
-    entries = []
-    for name, parameter in network.named_parameters():
-        path = weight_path(name) if ".parametrizations." in f".{name}" else None
-        bits, density = FLOAT_BITS, 1.0
-        for operator in operators.get(path, []) if path is not None else []:
-            if isinstance(operator, Quantizer):
-                bits = operator.bits
-            elif isinstance(operator, Pruner):
-                density = operator.density
-        plain = name.replace(".parametrizations", "").removesuffix(".original")
-        entries.append(Entry(plain, "weight", parameter.numel(), bits, density))
+    entries, masks = [], []
+    for weight in weights_of(network):
+        bits, density = weight.facts.get("bits", FLOAT_BITS), weight.facts.get("density", 1.0)
+        entries.append(Entry(weight.name, "weight", weight.parameter.numel(), bits, density))
+        if "mask" in weight.facts:
+            masks.append(Entry(weight.name, "mask", weight.facts["mask"], bits=1))
     for i, stored in enumerate(stored_features(network, example)):
         kind = "input" if i == 0 and stored.name == INPUT else "feature"
         entries.append(Entry(stored.name, kind, stored.elements, stored.bits, stored.density))
-    return Footprint("actual", tuple(entries + (masks if count_masks else [])))
+    noted = [facts for module in network.modules() for facts in getattr(module, FACTS, {}).values() if "site" in facts]
+    placed = [{"site": p.path, **facts_of([p.operator])} for p in find_operators(network) if p.kind == "feature"]
+    masks += [Entry(facts["site"], "mask", facts["mask"], bits=1) for facts in placed + noted if "mask" in facts]
+    if count_masks:
+        return Footprint("actual with masks", (*entries, *masks))
+    return Footprint("actual", tuple(entries))
 
 
 def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -167,7 +185,8 @@ def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
     owners = []
     for path, module in network.named_modules():
         own = any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module)
-        children = [c for c in module.children() if not _is_machinery(c)]
+        noted = getattr(module, FACTS, {})
+        children = [c for name, c in module.named_children() if name not in noted and not _is_machinery(c)]
         if own and not children and not isinstance(module, (parametrize.ParametrizationList, Operator)):
             owners.append((path, module))
     return owners

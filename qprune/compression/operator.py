@@ -131,6 +131,11 @@ class Operator(nn.Module):
         parametrize.register_parametrization(layer, name, self)
         return layer
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What sizes and costs depend on, as plain values, which `convert` leaves on the module."""
+        return {}
+
     def start_window(self) -> None:
         """Discard what was observed; called at the first step of a window and after its event."""
         self.window = None

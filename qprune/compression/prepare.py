@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError, closest
 
 OUTPUT_CHILD, INPUT_CHILD = "output_operators", "input_operators"
+# The attribute of a converted module with the facts of the operators that it had, by name of a weight or a child.
+FACTS = "qprune_operators"
 
 
 class FeatureOperators(nn.Module):
@@ -232,6 +234,12 @@ def find_operators(network: nn.Module) -> Iterator[Placed]:
             yield Placed(weight_path(chain_path), module, chain)
         else:
             yield Placed(_feature_path(network, path), module)
+
+
+def facts_of(operators: Iterable[nn.Module | None]) -> dict[str, Any]:
+    """Return what sizes and costs depend on, of the operators of one tensor that act."""
+    acting = [each for each in operators if isinstance(each, Operator) and each.acts]
+    return {name: fact for each in acting for name, fact in each.facts.items()}
 
 
 def weight_path(name: str) -> str:

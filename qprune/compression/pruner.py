@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +152,11 @@ class Pruner(Operator):
     def density(self) -> float:
         """Fraction of ones in the mask; 1 before it is sized."""
         return float(self._nearest().mean(dtype=torch.float64)) if self.mask.numel() else 1.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fraction of ones and the number of entries of the mask."""
+        return {"density": self.density, "mask": self.mask.numel()}
 
     def extra_repr(self) -> str:
         return f"sparsity={self.sparsity}, {self.granularity}, mask={tuple(self.mask.shape)}, active={self.active}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,11 @@ class Quantizer(Operator):
         """Replace averages in buffers by the values that they stand for."""
         self.decimal.copy_(self._of_average())
         super().settle()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """N, d, and the dimension that d runs along."""
+        return {"bits": self.bits, "decimal": self.fraction_bits.tolist(), "axis": self.axis}
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Give `decimal` one entry per index of `axis`."""

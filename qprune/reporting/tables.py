@@ -19,11 +19,13 @@ from qprune.reporting.statistics import table_of
 from qprune.runs.row import Row
 from qprune.runs.store import Store, versions_text
 
+_COSTS = ("effective_gbops", "density_effective_bops")  # shown where runs have costs
 _NUMBERS = (  # columns of a joined part
     *("score", "score_sd", "n", "paper_score", "difference", "weight_mb_paper", "feature_mb_paper"),
     *("weight_mb_actual", "feature_mb_actual", "density_paper", "density_actual", "paper_density"),
     *("density_paper_sd", "density_actual_sd"),
     *(f"{kind}_after_{name}" for kind in ("epochs", "rates") for name in ("pruning", "quantization")),
+    *_COSTS,
 )
 _COLUMNS = ("part", "label", "metric", "unit", "density_unit", *_NUMBERS, "marks", "missing_seeds", "command", "best")
 HEADINGS = (
@@ -32,6 +34,7 @@ HEADINGS = (
 )
 RECOVERY_HEADINGS = ("epochs after the last P | Q", "sum of their learning rates")
 _FIELDS = [field.name for field in fields(Row)]
+_COST_HEADINGS = ("effective GBOPs", "density per effective BOP")
 _LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "+-": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
@@ -175,6 +178,9 @@ def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) 
         line[f"density_{accounting}_sd"] = runs[f"density_{accounting}"].std(ddof=1)
         for kind in ("weight", "feature"):
             line[f"{kind}_mb_{accounting}"] = runs[f"{kind}_bits_{accounting}"].mean() / 1e6
+    bops = [costs.get("effective_bops") for costs in runs["costs"]]
+    line["effective_gbops"] = pd.Series(bops, dtype=float).mean() / 1e9
+    line["density_effective_bops"] = runs["density_effective_bops"].astype(float).mean()
     missing = [seed for seed in want.seeds if seed not in there]
     return line | {"marks": marks_of(part, runs), "missing_seeds": missing, "command": want.command, "best": False}
 
@@ -210,11 +216,18 @@ class Cells:
     missing: list[tuple[str, str]]  # label and command of rows that lack runs
 
 
-def cells(part: pd.DataFrame, recovery: bool = False) -> Cells:
-    """Write every cell of a joined part as text; marks become footnotes a, b, ...
+def layout(parts: Sequence[pd.DataFrame], recovery: bool = False) -> tuple[tuple[str, ...], list[Cells]]:
+    """Return the headings of a table, and its parts as text; columns of costs are there where a run has them.
 
     recovery: whether the columns RECOVERY_HEADINGS are wanted.
     """
+    costs = any(bool(part[name].notna().any()) for part in parts for name in _COSTS)
+    headings = HEADINGS + (_COST_HEADINGS if costs else ()) + (RECOVERY_HEADINGS if recovery else ())
+    return headings, [cells(part, costs, recovery) for part in parts]
+
+
+def cells(part: pd.DataFrame, costs: bool = False, recovery: bool = False) -> Cells:
+    """Write every cell of a joined part as text; marks become footnotes a, b, ..."""
     notes = list(dict.fromkeys(mark for marks in part["marks"] for mark in marks))
     rows = part.to_dict("records")
     lines = []
@@ -226,7 +239,7 @@ def cells(part: pd.DataFrame, recovery: bool = False) -> Cells:
         line += [number(row["paper_score"]), number(row["difference"], sign=True)]
         line += [_pair(number(row[f"{k}_paper"]), number(row[f"{k}_actual"])) for k in ("weight_mb", "feature_mb")]
         densities = (with_deviation(row[f"density_{k}"], row[f"density_{k}_sd"]) for k in ("paper", "actual"))
-        line += [_pair(*densities), number(row["paper_density"])]
+        line += [_pair(*densities), number(row["paper_density"]), *(number(row[name]) for name in _COSTS if costs)]
         if recovery:
             for kind, form in (("epochs", ".4g"), ("rates", ".3g")):
                 left = (row[f"{kind}_after_{name}"] for name in ("pruning", "quantization"))
@@ -238,12 +251,10 @@ def cells(part: pd.DataFrame, recovery: bool = False) -> Cells:
 
 
 def markdown(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -> str:
-    """Write a whole table as GitHub's Markdown. recovery: as for `cells`."""
-    text, headings = (
-        [f"## Table {table.name}. {table.title}", ""],
-        (*HEADINGS, *(RECOVERY_HEADINGS if recovery else ())),
-    )
-    for part in (cells(part, recovery) for part in parts):
+    """Write a whole table as GitHub's Markdown. recovery: as for `layout`."""
+    text = [f"## Table {table.name}. {table.title}", ""]
+    headings, shown = layout(parts, recovery)
+    for part in shown:
         text += [f"### {part.heading}", "", _md_line(headings), _md_line(["---", *["---:"] * (len(headings) - 1)])]
         for line, best in zip(part.lines, part.best, strict=True):
             text.append(_md_line([f"**{line[0]}**", f"**{line[1]}**", *line[2:]] if best else line))
@@ -255,14 +266,14 @@ def markdown(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False
 
 
 def latex(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -> str:
-    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`. recovery: as for `cells`."""
-    headings = (*HEADINGS, *(RECOVERY_HEADINGS if recovery else ()))
+    r"""Write a whole table for LaTeX (package booktabs) as one `tabular`. recovery: as for `layout`."""
+    headings, laid_out = layout(parts, recovery)
     columns = "l" + "r" * (len(headings) - 1)
     text = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(table.title)}}}"]
     text += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     text.append(" & ".join(map(_escaped, headings)) + r" \\")
     notes: list[str] = []
-    for part in (cells(part, recovery) for part in parts):
+    for part in laid_out:
         text += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{_escaped(part.heading)}}}}} \\"]
         for line, best in zip(part.lines, part.best, strict=True):
             shown = [_escaped(cell) for cell in line]
@@ -276,8 +287,9 @@ def latex(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -
 
 
 def csv(parts: Sequence[pd.DataFrame]) -> str:
-    """Write all parts with all columns in full precision."""
+    """Write all parts with all columns in full precision, those of costs where a run has them."""
     table = pd.concat(parts, ignore_index=True)
+    table = table.drop(columns=[name for name in _COSTS if not table[name].notna().any()])
     for column in ("marks", "missing_seeds"):
         table[column] = ["; ".join(map(str, values)) for values in table[column]]
     return str(table.to_csv(index=False, lineterminator="\n"))

@@ -1,6 +1,7 @@
 """One run, from its config to its row: found, resumed or started, in its folder."""
 
 import io
+import math
 import random
 import shutil
 from collections import Counter
@@ -19,6 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 import qprune
 from qprune.atomic_write import png_bytes, write_atomically, write_json
 from qprune.compression.activation_trace import uncovered_features
+from qprune.compression.cost import cost
 from qprune.compression.distributed import rank_and_world
 from qprune.compression.fake_quantize import use_native
 from qprune.compression.footprint import actual_footprint, paper_footprint
@@ -34,7 +36,7 @@ from qprune.runs.histograms import feature_histograms
 from qprune.runs.load import copy_fraction_bits
 from qprune.runs.lookup import float_row, folder_of, require_same_data, superseded
 from qprune.runs.row import SCHEMA_VERSION, Row, make_row
-from qprune.runs.row_text import format_row, recovery_lines
+from qprune.runs.row_text import cost_lines, format_row, recovery_lines
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
@@ -128,14 +130,19 @@ def plan(config: Recipe | identity.Config) -> str:
     text = io.StringIO()
     console = Console(file=text, width=120, highlight=False)
     sites = plan_of(recipe, task)
-    timeline = attach_operators(recipe, task, sites).timeline
+    compressor = attach_operators(recipe, task, sites)
     console.print(identity.notation(recipe.config))
     console.print(f"{recipe.limits.epochs} epochs; {recipe.schedule}")
-    for line in recovery_lines(timeline.recovery(learning_rates(task, recipe.limits.epochs))):
+    for line in recovery_lines(compressor.timeline.recovery(learning_rates(task, recipe.limits.epochs))):
         console.print(line)
     sites_table = _plan_table(task, sites)
     console.print(_plan_line(sites_table))
     _print_plan(console, sites_table)
+    compressor.preview()
+    size = actual_footprint(task.network, task.size_example, count_masks=True)
+    megabits = ", ".join(f"{kind}s {size.size_bits(kind) / 1e6:.4g}" for kind in ("weight", "feature", "input", "mask"))
+    counts, rest = cost_lines(cost(task.network, task.size_example).total())
+    console.print(f"sizes in Mb once trained: {megabits}\n{counts}\n{rest}; with random masks")
     return text.getvalue()
 
 
@@ -248,12 +255,16 @@ def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> 
     paper = paper_footprint(
         task.paper_network, task.size_example, recipe.paper_size, recipe.pruning, recipe.quantization
     )
-    actual = actual_footprint(task.network, task.size_example)
-    whole = 32.0 * actual.elements("weight", "feature", "input")
-    row |= {"float_bits_actual": whole, "density_unit": task.density_unit}
+    actual, kinds = actual_footprint(task.network, task.size_example, count_masks=True), ("weight", "feature", "input")
+    costs = cost(task.network, task.size_example).total()
+    row |= {"float_bits_actual": 32.0 * actual.elements(*kinds), "density_unit": task.density_unit}
+    row |= {"mask_bits_actual": actual.size_bits("mask"), "costs": costs}
     for name, footprint in (("paper", paper), ("actual", actual)):
-        row |= {f"{kind}_bits_{name}": footprint.size_bits(kind) for kind in ("weight", "feature", "input")}
-        row[f"density_{name}"] = task.density(score, footprint.size_bits())
+        row |= {f"{kind}_bits_{name}": footprint.size_bits(kind) for kind in kinds}
+        row[f"density_{name}"] = task.density(score, footprint.size_bits(*kinds))
+    for name, bits in (("with_masks", actual.size_bits()), ("effective_bops", costs["effective_bops"])):
+        density = task.density(score, bits) if bits > 0 else math.nan
+        row[f"density_{name}"] = density if math.isfinite(density) else None
     return row
 
 

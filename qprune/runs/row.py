@@ -21,7 +21,8 @@ Bits = Annotated[float, Field(ge=0)]
 class Row:
     """One finished run, checked by pydantic.
 
-    Sizes in bits and performance densities are in the accountings `paper` and `actual` (spec 5.2).
+    Sizes in bits and performance densities are in the accountings `paper` and `actual` (spec 5.2); `mask_bits_actual`
+    is what `actual with masks` adds to the latter.
     """
 
     schema_version: Literal[1]
@@ -53,6 +54,10 @@ class Row:
     density_unit: str = ""
     arithmetic: Count = 1  # version of the arithmetic of training: rows of different versions differ in bits
     recovery: dict[str, float] = Field(default_factory=dict)  # as `Timeline.recovery` returns; older rows have none
+    mask_bits_actual: Bits | None = None  # older rows have neither these bits nor costs
+    density_with_masks: float | None = None
+    costs: dict[str, float] = Field(default_factory=dict)  # total of `Cost`, at the size at which features are counted
+    density_effective_bops: float | None = None  # the density with effective bit operations in the place of bits
 
 
 _ROW = TypeAdapter(Row)

@@ -26,6 +26,12 @@ def format_row(row: Row, reference: Row | None = None) -> Text:
         f"  density {digits(row.density_actual)}{unit}; {as_paper}",
         f"  zeros: {zeros}; {row.epochs:,} epochs, {row.steps:,} steps",
     ]
+    if row.mask_bits_actual is not None:
+        density = _or_dash(row.density_with_masks)
+        lines.append(f"  with masks stored: {_mb(row.mask_bits_actual)} Mb more, density {density}")
+    if row.costs:
+        counts, rest = cost_lines(row.costs)
+        lines += [f"  {counts}", f"  {rest}; density per effective BOP {_or_dash(row.density_effective_bops)}"]
     lines += [f"  {line}" for line in recovery_lines(row.recovery)] if row.recovery else []
     if row.marks:
         lines.append(f"  not comparable with the paper: {'; '.join(row.marks)}")
@@ -67,6 +73,22 @@ def digits(value: float, count: int = 3) -> str:
 
 def _mb(bits: float) -> str:
     return digits(bits / 1e6)
+
+
+def cost_lines(costs: Mapping[str, float]) -> tuple[str, str]:
+    """Return the total of a `Cost` in two lines."""
+    moved = digits((costs["weight_bytes"] + costs["feature_bytes"]) / 1e6)
+    products, effective = (digits(costs[name] / 1e6) for name in ("macs", "effective_macs"))
+    bops, effective_bops = (digits(costs[name] / 1e9) for name in ("bops", "effective_bops"))
+    width = f"sums of {costs['accumulator_bits']:.0f} bits; " if "accumulator_bits" in costs else ""
+    return (
+        f"cost: {products} M products, {effective} M effective; {bops} GBOPs, {effective_bops} effective",
+        f"{width}{moved} MB moved; {digits(costs['energy_pj'] / 1e6)} uJ by Horowitz's table",
+    )
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else digits(value)
 
 
 def recovery_lines(recovery: Mapping[str, float]) -> list[str]:

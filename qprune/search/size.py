@@ -2,11 +2,8 @@
 
 import copy
 
-import torch
-
 from qprune.compression.compressor import attach
 from qprune.compression.footprint import Footprint, actual_footprint
-from qprune.compression.pruner import Pruner
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.training.setup import build_task, plan_of, timeline_of
@@ -27,9 +24,5 @@ def planned_footprint(task: Task, config: RunConfig) -> Footprint:
     recipe, network = Recipe.from_config(config), copy.deepcopy(task.network)
     plan, timeline = plan_of(recipe, task), timeline_of(recipe, task)
     compressor = attach(network, plan, timeline, task.example, recipe.pruning, recipe.quantization)
-    generator = torch.Generator().manual_seed(0)
-    for placed in compressor.placed:
-        placed.operator.active = True
-        if isinstance(placed.operator, Pruner):
-            placed.operator.update(torch.rand(placed.operator.mask.shape, generator=generator), 1.0)
+    compressor.preview()
     return actual_footprint(network, task.size_example)

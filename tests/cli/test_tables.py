@@ -181,6 +181,25 @@ def test_runs_of_unknown_code_are_marked(tmp_path: Path, capsys: pytest.CaptureF
         assert "its commit 0123456789 is not in this repository\n" in printed
 
 
+def test_costs_have_columns_where_a_run_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {"costs": {"effective_bops": 3e9}, "density_effective_bops": 4.5}
+    with Composer() as composer:
+        store_row(composer, [*ESPCN, "order=baseline"], tmp_path / "runs", score=31.0)
+        store_row(composer, [*ESPCN, "order=prune_first"], tmp_path / "runs", score=30.0, **costs)
+    assert cli.main(["tables", "4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [heading] = [line for line in lines if line.startswith("| recipe ")]
+    assert heading.endswith("| paper's density | effective GBOPs | density per effective BOP |")
+    assert [line for line in lines if line.endswith("| 3.00 | 4.50 |")]
+    assert [line for line in lines if line.startswith("| Baseline | 31.00 ") and line.endswith(" | 6.22 |  |  |")]
+    table = pd.read_csv(tmp_path / "tables" / "table4.csv")
+    assert table["effective_gbops"].dropna().tolist() == [3.0]
+    tex = (tmp_path / "tables" / "table4.tex").read_text(encoding="utf-8")
+    assert r"\begin{tabular}{lrrrrrrrrrr}" in tex
+    assert cli.main(["tables", "3", "task=espcn", f"results_dir={tmp_path / 'runs'}"]) == 0
+    assert "GBOPs" not in capsys.readouterr().out
+
+
 def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The good row still makes the table, each bad one is named, and the exit code says so."""
     runs = tmp_path / "runs"

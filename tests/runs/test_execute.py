@@ -72,6 +72,13 @@ def test_a_run_writes_its_folder_and_is_found_again(tmp_path: Path, capsys: pyte
     # two pruned or quantized weights, 36 of 72 left; biases and norms in 32 bits
     assert row.weight_bits_actual == 36 * 8 + 100 * 8 + (4 + 8 + 1) * 32
     masks = [v for k, v in load_file(folder / "network.safetensors").items() if k.endswith(".mask")]
+    assert row.mask_bits_actual == 72 + 100
+    bits = row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual
+    assert row.density_with_masks == pytest.approx(row.score / (bits + 172))
+    # 25 windows of 4 * 2 * 9 weights and one of 100, with padding; half of the first sums are read, on half the weights
+    assert row.costs["macs"] == 25 * 72 + 100
+    assert row.costs["effective_macs"] < (25 * 72 + 100) / 2
+    assert row.density_effective_bops == pytest.approx(row.score / row.costs["effective_bops"])
     assert [float(mask.mean()) for mask in masks] == [0.5, 0.5]
     before = (folder / "result.json").read_bytes()
     capsys.readouterr()
@@ -178,6 +185,9 @@ def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> N
     assert "after the last pruning event: 4 epochs, their learning rates sum to 0.0226\n" in text  # 0.01 * 0.9^epoch
     assert "after the last quantization event: 2 epochs, their learning rates sum to 0.0101\n" in text
     assert "4       feature  1 elements  -      -" in text
+    # weights 36 + 100 of 8 bits and 13 floats, an input of 50 and 50 of 100 features of 8 bits, a float; two masks
+    assert "sizes in Mb once trained: weights 0.001504, features 0.000432, inputs 0.0004, masks 0.000172" in text
+    assert "cost: 0.0019 M products, " in text
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 

@@ -222,6 +222,22 @@ def test_a_run_that_ends_without_a_number_fails_and_stores_nothing() -> None:
         make_row(**FIELDS | {"score": float("nan")})
 
 
+COSTS = {"macs": 2e6, "effective_macs": 5e5, "bops": 1.28e8, "effective_bops": 3.2e7, "accumulator_bits": 20}
+COSTS |= {"weight_bytes": 4e5, "feature_bytes": 6e5, "energy_pj": 2.5e6}
+
+
+def test_costs_and_masks_are_printed_where_a_row_has_them() -> None:
+    fields = {"mask_bits_actual": 5e5, "density_with_masks": 8.5, "costs": COSTS, "density_effective_bops": None}
+    row = parse_row(json_bytes(FIELDS | fields))
+    assert row.costs == COSTS
+    text = str(format_row(row)).splitlines()
+    assert text[5:8] == [
+        "  with masks stored: 0.500 Mb more, density 8.50",
+        "  cost: 2.00 M products, 0.500 M effective; 0.128 GBOPs, 0.0320 effective",
+        "  sums of 20 bits; 1.00 MB moved; 2.50 uJ by Horowitz's table; density per effective BOP -",
+    ]
+
+
 def test_a_row_is_printed_with_what_was_gained() -> None:
     assert str(format_row(ROW)) == "\n".join(
         [

@@ -192,9 +192,9 @@ def test_costs_have_columns_where_a_run_has_them(tmp_path: Path, capsys: pytest.
     assert heading.endswith("| paper's density | effective GBOPs | density per effective BOP |")
     assert [line for line in lines if line.endswith("| 3.00 | 4.50 |")]
     assert [line for line in lines if line.startswith("| Baseline | 31.00 ") and line.endswith(" | 6.22 |  |  |")]
-    table = pd.read_csv(tmp_path / "tables" / "table4.csv")
+    table = pd.read_csv(tmp_path / "runs" / "tables" / "table4.csv")
     assert table["effective_gbops"].dropna().tolist() == [3.0]
-    tex = (tmp_path / "tables" / "table4.tex").read_text(encoding="utf-8")
+    tex = (tmp_path / "runs" / "tables" / "table4.tex").read_text(encoding="utf-8")
     assert r"\begin{tabular}{lrrrrrrrrrr}" in tex
     assert cli.main(["tables", "3", "task=espcn", f"results_dir={tmp_path / 'runs'}"]) == 0
     assert "GBOPs" not in capsys.readouterr().out

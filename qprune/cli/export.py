@@ -21,8 +21,9 @@ KEYS = ("results_dir", "data.root", "data.verify", "budget.test_samples")
 _KEYS_HELP = "results_dir=..., data.root=..., data.verify=..., or budget.test_samples=... (null: the whole test set)"
 FORM_HELP = (
     "integer (default): 8-bit integer kernels with batch norms folded in; float: the trained network, its grids "
-    "simulated by plain nodes"
+    "simulated by plain nodes; qdq: grids as QuantizeLinear and DequantizeLinear; qonnx: grids as Quant"
 )
+_ARCHIVES_HELP = "integers: whole numbers, for C and RTL; sparse: nonzero weights and masks, packed"
 _WEIGHTS_HELP = (
     "type of integer weights: auto (default), int8, and uint8 on a CPU whose int8 sums would saturate, chosen when the "
     "file is loaded; safe, uint8; signed, int8, right only on a CPU with VNNI, AMX or ARM's dot products"
@@ -35,7 +36,7 @@ def export(arguments: Sequence[str]) -> int:
         "qprune export", description="Write the network of a finished run into the folder `export` of its run folder."
     )
     add_run_arguments(parser)
-    parser.add_argument("--form", help=f"{FORM_HELP}; sparse: nonzero weights and masks, packed")
+    parser.add_argument("--form", help=f"{FORM_HELP}; {_ARCHIVES_HELP}")
     parser.add_argument("--weights", default="auto", help=_WEIGHTS_HELP)
     parser.add_argument("--output", metavar="FILE", help="a further copy of the file")
     options = parser.parse_intermixed_args(arguments)
@@ -49,7 +50,7 @@ def export(arguments: Sequence[str]) -> int:
     print(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
     for line in _summary(notes):
         print(f"  {line}")
-    if form != "sparse":
+    if form not in ("integers", "sparse"):
         print(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
     return 0
 

@@ -17,6 +17,8 @@ from qprune.compression.operator import Operator
 from qprune.compression.prepare import find_operators
 from qprune.errors import UserError, one_of
 from qprune.export import onnx_files
+from qprune.export.integer_program import IntegerProgram
+from qprune.export.integers import integers_bytes
 from qprune.export.onnx_files import OnnxNetwork
 from qprune.export.packing import WEIGHT_TYPES
 from qprune.export.sparse import SUFFIX, sparse_bytes
@@ -24,7 +26,8 @@ from qprune.export.trace import Inputs
 from qprune.runs.load import FinishedRun
 
 FOLDER = "export"
-FORMS = (*onnx_files.FORMS, "sparse")
+FORMS = (*onnx_files.FORMS, "integers", "sparse")
+_FILES = {"sparse": f"network{SUFFIX}", "integers": "integers.npz"}
 
 
 def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> tuple[Path, list[dict[str, Any]]]:
@@ -32,7 +35,7 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
 
     Args:
         run: The finished run.
-        form: One of those of `export_onnx`, or `sparse`.
+        form: One of those of `export_onnx`, `integers` or `sparse`.
         weights: Type of integer weights: `auto`, chosen by the CPU that loads the file, `safe` or `signed`.
 
     Returns:
@@ -48,6 +51,9 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
     path, made = exported_file(run.folder, form), None
     if form == "sparse":
         content = sparse_of_run(run)
+    elif form == "integers":
+        inputs = Inputs.of(run.example, _any_size(run))
+        content = integers_bytes(run.task.network.eval(), inputs, _metadata(run, form))
     else:
         made = onnx_of_run(run, form, weights)
         content = made.model.SerializeToString()
@@ -57,18 +63,24 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
 
 def exported_file(folder: Path, form: str) -> Path:
     """Return where an export of the run in `folder` is stored."""
-    return folder / FOLDER / (f"network{SUFFIX}" if form == "sparse" else f"{form}.onnx")
+    return folder / FOLDER / _FILES.get(form, f"{form}.onnx")
 
 
 def onnx_of_run(run: FinishedRun, form: str, weights: str = "auto") -> OnnxNetwork:
     """Return the network of a run in one form, and what the file says about it."""
     inputs = Inputs.of(run.example, _any_size(run))
     if form == "integer":
-        made = onnx_files.integer_onnx(run.task.network.eval(), inputs, weights, run.training_input())
+        made = onnx_files.integer_onnx(integers_of_run(run), inputs, weights)
     else:
-        made = onnx_files.float_onnx(run.task.network.eval(), inputs)
+        made = onnx_files.plain_onnx(run.task.network.eval(), inputs, form)
     made.add_metadata(_metadata(run, form))
     return made
+
+
+def integers_of_run(run: FinishedRun) -> IntegerProgram:
+    """Return the network of a run in integer kernels, in PyTorch."""
+    inputs = Inputs.of(run.example, _any_size(run))
+    return onnx_files.integers_of(run.task.network.eval(), inputs, run.training_input())
 
 
 def uncompressed_onnx(run: FinishedRun) -> OnnxNetwork:
@@ -77,12 +89,13 @@ def uncompressed_onnx(run: FinishedRun) -> OnnxNetwork:
     for module in plain.modules():
         if isinstance(module, Operator):
             module.updates.zero_()  # none of its events has fired
-    return onnx_files.float_onnx(plain, Inputs.of(run.example, _any_size(run)))
+    return onnx_files.plain_onnx(plain, Inputs.of(run.example, _any_size(run)), "float")
 
 
 def sparse_of_run(run: FinishedRun) -> bytes:
     """Return the sparse file of a run."""
-    return sparse_bytes(run.task.network, with_plain_weights(run.task.network).eval(), _metadata(run, "sparse"))
+    metadata = {f"qprune.{key}": value for key, value in _metadata(run, "sparse").items()}
+    return sparse_bytes(run.task.network, with_plain_weights(run.task.network).eval(), metadata)
 
 
 def _any_size(run: FinishedRun) -> bool:
@@ -101,7 +114,7 @@ def _any_size(run: FinishedRun) -> bool:
 def _metadata(run: FinishedRun, form: str) -> dict[str, str]:
     """Return what a file says about its run."""
     row, config = run.row, run.config.plain()
-    entries = {
+    return {
         "version": __version__,
         "signature": row.signature,
         "network": run.network_digest,
@@ -114,7 +127,6 @@ def _metadata(run: FinishedRun, form: str) -> dict[str, str]:
         "quantize": json.dumps(config["quantize"], sort_keys=True),
         "prune": json.dumps(config["prune"], sort_keys=True),
     }
-    return {f"qprune.{key}": value for key, value in entries.items()}
 
 
 class _StopEvaluationError(Exception):

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import TensorProto, numpy_helper
-from onnxscript import opset21 as op
+from onnxscript import opset19 as op
 from torch import Tensor
-
-from qprune.compression.fake_quantize import power_of_two
 
 
 @torch.library.custom_op("qprune::quantize", mutates_args=())
@@ -116,9 +114,12 @@ def _write_layer(x: Any, weight: Any, scale: Any, bias: Any, window: list[int], 
 
 def write_weight(integers: Any, decimal: list[int], axis: int, bits: int) -> Any:
     """Write a weight as stored integers that the runtime unpacks when it loads the file."""
-    shape = [-1 if dim == axis else 1 for dim in range(len(integers.shape))]
-    step = power_of_two(-torch.tensor(decimal)).view(shape)
-    return op.Mul(op.Cast(integers, to=TensorProto.FLOAT), constant(step))
+    return op.Mul(op.Cast(integers, to=TensorProto.FLOAT), constant(step_of(integers, decimal, axis)))
+
+
+def step_of(weight: Any, decimal: list[int], axis: int) -> Any:
+    """Return 2^-decimal, shaped to broadcast with a weight."""
+    return np.exp2(-np.array(decimal)).reshape([-1 if dim == axis else 1 for dim in range(len(weight.shape))])
 
 
 def _write_average(

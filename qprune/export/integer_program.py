@@ -165,7 +165,7 @@ class _Lowering:
 
     def attribute(self, tensor: Tensor, kind: str = "constant") -> fx.Node:
         """Return a node that holds a constant."""
-        name = f"{kind}_{len(list(self.root.buffers()))}"
+        name = f"{kind}_{len(list(self.root.named_buffers(remove_duplicate=False)))}"
         self.root.register_buffer(name, tensor.contiguous())
         return self.graph.get_attr(name)
 

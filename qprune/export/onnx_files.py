@@ -17,13 +17,15 @@ from qprune import __version__
 from qprune.atomic_write import write_atomically
 from qprune.compression.convert import convert
 from qprune.errors import one_of
+from qprune.export.grid_forms import QDQ, QONNX, relu_before_grid
 from qprune.export.integer_kernels import TRANSLATIONS, write_weight
 from qprune.export.integer_program import IntegerProgram, calibrate, integer_program
 from qprune.export.packing import pack
-from qprune.export.trace import Inputs, cannot, trace, with_custom_operators
+from qprune.export.trace import Inputs, arguments, cannot, operation, trace, with_custom_operators
 
-FORMS = ("float", "integer")
+FORMS = ("float", "qdq", "qonnx", "integer")
 OPSET = 21  # the first with 4-bit integers and QuantizeLinear to 16 bits
+EARLIER_OPSET = 20  # onnxruntime 1.32 refuses some pairs of later QuantizeLinear that it moves itself
 
 
 @dataclass
@@ -57,9 +59,10 @@ def export_onnx(
         network: A compressed network, as `compress` left it, or any other one for `float`. It is not changed.
         example: One input: a tensor, a tuple of arguments or a dict of arguments by name.
         path: The file.
-        form: `float`: the converted network, its grids simulated by plain nodes. `integer`: 8-bit integer kernels with
-            batch norms folded in; a tensor that was trained without a grid gets one by the example, so give a batch of
-            training data.
+        form: `float`: the converted network, its grids simulated by plain nodes. `qdq`: QuantizeLinear and
+            DequantizeLinear, as onnxruntime, TensorRT and OpenVINO read them. `qonnx`: Quant nodes, as FINN and hls4ml
+            read them. `integer`: 8-bit integer kernels with batch norms folded in; a tensor that was trained without a
+            grid gets one by the example, so give a batch of training data.
         any_size: Whether dimensions from 2 on, as height and width, are free too.
 
     Returns:
@@ -70,29 +73,41 @@ def export_onnx(
     """
     one_of("form", form, FORMS)
     inputs = Inputs.of(example, any_size)
-    made = float_onnx(network, inputs) if form == "float" else integer_onnx(network, inputs)
+    if form == "integer":
+        made = integer_onnx(integers_of(network, inputs), inputs)
+    else:
+        made = plain_onnx(network, inputs, form)
     made.add_metadata({"form": form, "version": __version__})
     write_atomically(Path(path), made.model.SerializeToString())
     return made
 
 
-def float_onnx(network: nn.Module, inputs: Inputs) -> OnnxNetwork:
-    """Return the converted network in floats."""
-    return OnnxNetwork(to_onnx(convert(network).eval(), inputs))
+def plain_onnx(network: nn.Module, inputs: Inputs, form: str) -> OnnxNetwork:
+    """Return the network in floats, or with its grids as nodes of `qdq` or `qonnx`."""
+    if form == "float":
+        return OnnxNetwork(to_onnx(convert(network).eval(), inputs))
+    traced = trace(with_custom_operators(network, "values" if form == "qonnx" else "integers"), inputs)
+    relu_before_grid(traced)
+    wide = any(operation(node) in ("grid", "weight") and arguments(node)["bits"] > 8 for node in traced.graph.nodes)
+    opset = OPSET if form == "qdq" and wide else EARLIER_OPSET
+    return OnnxNetwork(to_onnx(traced, inputs.flat, QONNX if form == "qonnx" else QDQ, opset))
 
 
-def integer_onnx(network: nn.Module, inputs: Inputs, weights: str = "auto", calibration: Any = None) -> OnnxNetwork:
-    """Return the network in integer kernels.
+def integers_of(network: nn.Module, inputs: Inputs, calibration: Any = None) -> IntegerProgram:
+    """Return a compressed network in integer kernels.
 
     Args:
         network: A compressed network.
         inputs: Its example inputs.
-        weights: Type of integer weights, see `packing`.
         calibration: Inputs for grids that training did not choose; default: the example.
     """
     traced = trace(with_custom_operators(network), inputs)
     given = inputs if calibration is None else Inputs.of(calibration)
-    program = integer_program(traced, calibrate(traced, given.leaves))
+    return integer_program(traced, calibrate(traced, given.leaves))
+
+
+def integer_onnx(program: IntegerProgram, inputs: Inputs, weights: str = "auto") -> OnnxNetwork:
+    """Return an integer program as ONNX; for the type of `weights`, see `packing`."""
     made = OnnxNetwork(
         to_onnx(program.module, inputs.flat, {**TRANSLATIONS, torch.ops.qprune.weight.default: write_weight}), program
     )
@@ -101,7 +116,9 @@ def integer_onnx(network: nn.Module, inputs: Inputs, weights: str = "auto", cali
     return made
 
 
-def to_onnx(network: nn.Module, inputs: Inputs, translations: Mapping[Any, Any] = TRANSLATIONS) -> onnx.ModelProto:
+def to_onnx(
+    network: nn.Module, inputs: Inputs, translations: Mapping[Any, Any] = TRANSLATIONS, opset: int = OPSET
+) -> onnx.ModelProto:
     """Return a network as ONNX, from `input` to `output`, numbered if there are several."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter to its own developers
@@ -112,7 +129,7 @@ def to_onnx(network: nn.Module, inputs: Inputs, translations: Mapping[Any, Any] 
                 kwargs=inputs.kwargs,
                 dynamic_shapes=inputs.shapes,
                 custom_translation_table=dict(translations),
-                opset_version=OPSET,
+                opset_version=opset,
                 verbose=False,
             )
         except Exception as error:  # of torch.onnx.errors and others

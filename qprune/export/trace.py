@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,9 +32,9 @@ _CASTS, _DROPOUTS = ("_to_copy", "to", "type_as"), ("alpha_dropout", "dropout", 
 
 
 @torch.library.custom_op("qprune::grid", mutates_args=())
-def grid(x: Tensor, bits: int, decimal: int, rounding: str, site: str) -> Tensor:
-    """Return a feature on its grid (Eq. 1)."""
-    return fake_quantize(x, bits, decimal, rounding)
+def grid(x: Tensor, bits: int, decimal: int, rounding: str, site: str, signed: bool = True) -> Tensor:
+    """Return a feature on its grid (Eq. 1), or on the part from 0 on."""
+    return fake_quantize(x if signed else x.relu(), bits, decimal, rounding)
 
 
 @torch.library.custom_op("qprune::mask", mutates_args=())
@@ -43,12 +45,14 @@ def mask(x: Tensor, kept: Tensor, site: str) -> Tensor:
 
 @torch.library.custom_op("qprune::weight", mutates_args=())
 def weight(integers: Tensor, decimal: list[int], axis: int, bits: int) -> Tensor:
-    """Return a weight from its integers: integers * 2^-decimal, decimal along `axis` (-1: one for all)."""
+    """Return a weight: integers * 2^-decimal, decimal along `axis` (-1: one for all), or what has these values."""
+    if integers.is_floating_point():
+        return integers.clone()
     shaped = shaped_along(torch.tensor(decimal if axis >= 0 else decimal[0]), integers, axis if axis >= 0 else None)
     return integers.float() * power_of_two(-shaped)
 
 
-grid.register_fake(lambda x, bits, decimal, rounding, site: torch.empty_like(x))
+grid.register_fake(lambda x, bits, decimal, rounding, site, signed=True: torch.empty_like(x))
 mask.register_fake(lambda x, kept, site: torch.empty_like(x))
 weight.register_fake(lambda integers, decimal, axis, bits: torch.empty_like(integers, dtype=torch.float32))
 
@@ -70,6 +74,12 @@ class Weight:
     def finest(self) -> int:
         """The most fraction bits of any part."""
         return int(self.decimal.max())
+
+    @property
+    def on_one_grid(self) -> Weight:
+        """The same values with one d for all, the finest, and more bits."""
+        decimal = torch.full([1] * self.integers.dim(), self.finest, dtype=torch.int32)
+        return Weight(self.on_finest.int(), decimal, self.bits + self.finest - int(self.decimal.min()))
 
     @property
     def on_finest(self) -> Tensor:
@@ -96,7 +106,7 @@ def quantized_weights(network: nn.Module) -> dict[str, Weight]:
 
 
 class _StoredWeight(nn.Module):
-    """Parametrization of a weight that is stored as integers."""
+    """Parametrization of a weight that is stored as integers, or as values that it says the grid of."""
 
     def __init__(self, stored: Weight) -> None:
         super().__init__()
@@ -107,8 +117,13 @@ class _StoredWeight(nn.Module):
         return torch.ops.qprune.weight(integers, self.decimal, self.axis, self.bits)  # type: ignore[no-any-return]
 
 
-def with_custom_operators(network: nn.Module) -> nn.Module:
+def with_custom_operators(network: nn.Module, stored_as: str = "integers") -> nn.Module:
     """Return a copy, in evaluation mode, in which active operators are the custom operators above.
+
+    Args:
+        network: A compressed network.
+        stored_as: What weights are stored as: `integers`; `values`, with one grid per output channel or one for all;
+            or `values of one grid`.
 
     Raises:
         UserError: The network has no operators, as after `convert`.
@@ -124,8 +139,12 @@ def with_custom_operators(network: nn.Module) -> nn.Module:
             _make_custom(placed.operator, placed.path)
     for path, stored in quantized_weights(network).items():
         layer, name = weight_place(copied, path)
-        integers = stored.integers.to(torch.int8 if stored.bits <= 8 else torch.int16)
-        setattr(layer, name, nn.Parameter(integers, requires_grad=False))
+        value = stored.integers.to(torch.int8 if stored.bits <= 8 else torch.int16)
+        if stored_as != "integers":
+            outputs = None, int(getattr(layer, "transposed", False))
+            stored = stored if stored.axis in outputs and stored_as == "values" else stored.on_one_grid
+            value = getattr(layer, name).detach()
+        setattr(layer, name, nn.Parameter(value, requires_grad=False))
         parametrize.register_parametrization(layer, name, _StoredWeight(stored), unsafe=True)
     return copied
 
@@ -206,8 +225,32 @@ def trace(network: nn.Module, inputs: Inputs) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         if operation(node) == "_native_batch_norm_legit_no_training":
             _restore_norm(node)
+    _fold_constants(traced)
     traced.recompile()
     return traced
+
+
+def _fold_constants(traced: fx.GraphModule) -> None:
+    """Compute what depends on constants alone, as masks do, but for weights from their integers."""
+    constants = {}
+    for node in list(traced.graph.nodes):
+        if operation(node).startswith("_assert"):
+            traced.graph.erase_node(node)
+        elif node.op == "get_attr":
+            constants[node] = attrgetter(str(node.target))(traced).detach()
+        elif (
+            operation(node) not in ("", "weight")
+            and node.all_input_nodes
+            and constants.keys() >= {*node.all_input_nodes}
+        ):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda each: constants[each])
+            folded = node.target(*args, **kwargs)
+            traced.register_buffer(f"{node.name}_folded", folded)
+            with traced.graph.inserting_before(node):
+                constant = traced.graph.get_attr(f"{node.name}_folded")
+            constant.meta, constants[constant], constants[node] = node.meta, folded, folded
+            node.replace_all_uses_with(constant)
+    traced.graph.eliminate_dead_code()
 
 
 def _restore_norm(node: fx.Node) -> None:

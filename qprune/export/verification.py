@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 from qprune.compression.convert import with_plain_weights
 from qprune.compression.prepare import run_example
 from qprune.errors import UserError
-from qprune.export.files import exported_file, onnx_of_run, sparse_of_run, uncompressed_onnx
+from qprune.export.files import exported_file, integers_of_run, sparse_of_run, uncompressed_onnx
+from qprune.export.grid_forms import QONNX_DOMAIN
 from qprune.export.integer_program import IntegerProgram
 from qprune.export.trace import run_and_keep
 from qprune.runs.load import FinishedRun
@@ -58,6 +61,36 @@ class Session:
         names = [each.name for each in self.session.get_inputs()]
         given = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self.session.run(None, given)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outputs(x)[0]
+
+
+class QuantSession:
+    """A model with Quant nodes in the executor of the package qonnx, node by node."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        if find_spec("qonnx") is None:
+            raise UserError("qonnx is not installed; type: pip install 'qprune[qonnx]'")
+        self.model = model
+        self.kernels = Counter(node.op_type for node in model.graph.node)
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+
+    def outputs(self, *inputs: Tensor) -> list[Tensor]:
+        """Return all outputs for tensors in the order of the network's inputs."""
+        from qonnx.core.modelwrapper import ModelWrapper
+        from qonnx.core.onnx_exec import execute_onnx
+        from qonnx.transformation.infer_shapes import InferShapes
+
+        for info, x in zip(self.model.graph.input, inputs, strict=True):
+            for dim, size in zip(info.type.tensor_type.shape.dim, x.shape, strict=True):
+                dim.dim_value = size
+        for info in self.model.graph.output:
+            info.type.tensor_type.ClearField("shape")
+        model = ModelWrapper(copy.deepcopy(self.model)).transform(InferShapes())
+        given = zip(self.model.graph.input, inputs, strict=True)
+        found = execute_onnx(model, {info.name: x.detach().cpu().numpy() for info, x in given})
+        return [torch.from_numpy(found[info.name]) for info in self.model.graph.output]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.outputs(x)[0]
@@ -143,7 +176,7 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     if exported.metadata.get("qprune.network", run.network_digest) != run.network_digest:
         raise UserError(f"{path} was exported from another network than the run now has; {advice}")
     trained = with_plain_weights(run.task.network).eval()
-    program = onnx_of_run(run, form).program if form == "integer" else None
+    program = integers_of_run(run) if form == "integer" else None
     reference: Callable[[Tensor], Tensor] = (lambda x: program.module(x)[0]) if program else trained
     score_onnx, inputs, outputs = _evaluate(run, exported)
     score_reference, _, reference_outputs = _evaluate(run, reference)
@@ -169,7 +202,9 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
         float_layers=sum(exported.kernels[op] for op in FLOAT_KERNELS),
         float_reasons=sorted({note["why"] for note in notes if note["why"] and note["kernel"] == "float32"}),
         added_grids=sum(note["kernel"] == "grid" for note in notes),
-        latency_ms=_latencies({"float": Session(float_bytes), "exported": exported}, inputs[0]) if timed else {},
+        latency_ms=_latencies({"float": Session(float_bytes), "exported": exported}, inputs[0])
+        if timed and isinstance(exported, Session)
+        else {},
         file_bytes={
             "float onnx": len(float_bytes),
             path.name: path.stat().st_size,
@@ -179,9 +214,14 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     )
 
 
-def _load(path: Path, advice: str) -> Session:
+def _load(path: Path, advice: str) -> Session | QuantSession:
     try:
+        model = onnx.load_from_string(path.read_bytes())
+        if any(node.domain == QONNX_DOMAIN for node in model.graph.node):
+            return QuantSession(model)
         return Session(path.read_bytes())
+    except UserError:
+        raise
     except Exception as error:  # onnx and onnxruntime raise many classes of their own
         raise UserError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); {advice}") from error
 

@@ -51,7 +51,7 @@ def test_an_exported_run_is_verified_and_the_figures_are_kept(
     run: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", str(run), "--form", form]) == 0
-    assert f"{run / 'export' / form}.onnx: 0.0" in capsys.readouterr().out
+    assert f"{run / 'export' / form}.onnx: 0." in capsys.readouterr().out
     assert cli.main(["verify", str(run), "--form", form]) == 0
     printed = capsys.readouterr().out
     reference = {"integer": "the integer network in PyTorch", "float": "the trained network"}[form]
@@ -85,14 +85,16 @@ def test_a_file_that_answers_otherwise_breaks_the_promise(run: Path, capsys: pyt
     assert cli.main(["export", str(run)]) == 0
     path = run / "export" / "integer.onnx"
     model = onnx.load(path)
-    weight = max(model.graph.initializer, key=lambda i: len(i.raw_data))  # of conv2: a zero, then what is not zero
-    data = weight.raw_data
-    weight.raw_data = data[:1] + bytes([data[1] ^ 4]) + data[2:]  # one weight by 4 of 256 steps
+    integers = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    weight = max(integers, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = bytes(255 - byte for byte in weight.raw_data)
     onnx.save(model, path)
     capsys.readouterr()
     assert cli.main(["verify", str(run), "--no-timing"]) == 1
     printed = capsys.readouterr().out
-    assert re.match(r"equal to the integer network in PyTorch: NO, \d+ of \d+ outputs differ, by at most ", printed)
+    assert re.match(
+        r"equal to the integer network in PyTorch: not promised, .*; within the bound of 1 LSB: NO\n", printed
+    )
     found = json.loads((run / "export" / "verified-integer.json").read_text(encoding="utf-8"))
     assert found["kept"] is False
     assert found["to_reference"]["differing"] > 0
@@ -138,11 +140,18 @@ def test_the_code_of_the_page_loads_what_was_exported(
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    in_onnx, sparse = (block.text for block in blocks("export", "python"))
+    library, in_onnx, sparse = (block.text for block in blocks("export", "python"))
     x = torch.rand(1, 1, 20, 20)
-    names: dict[str, Any] = {"pictures": x.numpy(), "network": converted(run)}
+    names: dict[str, Any] = {
+        "example": x,
+        "pictures": x,
+        "network": FinishedRun.load(str(run), run.parent).task.network,
+    }
+    exec(library, names)
+    assert capsys.readouterr().out.startswith("Difference(elements=")
+    names |= {"pictures": x.numpy(), "network": converted(run)}
     exec(in_onnx, names)
-    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f) true\n"
+    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f) integer\n"
     with torch.no_grad():
         for parameter in names["network"].parameters():
             parameter.zero_()
@@ -167,9 +176,12 @@ def test_what_is_typed_wrong_is_told_with_what_is_legal(
     runs: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(capsys, "export", str(run), "--form", "flaot") == (
-        "--form='flaot' is not one of float, integer, sparse; did you mean 'float'?"
+        "--form='flaot' is not one of float, qdq, qonnx, integer, integers, sparse; did you mean 'float'?"
     )
-    assert error_of(capsys, "verify", str(run), "--form", "sparse") == "--form='sparse' is not one of float, integer"
+    assert (
+        error_of(capsys, "verify", str(run), "--form", "sparse")
+        == "--form='sparse' is not one of float, qdq, qonnx, integer"
+    )
     for old, new in ((("--fold", "exact"), "float"), (("--to", "onnx"), "integer"), (("--to", "sparse"), "sparse")):
         assert error_of(capsys, "export", str(run), *old) == f"{' '.join(old)} has become --form; type --form {new}"
     assert "--weights='x' is not one of auto, safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")

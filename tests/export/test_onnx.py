@@ -22,7 +22,7 @@ from qprune.compression.plan import INPUT, Plan, Site
 from qprune.errors import UserError
 from qprune.export.fixed_point import needs_unsigned
 from qprune.export.integer_program import IntegerProgram
-from qprune.export.onnx_files import integer_onnx
+from qprune.export.onnx_files import integer_onnx, integers_of
 from qprune.export.trace import Inputs
 from qprune.export.verification import Session
 from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed, quantized
@@ -51,7 +51,8 @@ def inputs(count: int = 64, shape: tuple[int, ...] = EXAMPLE[1:]) -> Tensor:
 def integer(
     network: nn.Module, x: Tensor, weights: str = "auto", any_size: bool = False
 ) -> tuple[IntegerProgram, Session]:
-    made = integer_onnx(network, Inputs.of(x[:1], any_size), weights, x)
+    given = Inputs.of(x[:1], any_size)
+    made = integer_onnx(integers_of(network, given, x), given, weights)
     onnx.checker.check_model(made.model)
     assert made.program is not None
     return made.program, Session(made.model.SerializeToString())
@@ -95,7 +96,7 @@ def test_weights_with_far_grids_by_input_channel_are_requantized() -> None:
 
 def test_weights_of_four_bits_are_packed() -> None:
     compressor = compressed(Residual(), RESIDUAL_PLAN, EXAMPLE, bits=4, feature_bits=8, weight_axis="output")
-    made = integer_onnx(compressor.network, Inputs.of(inputs()))
+    made = integer_onnx(integers_of(compressor.network, Inputs.of(inputs())), Inputs.of(inputs()))
     assert made.program is not None
     kinds = {tensor.data_type for tensor in made.model.graph.initializer if len(tensor.dims) == 4}
     assert kinds == {onnx.TensorProto.INT4}
@@ -261,7 +262,7 @@ def test_what_cannot_be_exported_is_named_with_torch_s_reason(tmp_path: Path) ->
     branching = Branching()
     with pytest.raises(UserError, match="^Branching cannot be exported: torch.*export says '.*data-dependent"):
         qprune.export_onnx(branching, x, path)
-    with pytest.raises(UserError, match="^form='onx' is not one of float, integer"):
+    with pytest.raises(UserError, match="^form='onx' is not one of float, qdq, qonnx, integer"):
         qprune.export_onnx(branching, x, path, form="onx")
     with pytest.raises(UserError, match="^Tanhs has no operators of qprune: give the compressed network itself"):
         qprune.export_onnx(Tanhs(), torch.rand(1, 1, 8, 8), path, form="integer")

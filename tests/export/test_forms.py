@@ -1,0 +1,164 @@
+"""Files that hold grids as nodes, or as whole numbers: every reader computes what PyTorch computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+import onnx
+
+import qprune
+from qprune.compression.compressor import Compressor
+from qprune.compression.plan import INPUT, Plan, Site
+from qprune.export import export_integers
+from qprune.export.grid_forms import QDQ, QONNX
+from qprune.export.integers import fixed_type
+from qprune.export.onnx_files import OPSET, to_onnx
+from qprune.export.trace import Inputs
+from qprune.export.verification import QuantSession, Session
+from tests.export.networks import RESIDUAL_PLAN, Residual, compressed
+
+EXAMPLE = (1, 3, 8, 8)
+X = torch.randn(6, *EXAMPLE[1:], generator=torch.Generator().manual_seed(9))
+
+
+def residual(rounding: str, axis: str) -> Compressor:
+    return compressed(Residual(), RESIDUAL_PLAN, EXAMPLE, rounding=rounding, weight_axis=axis)
+
+
+class Grids(nn.Module):
+    """Grids of 2 to 16 bits, with and without a sign, in all roundings."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [
+            torch.ops.qprune.grid(x if signed else x.relu(), bits, decimal, rounding, "", signed)
+            for bits, decimal in zip(range(2, 17), range(-1, 14), strict=True)
+            for rounding in ("trunc", "floor", "nearest")
+            for signed in (True, False)
+        ]
+
+
+@pytest.mark.parametrize("form", ["qdq", "qonnx"])
+def test_grids_of_2_to_16_bits_have_the_same_numbers(form: str) -> None:
+    if form == "qonnx":
+        pytest.importorskip("qonnx", reason="the extra `qonnx` is not installed")
+    # numbers on the grids, between them, on ties and beyond their ends
+    x = torch.cat([torch.arange(-4096, 4096) / 2.0**k for k in (14, 8, 3, -3)]).view(4, -1)
+    model = to_onnx(Grids(), Inputs.of(x), QONNX if form == "qonnx" else QDQ, OPSET)
+    session = QuantSession(model) if form == "qonnx" else Session(model.SerializeToString())
+    for ours, theirs in zip(Grids()(x), session.outputs(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("rounding", "axis"), [("floor", "tensor"), ("trunc", "authors"), ("nearest", "output")])
+def test_quant_nodes_compute_the_network(rounding: str, axis: str, tmp_path: Path) -> None:
+    pytest.importorskip("qonnx", reason="the extra `qonnx` is not installed")
+    compressor, path = residual(rounding, axis), tmp_path / "network.onnx"
+    qprune.export_onnx(compressor.network, X, path, form="qonnx")
+    found = qprune.verify_onnx(compressor.network, path, X)
+    assert (found.elements, found.differing) == (30, 0)
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "Quant"]
+    modes = [onnx.helper.get_node_attr_value(node, "rounding_mode").decode() for node in nodes]
+    assert sorted(set(modes)) == sorted({"ROUND", {"trunc": "DOWN", "floor": "FLOOR", "nearest": "ROUND"}[rounding]})
+    assert {onnx.helper.get_node_attr_value(node, "narrow") for node in nodes} == {0}
+    # three features are read by a ReLU alone
+    assert sum(onnx.helper.get_node_attr_value(node, "signed") == 0 for node in nodes) == 3
+
+
+def test_quantize_linear_computes_the_network_at_any_batch(tmp_path: Path) -> None:
+    compressor, path = residual("nearest", "output"), tmp_path / "network.onnx"
+    qprune.export_onnx(compressor.network, X, path, form="qdq")
+    for x in (X, X[:1], torch.cat([X, X])):
+        assert qprune.verify_onnx(compressor.network, path, x).differing == 0
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (5, 9)
+
+
+def test_types_of_fixed_point() -> None:
+    assert fixed_type(8, 5) == "fixed<8,3>"
+    assert fixed_type(4, [6, -1]) == ["fixed<4,-2>", "fixed<4,5>"]
+
+
+Array = NDArray[Any]
+
+
+def conv2d(x: Array, w: Array, stride: list[int], padding: list[int], groups: int) -> Array:
+    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
+    parts = zip(np.split(windows, groups, 1), np.split(w, groups, 0), strict=True)
+    return np.concatenate([np.einsum("ncijkl,ockl->noij", part, weight) for part, weight in parts], 1)
+
+
+def computed(archive: Any, x: Array) -> Array:
+    """Compute a network from its archive in numpy alone."""
+    description = json.loads(str(archive["network"]))
+    results: dict[str, Any] = {description["inputs"][0]: x}
+
+    def value(given: Any) -> Any:
+        if isinstance(given, dict):
+            return results[given["node"]] if "node" in given else archive[given["tensor"]]
+        return [value(each) for each in given] if isinstance(given, list) else given
+
+    def rounded(x: Array, bits: int, decimal: int, rounding: str, **_: Any) -> Array:
+        whole = np.clip(x * 2.0**decimal, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return {"trunc": np.trunc, "floor": np.floor, "nearest": np.round}[rounding](whole) * 2.0**-decimal
+
+    def weight(integers: Array, decimal: list[int], axis: int, bits: int) -> Array:
+        assert np.abs(integers.astype(int)).max() <= 2 ** (bits - 1)
+        return integers * np.exp2(-np.array(decimal)).reshape([-1 if d == axis else 1 for d in range(integers.ndim)])
+
+    def norm(x: Array, given: dict[str, Any]) -> Array:
+        scale = given["weight"].astype(np.float64) / np.sqrt(given["running_var"].astype(np.float64) + given["eps"])
+        return x * scale[:, None, None] + (given["bias"] - given["running_mean"] * scale)[:, None, None]
+
+    known: dict[str, Any] = {
+        "sym_size": lambda x, a: x.shape[a["dim"]],
+        "mask": lambda x, a: x * a["kept"],
+        "conv2d": lambda x, a: conv2d(x, a["weight"], a["stride"], a["padding"], a["groups"]),
+        "batch_norm": norm,
+        "relu": lambda x, a: np.maximum(x, 0),
+        "add": lambda x, a: x + a["other"],
+        "avg_pool2d": lambda x, a: x.mean((2, 3), keepdims=True),
+        "view": lambda x, a: x.reshape(a["size"]),
+        "linear": lambda x, a: x @ a["weight"].T + a["bias"],
+        "grid": lambda x, a: rounded(x, **a),
+        "weight": lambda x, a: weight(x, **a),
+    }
+    for step in description["operations"]:
+        first, *rest = (value(argument) for argument in step["arguments"].values())
+        given = dict(zip(list(step["arguments"])[1:], rest, strict=True))
+        results[step["name"]] = known[step["operation"]](first, given)
+    [output] = description["outputs"]
+    return results[output["node"]]
+
+
+def test_the_network_is_computed_from_whole_numbers_in_numpy_alone(tmp_path: Path) -> None:
+    compressor, path = residual("nearest", "authors"), tmp_path / "network.npz"
+    export_integers(compressor.network, X, path)
+    with np.load(path) as archive:
+        found = computed(archive, X.double().numpy())
+        weights = [archive[name] for name in archive if name.endswith("original")]
+        steps = {step["name"]: step for step in json.loads(str(archive["network"]))["operations"]}
+    with torch.no_grad():
+        np.testing.assert_allclose(found, compressor.network(X).numpy(), rtol=0, atol=1e-5)
+    assert {weight.dtype for weight in weights} == {np.dtype("int8")}
+    assert steps["grid_4"]["type"] == f"fixed<8,{8 - steps['grid_4']['arguments']['decimal']}>"
+
+
+def test_a_missing_qonnx_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qprune.export.verification.find_spec", lambda name: None)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    plan = Plan((Site("0", "weight", quantize=True), Site(INPUT, "feature", quantize=True)))
+    compressor = compressed(network, plan, EXAMPLE, prune=None)
+    qprune.export_onnx(compressor.network, X, tmp_path / "network.onnx", form="qonnx")
+    with pytest.raises(qprune.UserError, match=r"^qonnx is not installed; type: pip install 'qprune\[qonnx\]'$"):
+        qprune.verify_onnx(compressor.network, tmp_path / "network.onnx", X)

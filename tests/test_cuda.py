@@ -7,6 +7,7 @@ import torch
 
 from qprune.compression.functional import fake_quantize, magnitude_mask, optimal_decimal
 from qprune.runs.execute import execute
+from tests.compression.test_convert import converted, mobilenet, pictures
 from tests.runs.test_execute import config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -34,3 +35,11 @@ def test_the_device_is_no_part_of_the_identity(tmp_path: Path) -> None:
     on_cpu = execute(config(tmp_path / "cpu", "trainer.device=cpu"))
     assert on_gpu.signature == on_cpu.signature
     assert on_gpu.weight_bits_actual == on_cpu.weight_bits_actual
+
+
+def test_a_converted_network_gives_the_bits_of_the_attached_one() -> None:
+    """On a GPU too, 2^d is exact."""
+    plain, attached = (network.cuda() for network in converted(mobilenet))
+    assert torch.equal(plain(pictures(4).cuda()), attached(pictures(4).cuda()))
+    decimals = torch.arange(-100.0, 101.0)
+    assert torch.equal(torch.exp2(decimals.cuda()).cpu(), torch.ldexp(torch.ones(201), decimals.int()))

@@ -69,8 +69,9 @@ class Row:
         shares = []
         for kind, whole in elements.items():
             floats = [tensor for tensor in said.tensors if tensor.kind == kind]
-            share = 1 - sum(tensor.elements for tensor in floats) / whole
-            shares.append(f"{said.of[kind] - len(floats)} of {said.of[kind]} ({share:.1%})")
+            kept = whole - sum(tensor.elements for tensor in floats)
+            # Rounded down: 100 % is everything.
+            shares.append(f"{said.of[kind] - len(floats)} of {said.of[kind]} ({kept * 1000 // whole / 10}%)")
         return cls(entry.name, entry.library, *shares)
 
     def __str__(self) -> str:

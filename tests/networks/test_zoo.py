@@ -51,6 +51,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 @EACH
+@pytest.mark.filterwarnings("ignore:most elements stay float:UserWarning")
 def test_a_network_of_others_is_compressed_and_stays_so(entry: Network) -> None:
     compressor, example = attached(entry), entry.example()
     network, fresh = compressor.network, copy.deepcopy(compressor.network)

@@ -187,22 +187,22 @@ def _torchvision() -> list[Network]:
 
 
 def _timm(name: str, **options: Any) -> nn.Module:
-    import timm
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other packages, while they are imported
-        network: nn.Module = timm.create_model(name, num_classes=3, **options)
+        import timm.models
+
+    network: nn.Module = getattr(timm.models, name)(num_classes=3, **options)
     return network
 
 
 def _of_timm() -> list[Network]:
-    mixer = {"img_size": 64, "num_blocks": 2, "embed_dim": 16}
+    mixer = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16}
     networks: dict[str, tuple[str, int, dict[str, Any]]] = {
         "ByobNet": ("test_byobnet", 64, {}),
         "ConvNeXt": ("test_convnext", 64, {}),
         "EfficientNet": ("test_efficientnet", 64, {}),
         "MambaOut": ("test_mambaout", 64, {}),
-        "MLP-Mixer": ("mixer_s32_224", 64, mixer),
+        "MLP-Mixer": ("MlpMixer", 32, mixer),
         "NFNet": ("test_nfnet", 64, {}),
         "ResNet": ("test_resnet", 64, {}),
         "ViT": ("test_vit", 32, {"img_size": 32}),
@@ -231,7 +231,7 @@ def _tokens(decoder: bool = False) -> dict[str, Tensor]:
 
 def _of_transformers() -> list[Network]:
     add = partial(Network, library="transformers", example=_tokens, prune=PruneConfig(window=BATCH, granularity="last"))
-    gpt2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    gpt2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
     t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
     make = partial(partial, _transformers)
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,15 +83,15 @@ class Coverage:
         heads = [f"{len(self.names(kind))} of {self.of[kind]} {kind}s" for kind in ("weight", "feature")]
         floats = sum(tensor.pruned for tensor in self.tensors)
         lines = [f"not compressed: {', '.join(heads)}{f'; pruned but float: {floats}' if floats else ''}"]
-        elements: Counter[tuple[str, str, str]] = Counter()
-        times: Counter[tuple[str, str, str]] = Counter()
+        groups: dict[tuple[str, str], list[Uncovered]] = {}
         for tensor in self.tensors:
-            key = (tensor.kind, tensor.name or "the network", tensor.reason)
-            elements[key] += tensor.elements
-            times[key] += 1
-        for (kind, name, reason), n in times.items():
-            several = f" ({n} tensors)" if n > 1 else ""
-            lines.append(f"  {kind} {name}{several}, {elements[kind, name, reason]:,} elements: {reason}")
+            groups.setdefault((tensor.kind, tensor.reason), []).append(tensor)
+        for (kind, reason), found in groups.items():
+            names = list(dict.fromkeys(tensor.name or "the network" for tensor in found))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            several = f" ({len(found)} tensors)" if len(found) > 1 else ""
+            elements = sum(tensor.elements for tensor in found)
+            lines.append(f"  {kind} {', '.join(names[:3])}{more}{several}, {elements:,} elements: {reason}")
         return "\n".join(lines)
 
 
@@ -158,9 +157,9 @@ def _reason_of_weight(uses: list[Weight], operators: list[Operator], owner: nn.M
         return f"{kind} reads its weights past all operators; build it of {kind}Cell, whose weights take operators"
     if changed and (not operators or any(wanted - use.operators for use in uses)):
         return (
-            f"{kind} computes another weight from it ({', '.join(changed)}), which its product is given; make the "
-            "result a plain parameter before (torch.nn.utils.parametrize.remove_parametrizations, or "
-            "torch.nn.utils.remove_weight_norm for the older kind, do so with weight norms)"
+            f"{kind} computes another weight from it ({', '.join(changed)}) and multiplies by that; put a layer with a "
+            "plain weight in its place, or take a weight norm off (torch.nn.utils.parametrize.remove_parametrizations, "
+            "torch.nn.utils.remove_weight_norm)"
         )
     if operators:
         if not uses:

@@ -138,7 +138,7 @@ def test_the_advice_of_an_error_can_be_followed() -> None:
     compress(network, X, SCHEDULE, 1, 4, exclude=["2"])
     said = qprune.coverage(network, X)
     assert said.names("weight") == ["2.weight", "2.weight"]  # magnitude and direction
-    assert said.tensors[0].reason.startswith("Linear computes another weight from it (weight_norm_interface), which")
+    assert said.tensors[0].reason.startswith("Linear computes another weight from it (weight_norm_interface) and")
     nn.utils.parametrize.remove_parametrizations(network[2], "weight")
     assert qprune.coverage(network, X).names("weight") == ["2.weight"]
 

@@ -23,6 +23,9 @@ from qprune.compression.plan import Plan
 from qprune.compression.schedule import Schedule
 from qprune.errors import UserError
 
+# What compress says of networks with many sums and attention is not the subject here.
+pytestmark = pytest.mark.filterwarnings("ignore:most elements stay float")
+
 SCHEDULE = Schedule(t_p=0, dt_p=1, n=2, t_qw=3, t_qf=4)
 
 

@@ -18,6 +18,9 @@ from tests.networks.check import Given, on_grid
 from tests.networks.report import PAGE, Row, attached, train
 from tests.networks.zoo import ZOO, Network
 
+# What compress says of networks with many sums and attention is not the subject here.
+pytestmark = pytest.mark.filterwarnings("ignore:most elements stay float")
+
 EACH = pytest.mark.parametrize(
     "entry",
     [

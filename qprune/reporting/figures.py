@@ -289,7 +289,9 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     Columns of pixels that are the same in all of them (inputs and targets) are shown once.
     """
     panels = _shared_once(pictures)
-    lines = [panels[i : i + PANELS_IN_A_LINE] for i in range(0, len(panels), PANELS_IN_A_LINE)]
+    bands = max(1, sum(name == "input" for name, _ in panels))  # of samples beside each other, a line each
+    most = min(PANELS_IN_A_LINE, -(-len(panels) // bands))
+    lines = [panels[i : i + most] for i in range(0, len(panels), most)]
     widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
     tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps

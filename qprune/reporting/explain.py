@@ -1,6 +1,7 @@
 """Why two runs differ: what each event cost, what training regained, and what became of every tensor."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.table import Table
 from qprune.reporting.comparison import differing_keys
 from qprune.runs import events as snapshots
 from qprune.runs.events import Event, events_of
+from qprune.runs.folder import METRICS_FILE
 from qprune.runs.load import FinishedRun
 from qprune.runs.scores import unit_of_difference
 
@@ -30,7 +32,7 @@ class Explanation:
         differing: The config keys in which they differ, of A and of B.
         unit: Of a difference of scores, with a blank before it.
         terms: Columns term, A, B: what each score is made of. Empty without kept states.
-        events: A line per run and event: epoch, kinds, phase, score before and after it, `regained` (epochs until the
+        events: A line per run and event: epoch, kind, phase, score before and after it, `regained` (epochs until the
             score was there again, NaN: never), epochs and sum of learning rates that were left, `shift` of features
             and `churn` of masks.
         tensors: A line per run, state and tensor: the figures of `tensor_figures`; `distance` of a weight from the warm
@@ -102,38 +104,53 @@ def _around_events(
     run: FinishedRun, kept: set[int], start: Mapping[str, torch.Tensor] | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lines of a run's events and of its tensors right after each."""
-    curve = pd.read_csv(run.folder / "metrics.csv")
+    curve = pd.read_csv(run.folder / METRICS_FILE)
     lines, figures = [], []
-    for event in events_of(run.compressor.timeline):
-        line = {"epoch": event.epoch, "kinds": " and ".join(event.kinds), "phase": event.phase}
-        line |= _recovery(curve, event, run) | dict.fromkeys(("before", "after", "shift", "churn"), math.nan)
-        if event.step in kept:
-            snapshots.restore(run, event.step)
-            before = (run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
-            run.compressor.at(event.step)
-            after = (run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
-            changes = _changes(before, after)
-            if start is not None:
-                for site, found in _distances(snapshots.weights(run), start).items():
-                    changes.setdefault(site, {}).update(found)
-            for site, found in snapshots.tensor_figures(run, event.step).items():
-                own = changes.get(site, {})
-                figures.append({"event": event.phase, "kind": site[0], "tensor": site[1], **found, **own})
-            line |= {"before": before[0], "after": after[0]}
-            for name in ("shift", "churn"):
-                values = [found[name] for found in changes.values() if name in found]
-                line[name] = sum(values) / len(values) if values else math.nan
-        lines.append(line)
+    for step, group in itertools.groupby(events_of(run.compressor.timeline), key=lambda event: event.step):
+        together = list(group)
+        changes: dict[tuple[str, str], dict[str, float]] = {}
+        if step in kept:
+            snapshots.restore(run, step)
+            before = _look(run)
+            run.compressor.at(step)
+        for place, event in enumerate(together):
+            line: dict[str, Any] = {"epoch": event.epoch, "kind": event.kind, "phase": event.phase}
+            line |= _recovery(curve, event, run) | dict.fromkeys(("before", "after", "shift", "churn"), math.nan)
+            if step in kept:
+                for later, other in enumerate(together):  # one kind after the other, to see what each of them does
+                    snapshots.set_active(run, other.kind, later <= place)
+                after = _look(run)
+                found = _changes(before, after)
+                line |= {"before": before[0], "after": after[0]}
+                for name in ("shift", "churn"):
+                    values = [each[name] for each in found.values() if name in each]
+                    line[name] = sum(values) / len(values) if values else math.nan
+                for site, each in found.items():
+                    own = changes.setdefault(site, {})
+                    own.update({name: max(value, own.get(name, 0.0)) for name, value in each.items()})
+                before = after
+            lines.append(line)
+        if step in kept and start is not None:
+            for site, own in _distances(snapshots.weights(run), start).items():
+                changes.setdefault(site, {}).update(own)
+            for site, own in snapshots.tensor_figures(run, step).items():
+                of_event = {"event": together[-1].phase, "kind": site[0], "tensor": site[1]}
+                figures.append(of_event | own | changes.get(site, {}))
     return lines, figures
+
+
+def _look(run: FinishedRun) -> tuple[float, dict[str, torch.Tensor], dict[tuple[str, str], torch.Tensor]]:
+    """Return the score of a run's present state, its features in one pass, and its masks."""
+    return run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run)
 
 
 def _changes(before: Any, after: Any) -> dict[tuple[str, str], dict[str, float]]:
     """Return the shift of each feature, relative, and the share of each mask's entries that an event changed."""
     changes: dict[tuple[str, str], dict[str, float]] = {}
     for path, old in before[1].items():
-        length = float(old.double().norm())
-        shift = float((after[1][path].double() - old.double()).norm()) / length if length else math.nan
-        changes["feature", path] = {"shift": shift}
+        new, length = after[1][path], float(old.double().norm())
+        if length and new.shape == old.shape:  # regions of pictures may be more or fewer than before
+            changes["feature", path] = {"shift": float((new.double() - old.double()).norm()) / length}
     for site, old in before[2].items():
         changes.setdefault(site, {})["churn"] = float((after[2][site] != old).double().mean())
     return changes
@@ -159,15 +176,15 @@ def _recovery(curve: pd.DataFrame, event: Event, run: FinishedRun) -> dict[str, 
         there = later[sign * later[metric] >= sign * before[metric].iloc[-1]]
         regained = float(there["epoch"].iloc[0]) - event.epoch if len(there) else math.nan
     shares = (curve["epoch"] - event.epoch).clip(0, 1)  # of each epoch, what lies behind the event
-    left = {"epochs_left": float(shares.sum()), "rate_left": float((shares * curve["learning_rate"]).sum())}
-    return {"regained": regained} | left
+    rates = curve.get("learning_rate", math.nan)  # which runs of older versions did not note
+    return {"regained": regained, "epochs_left": shares.sum(), "rate_left": (shares * rates).sum(min_count=1)}
 
 
 def _terms(lines: list[dict[str, Any]], final: float) -> dict[str, float]:
     """Split a final score into what it was before the first event and what each kind of step changed since."""
     terms = {START: lines[0]["before"]}
     for line in lines:
-        name = f"event: {line['kinds']}"
+        name = f"event: {line['kind']}"
         terms[name] = terms.get(name, 0.0) + line["after"] - line["before"]
     terms[BETWEEN] = sum(line["before"] for line in lines[1:]) - sum(line["after"] for line in lines[:-1])
     return terms | {AFTER: final - lines[-1]["after"]}

@@ -28,30 +28,34 @@ Site = tuple[str, str]  # kind and path
 
 @dataclass(frozen=True)
 class Event:
-    """A step at which operators change.
+    """A step at which operators of one kind change.
 
     Attributes:
         step, epoch: When; what was trained before it.
-        kinds: `prune`, `quantize weights`, `quantize features`.
-        phase: What is active from then on.
+        kind: `prune`, `quantize weights` or `quantize features`.
+        phase: What is active from that step on.
     """
 
     step: int
     epoch: float
-    kinds: tuple[str, ...]
+    kind: str
     phase: str
 
 
 def events_of(timeline: Timeline) -> list[Event]:
-    """List the events of a run in their order."""
-    kinds: dict[int, list[str]] = {step: ["prune"] for step in timeline.prune_steps}
-    for step, kind in ((timeline.weight_step, "weights"), (timeline.feature_step, "features")):
-        if step is not None:
-            kinds.setdefault(step, []).append(f"quantize {kind}")
-    return [
-        Event(step, step / timeline.steps_per_epoch, tuple(names), timeline.phase(step))
-        for step, names in sorted(kinds.items())
-    ]
+    """List the events of a run in their order; of one step, pruning comes first."""
+    kinds = [(step, "prune") for step in timeline.prune_steps]
+    kinds += [] if timeline.weight_step is None else [(timeline.weight_step, "quantize weights")]
+    kinds += [] if timeline.feature_step is None else [(timeline.feature_step, "quantize features")]
+    ordered = sorted(kinds, key=lambda each: each[0])
+    return [Event(step, step / timeline.steps_per_epoch, kind, timeline.phase(step)) for step, kind in ordered]
+
+
+def set_active(run: FinishedRun, kind: str, active: bool) -> None:
+    """Let the operators of an event's kind act, or not."""
+    pruners = run.compressor.pruners("weight") + run.compressor.pruners("feature")
+    for placed in pruners if kind == "prune" else run.compressor.quantizers(kind.split()[1].removesuffix("s")):
+        placed.operator.active = active
 
 
 def kept_steps(run: FinishedRun) -> list[int]:

@@ -51,6 +51,17 @@ def test_events_stand_with_what_they_cost_and_what_was_left(found: Explanation) 
     assert found.events["before"].notna().all()
 
 
+def test_events_of_one_step_are_told_apart(tmp_path: Path) -> None:
+    """As in the paper's ESPCN, whose weights are quantized at the last pruning event."""
+    run = loaded(tmp_path, "trainer.keep_events=true", "schedule.t_qw=8")
+    found = explain(run, FinishedRun.load(run.row.signature, tmp_path))
+    events = found.events[(found.events["run"] == "A") & (found.events["epoch"] == 4)]
+    assert events["kind"].tolist() == ["prune", "quantize weights"]
+    assert events["after"].iloc[0] == events["before"].iloc[1] != events["after"].iloc[1]
+    assert events["churn"].iloc[0] > 0 == events["churn"].iloc[1]
+    assert f"{found.terms['A'].sum():.4g}" == found.labels[0].split()[-1]
+
+
 def test_tensors_stand_after_each_event_and_at_the_end(found: Explanation) -> None:
     last = found.tensors[(found.tensors["event"] == "end") & (found.tensors["run"] == "A")].set_index("tensor")
     assert last.index.tolist() == ["0", "4", "input", "1"] or set(last.index) == {"0", "4", "input", "1"}

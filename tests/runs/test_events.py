@@ -26,10 +26,10 @@ def run(tmp_path: Path) -> FinishedRun:
 def test_states_are_kept_before_each_event_and_change_no_bit(run: FinishedRun, tmp_path: Path) -> None:
     assert events.kept_steps(run) == [0, 3, 6, 9, 12, 15, 18]
     found = events.events_of(run.compressor.timeline)
-    assert [(event.step, event.epoch, event.kinds) for event in found[3:]] == [
-        (12, 4.0, ("prune",)),
-        (15, 5.0, ("quantize weights",)),
-        (18, 6.0, ("quantize features",)),
+    assert [(event.step, event.epoch, event.kind) for event in found[3:]] == [
+        (12, 4.0, "prune"),
+        (15, 5.0, "quantize weights"),
+        (18, 6.0, "quantize features"),
     ]
     assert [event.phase for event in found[2:5]] == ["P 3/4", "P 4/4", "P 4/4 Q(w)"]
     plain = execute(config(tmp_path / "plain"))

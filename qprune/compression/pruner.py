@@ -14,6 +14,7 @@ from qprune.compression.operator import Operator
 from qprune.errors import UserError, one_of
 
 GRANULARITIES = ("element", "channel", "last")
+_MANY = 1 << 30  # more tiles than a feature has
 BORDERS = ("tile", "keep")
 
 
@@ -179,7 +180,8 @@ def tile_mask(mask: Tensor, size: tuple[int, ...], border: str = "tile") -> Tens
             inner = [0] * (2 * (dims - 1 - dim))
             mask = F.pad(mask.repeat(repeats), [*inner, before, length - whole * tile - before], value=1.0)
         else:
-            offset = (length - torch.sym_max(whole, 1) * tile + 2 * tile) // 2 - tile
+            at_least_one = whole + 1 - (whole + _MANY - 1) // _MANY  # as `max`, which torch.jit.trace does not take
+            offset = (length - at_least_one * tile + 2 * tile) // 2 - tile
             repeats[dim] = whole + 2
             mask = mask.repeat(repeats).narrow(dim, (0 - offset) % tile, length)
     return mask

@@ -1,5 +1,6 @@
 """What must hold on a GPU as it does on a CPU; skipped where there is none."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_device_is_no_part_of_the_identity(tmp_path: Path) -> None:
 
 def test_a_converted_network_gives_the_bits_of_the_attached_one() -> None:
     """On a GPU too, 2^d is exact."""
-    plain, attached = (network.cuda() for network in converted(mobilenet))
+    plain, attached = (copy.deepcopy(network).cuda() for network in converted(mobilenet))
     assert torch.equal(plain(pictures(4).cuda()), attached(pictures(4).cuda()))
     decimals = torch.arange(-100.0, 101.0)
     assert torch.equal(torch.exp2(decimals.cuda()).cpu(), torch.ldexp(torch.ones(201), decimals.int()))

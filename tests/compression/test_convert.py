@@ -229,6 +229,7 @@ class BiasFirst(nn.Linear):
         self.register_parameter("weight", weight)
 
 
+@pytest.mark.filterwarnings("ignore:most elements stay float:UserWarning")
 @pytest.mark.parametrize("make", [Attention, lambda: nn.Sequential(BiasFirst(), nn.Tanh(), nn.Linear(8, 4))])
 def test_parameters_keep_their_order_and_freedom(make: Callable[[], nn.Module]) -> None:
     network = make()

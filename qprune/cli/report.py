@@ -13,7 +13,7 @@ from rich.markup import escape
 from qprune.atomic_write import write_atomically
 from qprune.cli.exit_codes import FAILURE
 from qprune.cli.output import results_folder
-from qprune.cli.tables import join_all
+from qprune.cli.tables import join_all, read_arithmetic
 from qprune.config.compose import TABLE
 from qprune.errors import UserError, counted
 from qprune.runs.jobs import presets
@@ -47,7 +47,7 @@ def make(arguments: Sequence[str]) -> int:
     keys = [key for key in options.keys if not key.startswith("results_dir=")]
     output = Path(options.output) if options.output else folder / "report.html"
     figures = output.parent / "figures"
-    store = Store.read(folder)
+    store = Store.read(folder, read_arithmetic(keys))
     joined = join_all(presets(TABLE, options.config_dir), store, keys, options.config_dir)
     for package in ("jinja2", "matplotlib"):
         if find_spec(package) is None:

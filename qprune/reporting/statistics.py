@@ -79,7 +79,7 @@ def table_of(comparisons: Sequence[Sequence[float]], margin: float | None = None
     return [
         Tested(
             len(values),
-            float(np.mean(values)),
+            float(np.mean(values)) if len(values) else math.nan,
             *t_interval(values),
             p_t.get(i, math.nan),
             sign_flip_test(values) if i in p_t else math.nan,

@@ -45,7 +45,8 @@ def test_equivalence_is_two_one_sided_t_tests() -> None:
 
 
 def test_a_verdict_needs_six_pairs() -> None:
-    five, six = table_of([VALUES[:5], VALUES])
+    five, six, none = table_of([VALUES[:5], VALUES, []])
+    assert (none.can_decide, math.isnan(none.mean)) == (False, True)
     assert (five.can_decide, five.differs, math.isnan(five.p_table)) == (False, False, True)
     assert (six.can_decide, six.differs, six.p_flip) == (True, True, 2 / 64)
     assert six.p_table == six.p_t  # the one of five pairs is no comparison of the table

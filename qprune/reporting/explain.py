@@ -134,7 +134,7 @@ def _around_events(
             for site, own in _distances(snapshots.weights(run), start).items():
                 changes.setdefault(site, {}).update(own)
             for site, own in snapshots.tensor_figures(run, step).items():
-                of_event = {"event": together[-1].phase, "kind": site[0], "tensor": site[1]}
+                of_event: dict[str, Any] = {"event": together[-1].phase, "kind": site[0], "tensor": site[1]}
                 figures.append(of_event | own | changes.get(site, {}))
     return lines, figures
 

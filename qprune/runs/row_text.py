@@ -94,8 +94,12 @@ def _or_dash(value: float | None) -> str:
 def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
     """Say how much training is left after the last event of each operator."""
     return [
-        f"after the last {name} event: {recovery[f'epochs_after_{name}']:.4g} epochs, their learning rates sum to "
+        f"after the last {name} event: {_epochs(recovery[f'epochs_after_{name}'])}, their learning rates sum to "
         f"{recovery[f'rates_after_{name}']:.3g}"
         for name in ("pruning", "quantization")
         if f"epochs_after_{name}" in recovery
     ]
+
+
+def _epochs(number: float) -> str:
+    return f"{number:.4g} epoch{'' if number == 1 else 's'}"

@@ -213,7 +213,7 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE)  # as long as it is held, no other sweep removes these notes
-        with lock, SweepProgress(folder, len(jobs)):
+        with lock, SweepProgress(folder, [job.overrides for job in jobs]):
             launch([f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,10 @@ SECONDS_BETWEEN_LOOKS = 0.5
 class SweepProgress(AbstractContextManager["SweepProgress"]):
     """Prints the notes that the jobs of a sweep leave in `folder`, as they come."""
 
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total, self.seen = folder, total, set[str]()
+    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]]) -> None:
+        """Watch `folder`. jobs: the overrides of each."""
+        self.folder, self.total, self.seen = folder, len(jobs), set[str]()
+        self.common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()  # of no use in a line
         self.console = Console(soft_wrap=True, highlight=False)
         self.console.file = self.console.file  # that of now: a job's own output goes elsewhere
         columns = TextColumn("sweep"), BarColumn(24), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn()
@@ -55,13 +58,13 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
                 with suppress(OSError, ValueError):
                     note = json.loads(path.read_bytes())
                     self.seen.add(path.name)
-                    self.console.print(escape(f"{len(self.seen)} of {self.total}  {line_of(note)}"))
+                    self.console.print(escape(f"{len(self.seen)} of {self.total}  {line_of(note, self.common)}"))
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=len(self.seen))
 
 
-def line_of(note: dict[str, Any]) -> str:
-    """Say in a line how a job ended: its overrides, and its result or what went wrong."""
+def line_of(note: dict[str, Any], common: Collection[str] = ()) -> str:
+    """Say in a line how a job ended: its overrides but the common ones, and its result or what went wrong."""
     how = "finished before" if note.get("before") else f"trained in {duration(note.get('seconds', 0.0))}"
     end = f"{note['result']}  {how}" if not note["exit_code"] else f"not finished: {note['message']}"
-    return f"{' '.join(note['overrides'])}  {end}"
+    return f"{' '.join(text for text in note['overrides'] if text not in common)}  {end}"

@@ -88,7 +88,7 @@ def show(arguments: Sequence[str]) -> int:
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
         print(
             f"none of the {len(store.rows)} rows below {folder} is in these tables; rows of another budget or data are "
-            f"shown, with marks, by: qprune tables {' '.join([*more, f'results_dir={folder}'])}",
+            f"shown, with notes, by: qprune tables {' '.join([*more, f'results_dir={folder}'])}",
             file=sys.stderr,
         )
     return FAILURE if store.problems else code

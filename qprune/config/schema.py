@@ -166,7 +166,7 @@ class DataSection(Section):
 
     source: Literal["real", "synthetic"] = _key("published sets from files, or seeded sets made in memory")
     root: Text | None = _key("folder of the data sets: QPRUNE_DATA in the environment, or ./data", machine=True)
-    verify: bool = _key("false: accept a copy whose checksums differ from the published ones; its rows carry a mark")
+    verify: bool = _key("false: accept a copy whose checksums differ from the published ones; its rows carry a note")
     validation: Annotated[float, Field(ge=0, lt=1)] = _key(
         "fraction of the training set kept apart, by whose score searches choose; the test set is only reported",
         default=0.0,

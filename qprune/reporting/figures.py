@@ -75,7 +75,7 @@ def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
 
 def title_of(row: Row) -> str:
     """Name task, recipe and seed of a row, and say so if it carries marks."""
-    return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (marked)" if row.marks else "")
+    return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (not comparable with the paper)" if row.marks else "")
 
 
 def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] = {}) -> Figure:

@@ -141,7 +141,7 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
         name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"
-        marked = "; runs with marks" if any(row.marks for row in group) else ""
+        marked = "; not comparable with the paper" if any(row.marks for row in group) else ""
         labels = recipes(store, group)
         if len(set(labels.values())) > 1:
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]

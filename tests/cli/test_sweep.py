@@ -12,10 +12,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import qprune
 from qprune.cli import main as cli
-from qprune.errors import UserError
+from qprune.config.compose import Composer
+from qprune.config.schema import RunConfig
+from qprune.errors import Interrupted, UserError
+from qprune.runs import execute as runner
 from qprune.runs.folder import read_rows
 from qprune.runs.jobs import expand
+from tests.reporting.rows import store_row
 
 TOY = ["task=espcn", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=12", "trainer.threads=1"]
 QPRUNE = [sys.executable, "-m", "qprune.cli.main"]
@@ -57,6 +62,35 @@ def test_plan_counts_runs_and_estimates_the_rest(tmp_path: Path, capsys: pytest.
     assert "order=baseline seed=0  [done]" in printed
     assert "order=prune_first seed=1  [to do, about 10 min]" in printed
     assert printed.endswith("about 30 min of training on one process, from the measured steps of finished runs\n")
+
+
+def test_an_interrupted_sweep_says_what_is_finished_interrupted_and_not_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(config: RunConfig, wait: bool = False) -> None:
+        if config.seed == 1:
+            raise Interrupted("stopped by SIGTERM after step 3 of 48, with everything saved")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    assert cli.main(["sweep", *TOY, "seed=range(3)", f"results_dir={tmp_path}"]) == 75
+    printed = capsys.readouterr().out
+    assert printed.endswith("3 runs: 1 finished, 0 failed, 1 interrupted, 1 not started\n")
+    assert "\n2 of 3  seed=1  not finished: stopped by SIGTERM after step 3 of 48, with everything saved\n" in printed
+    assert "HYDRA" not in printed
+
+
+def test_a_published_row_counts_as_finished_unless_its_arithmetic_is_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Composer() as composer:
+        for seed, version in ((0, qprune.ARITHMETIC), (1, qprune.ARITHMETIC - 1)):
+            words = ["task=espcn", "order=baseline", f"seed={seed}"]
+            store_row(composer, words, tmp_path / "published", arithmetic=version)
+    keys = ["task=espcn", "order=baseline", "seed=range(3)", f"results_dir={tmp_path / 'runs'}"]
+    assert cli.main(["plan", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 runs: 1 done, 2 left\n")
+    assert "order=baseline seed=0  [done]" in printed or "seed=0" in printed.splitlines()[1]
 
 
 def test_the_summary_is_written_when_runs_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

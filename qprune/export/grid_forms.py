@@ -69,8 +69,11 @@ def _pair(x: Any, bits: int, decimal: int, rounding: str, site: str, signed: boo
     step, zero = constant(2.0**-decimal), constant(0, "int8" if bits <= 8 else "int16")
     if rounding != "nearest":
         whole: Any = op.Clip(op.Mul(x, constant(2.0**decimal)), constant(low), constant(high))
-        cut = rounding == "trunc" and signed  # a cast to an integer truncates
-        whole = op.Cast(op.Cast(whole, to=TensorProto.INT32), to=TensorProto.FLOAT) if cut else op.Floor(whole)
+        if rounding == "trunc" and signed:  # a cast to an integer truncates
+            integers: Any = op.Cast(whole, to=TensorProto.INT32)
+            whole = op.Cast(integers, to=TensorProto.FLOAT)
+        else:
+            whole = op.Floor(whole)
         x = op.Mul(whole, step)
     elif bits not in (8, 16):
         x = op.Clip(x, constant(low * 2.0**-decimal), constant(high * 2.0**-decimal))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.compare import Settings, gpu, network, peers
-from bench.runs import beside, memory, startup, tables, whole_run
+from bench.runs import attaching, beside, memory, startup, tables, whole_run
 
 SECTIONS: dict[str, tuple[str, Callable[[Settings], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", partial(network, "cifar")),
@@ -23,6 +23,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Settings], str]]] = {
     "peers": ("Peers against qprune", peers),
     "memory": ("Peak memory of MobileNetV2", memory),
     "run": ("A whole run of ESPCN", whole_run),
+    "attach": ("Attaching the operators", attaching),
     "beside": ("One step beside busy processes", beside),
     "tables": ("Tables", tables),
     "startup": ("Start of the command line", startup),

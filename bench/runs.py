@@ -15,12 +15,13 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 from bench.compare import Build, Settings, alone, prepare, table
 from bench.steps import attach_qsparse, ours, read_config
-from qprune import Schedule
+from qprune import Schedule, compress
 from qprune.tasks.espcn import Espcn
 from qprune.tasks.metrics.psnr import psnr_db
 from qprune.training.task import DataOptions, Limits
@@ -139,6 +140,26 @@ def tables(settings: Settings, runs: int = 10_000) -> str:
     done = subprocess.run([sys.executable, str(script), str(runs)], check=True, capture_output=True, text=True)
     lines = [line.split()[:4] for line in done.stdout.splitlines()[1:]]
     return table(["runs", "seconds", "CPU seconds", "MB"], lines)
+
+
+def attaching(settings: Settings) -> str:
+    """Measure how long `compress` takes, in forward passes of its example."""
+    rows = []
+    for name in ("resnet18", "mobilenet_v2"):
+        forward, compressing = alone(_attaching, name, settings)
+        rows.append([name, f"{1e3 * forward:,.0f}", f"{1e3 * compressing:,.0f}", f"{compressing / forward:.1f}"])
+    return f"16 pictures of 128 x 128.\n\n{table(['network', 'forward pass, ms', 'compress, ms', 'ratio'], rows)}"
+
+
+def _attaching(name: str, settings: Settings) -> tuple[float, float]:
+    prepare(settings.threads)
+    network, pictures = getattr(torchvision.models, name)(), torch.randn(16, 3, 128, 128)
+    with torch.no_grad():
+        forward = Timer("network(x)", globals={"network": network, "x": pictures}, num_threads=settings.threads)
+        seconds = forward.timeit(settings.rounds).mean
+    start = time.perf_counter()
+    compress(network, pictures, Schedule(t_qw=1, t_qf=1), steps_per_epoch=1, batch_size=16)
+    return seconds, time.perf_counter() - start
 
 
 def startup(settings: Settings) -> str:

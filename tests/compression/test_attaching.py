@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -347,22 +346,6 @@ def test_empty_batches_change_nothing(saturate: tuple[float, float]) -> None:
                 network(X[:0]).sum().backward()
         found.append(compressor.describe())
     assert found[0] == found[1]
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_attaching_takes_less_time_than_ten_forward_passes(name: str) -> None:
-    network, pictures = getattr(torchvision.models, name)(), torch.randn(16, 3, 128, 128)
-    with torch.no_grad():
-        network(pictures)
-        forward = seconds(lambda: network(pictures))
-    attach = seconds(lambda: compress(network, pictures, SCHEDULE, 1, 16))
-    assert attach < 10 * forward, f"{attach / forward:.1f} forward passes"
 
 
 class Alive(TorchDispatchMode):

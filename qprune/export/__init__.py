@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "export_hls4ml": "hls",
     "export_integers": "integers",
     "export_onnx": "onnx_files",
     "export_run": "files",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ import onnx
 import qprune
 from qprune.compression.compressor import Compressor
 from qprune.compression.plan import INPUT, Plan, Site
-from qprune.export import export_integers
+from qprune.export import export_hls4ml, export_integers
 from qprune.export.grid_forms import QDQ, QONNX
 from qprune.export.integers import fixed_type
 from qprune.export.onnx_files import OPSET, to_onnx
@@ -162,3 +164,52 @@ def test_a_missing_qonnx_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     qprune.export_onnx(compressor.network, X, tmp_path / "network.onnx", form="qonnx")
     with pytest.raises(qprune.UserError, match=r"^qonnx is not installed; type: pip install 'qprune\[qonnx\]'$"):
         qprune.verify_onnx(compressor.network, tmp_path / "network.onnx", X)
+
+
+class Classifier(nn.Module):
+    """A convolution, a ReLU and a linear layer whose result has a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.conv(x).relu().flatten(1))
+
+
+class Upscaler(nn.Module):
+    """Two convolutions before a pixel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.shuffle = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.conv2(self.conv1(x).relu()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("network", "rounding", "layers"),
+    [(Classifier(), "trunc", ("conv", "linear")), (Upscaler(), "floor", ("conv1", "conv2"))],
+)
+def test_hardware_is_emulated_without_a_difference(
+    network: nn.Module, rounding: str, layers: tuple[str, str], tmp_path: Path
+) -> None:
+    for package in ("hls4ml", "qonnx"):
+        pytest.importorskip(package, reason="the extra `hls4ml` is not installed")
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    paths = [(path, kind) for path in layers for kind in ("weight", "feature")]
+    sites = [Site(path, kind, prune=path == layers[0], quantize=True) for path, kind in paths]  # type: ignore[arg-type]
+    plan = Plan((Site(INPUT, "feature", quantize=True), *sites))
+    compressor = compressed(network, plan, (1, 1, 8, 8), bits=6, rounding=rounding, weight_axis="tensor")
+    x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+    project = export_hls4ml(compressor.network, x, tmp_path)
+    with torch.no_grad():
+        expected = compressor.network(x)
+    if project.cut:
+        expected = F.pixel_unshuffle(expected, 2)
+    assert project.cut == ("pixel_shuffle" if isinstance(network, Upscaler) else "")
+    assert torch.equal(project(x), expected.reshape(len(x), -1))
+    assert any(kind.startswith("ufixed<5,") for kind in project.types().values())

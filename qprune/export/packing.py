@@ -50,6 +50,7 @@ class _Packer:
         self.shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.names: dict[str, str] = {}
 
     def node(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         name = output or f"unpacked_{len(self.nodes)}"
@@ -57,9 +58,13 @@ class _Packer:
         return name
 
     def constant(self, value: Any, dtype: str, name: str = "") -> str:
-        name = name or f"packed_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
+        """Return the name of a constant; equal ones without a name are stored once."""
+        array = np.asarray(value, dtype)
+        key = name or f"packed {dtype} {array.shape} {array.tobytes().hex()}"
+        if key not in self.names:
+            self.names[key] = name or f"packed_{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(array, self.names[key]))
+        return self.names[key]
 
     def store(self, array: Any, name: str) -> None:
         """Store a constant in the smallest form that its values allow."""

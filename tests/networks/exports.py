@@ -16,9 +16,9 @@ from tests.networks.zoo import ZOO, Network
 FORMS = ("float", "qdq")
 _HEAD = """# Exports of networks of others
 
-Each network of [](networks.md), compressed and trained as there, written by `qprune.export_onnx` and compared with PyTorch
-in onnxruntime on one batch: the share of outputs that are equal in every bit, and the largest difference in LSB, 1/128 of
-the largest output. What cannot be written is listed with torch's own reason.
+Each network of [](networks.md), compressed and trained as there, written by `qprune.export_onnx` and compared with
+PyTorch in onnxruntime on one batch: the share of outputs that are equal in every bit, and the largest difference in
+LSB, 1/128 of the largest output. What cannot be written is listed with torch's own reason.
 
 | network | library | float: equal | LSB | qdq: equal | LSB |
 | --- | --- | --- | --- | --- | --- |"""

@@ -23,7 +23,9 @@ FORM_HELP = (
     "integer (default): 8-bit integer kernels with batch norms folded in; float: the trained network, its grids "
     "simulated by plain nodes; qdq: grids as QuantizeLinear and DequantizeLinear; qonnx: grids as Quant"
 )
-_ARCHIVES_HELP = "integers: whole numbers, for C and RTL; sparse: nonzero weights and masks, packed"
+_ARCHIVES_HELP = (
+    "integers: whole numbers, for C and RTL; sparse: nonzero weights and masks, packed; hls4ml: a project for FPGAs"
+)
 _WEIGHTS_HELP = (
     "type of integer weights: auto (default), int8, and uint8 on a CPU whose int8 sums would saturate, chosen when the "
     "file is loaded; safe, uint8; signed, int8, right only on a CPU with VNNI, AMX or ARM's dot products"
@@ -41,16 +43,18 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="a further copy of the file")
     options = parser.parse_intermixed_args(arguments)
     form = form_of(options)
+    if options.output and form == "hls4ml":
+        raise UserError("--output copies a file, and --form hls4ml writes a folder; leave --output out")
     require_packages()
     from qprune.export.files import export_run
 
     path, notes = export_run(load_run(options), form, options.weights)
-    if options.output:
+    if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
-    print(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
+    print(f"{path}: {path.stat().st_size / 1e6:.3f} MB" if path.is_file() else path)
     for line in _summary(notes):
         print(f"  {line}")
-    if form not in ("integers", "sparse"):
+    if form not in ("hls4ml", "integers", "sparse"):
         print(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
     return 0
 

@@ -17,6 +17,7 @@ from qprune.compression.operator import Operator
 from qprune.compression.prepare import find_operators
 from qprune.errors import UserError, one_of
 from qprune.export import onnx_files
+from qprune.export.hls import export_hls4ml
 from qprune.export.integer_program import IntegerProgram
 from qprune.export.integers import integers_bytes
 from qprune.export.onnx_files import OnnxNetwork
@@ -26,8 +27,8 @@ from qprune.export.trace import Inputs
 from qprune.runs.load import FinishedRun
 
 FOLDER = "export"
-FORMS = (*onnx_files.FORMS, "integers", "sparse")
-_FILES = {"sparse": f"network{SUFFIX}", "integers": "integers.npz"}
+FORMS = (*onnx_files.FORMS, "integers", "sparse", "hls4ml")
+_FILES = {"sparse": f"network{SUFFIX}", "integers": "integers.npz", "hls4ml": "hls4ml"}
 
 
 def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> tuple[Path, list[dict[str, Any]]]:
@@ -35,11 +36,11 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
 
     Args:
         run: The finished run.
-        form: One of those of `export_onnx`, `integers` or `sparse`.
+        form: One of those of `export_onnx`, `integers`, `sparse`, or `hls4ml`, which is a folder.
         weights: Type of integer weights: `auto`, chosen by the CPU that loads the file, `safe` or `signed`.
 
     Returns:
-        The file and, of `integer`, how each layer is computed.
+        The file and, of `integer` and `hls4ml`, how each layer is computed and how well.
 
     Raises:
         UserError: The network cannot be exported in this form.
@@ -49,6 +50,12 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
     if not any(find_operators(run.task.network)):
         raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
     path, made = exported_file(run.folder, form), None
+    if form == "hls4ml":
+        project = export_hls4ml(run.task.network.eval(), run.example, path)
+        differing, elements = project.differing(run.training_input())
+        why = f"emulated: {differing} of {elements} outputs differ from PyTorch"
+        why += f"; {project.cut} is cut off the end" if project.cut else ""
+        return path, [{"path": "", "kernel": "hls4ml", "why": why}]
     if form == "sparse":
         content = sparse_of_run(run)
     elif form == "integers":

@@ -23,11 +23,12 @@ class HlsProject:
 
     Attributes:
         model: hls4ml's own model.
-        cut: What was cut off behind the last layer, or empty.
+        reference: The same network in PyTorch.
+        cut: What was cut off behind the last layer of both, or empty.
     """
 
-    def __init__(self, model: Any, cut: str) -> None:
-        self.model, self.cut = model, cut
+    def __init__(self, model: Any, reference: fx.GraphModule, cut: str) -> None:
+        self.model, self.reference, self.cut = model, reference, cut
 
     def types(self) -> dict[str, str]:
         """Return the type of each layer's output."""
@@ -35,9 +36,15 @@ class HlsProject:
         return {layer.name: str(layer.get_output_variable().type.precision) for layer in layers}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what the hardware computes for x (B, C, H, W) or (B, C), as the network lays it out, but flat."""
+        """Return what the hardware computes for x (B, C, H, W) or (B, C), in the network's layout, but flat."""
         last = x.movedim(1, -1).contiguous().numpy()
         return torch.from_numpy(self.model.predict(last)).reshape(len(x), -1)
+
+    @torch.no_grad()
+    def differing(self, x: Tensor) -> tuple[int, int]:
+        """Return how many outputs for x differ from PyTorch, and of how many."""
+        expected = self.reference(x)[0].flatten(1)
+        return int((self(x) != expected).sum()), expected.numel()
 
 
 def export_hls4ml(network: nn.Module, example: Any, folder: Path | str, backend: str = "Vitis") -> HlsProject:
@@ -79,7 +86,7 @@ def export_hls4ml(network: nn.Module, example: Any, folder: Path | str, backend:
         if str(precision).startswith("fixed") and "TRN,SAT" in str(precision):
             precision.rounding_mode = "TRN_ZERO"
     made.compile()
-    return HlsProject(made, cut)
+    return HlsProject(made, traced, cut)
 
 
 def _cut_shuffle(traced: fx.GraphModule) -> str:

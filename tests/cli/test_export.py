@@ -176,7 +176,7 @@ def test_what_is_typed_wrong_is_told_with_what_is_legal(
     runs: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(capsys, "export", str(run), "--form", "flaot") == (
-        "--form='flaot' is not one of float, qdq, qonnx, integer, integers, sparse; did you mean 'float'?"
+        "--form='flaot' is not one of float, qdq, qonnx, integer, integers, sparse, hls4ml; did you mean 'float'?"
     )
     assert (
         error_of(capsys, "verify", str(run), "--form", "sparse")

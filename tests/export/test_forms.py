@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -206,10 +205,6 @@ def test_hardware_is_emulated_without_a_difference(
     compressor = compressed(network, plan, (1, 1, 8, 8), bits=6, rounding=rounding, weight_axis="tensor")
     x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(9))
     project = export_hls4ml(compressor.network, x, tmp_path)
-    with torch.no_grad():
-        expected = compressor.network(x)
-    if project.cut:
-        expected = F.pixel_unshuffle(expected, 2)
+    assert project.differing(x) == (0, 50 * (64 if isinstance(network, Upscaler) else 5))
     assert project.cut == ("pixel_shuffle" if isinstance(network, Upscaler) else "")
-    assert torch.equal(project(x), expected.reshape(len(x), -1))
     assert any(kind.startswith("ufixed<5,") for kind in project.types().values())

@@ -15,7 +15,10 @@ from tests.cli.shell import command
     [
         ("qprune pl", ["plan"]),
         ("qprune run ord", ["order.", "order="]),
-        ("qprune run order=qu", ["quantize_first", "quantize_only"]),  # readline replaces what follows '='
+        (
+            "qprune run order=qu",
+            ["quantize_first", "quantize_only", "quantize_only_late"],
+        ),  # readline replaces what follows '='
         ("qprune sweep task=espcn quantize.bi", ["quantize.bits="]),
         ("qprune frontier bits=4,8 max_", ["max_loss=", "max_size="]),
         ("qprune frontier bits=4,8 quantize.bi", ["quantize.bits="]),

@@ -51,4 +51,4 @@ def test_a_signal_stops_a_whole_sweep(
 ) -> None:
     fails_with(Interrupted("stopped by SIGTERM after step 8 of 24, with everything saved"), monkeypatch)
     assert cli.main(["sweep", *SMOKE, "seed=1,2,3", f"results_dir={tmp_path}"]) == 75
-    assert capsys.readouterr().out.endswith("1 runs: 0 finished, 1 failed\n")
+    assert capsys.readouterr().out.endswith("3 runs: 0 finished, 0 failed, 1 interrupted, 2 not started\n")

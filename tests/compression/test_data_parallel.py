@@ -59,6 +59,7 @@ def train(kind: str, parts: int, gradient: str = "ste") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["frozen norm", "transformer"])
+@pytest.mark.filterwarnings("ignore:most elements stay float")
 def test_two_processes_give_the_bits_of_one(kind: str) -> None:
     """Against one process that sums the gradients of the same two halves of each batch."""
     two = launch(2, train, kind, 1)

@@ -28,12 +28,16 @@ def test_cards_say_what_was_run_with_what(tmp_path: Path) -> None:
             note = {"git": git, "command": ["qprune run", *words], "packages": {"torch": "2.14.1"}}
             write_json(folder / "environment.json", note | {"dataset": {"train": "ab", "test": "cd"}})
             write_json(folder / "timing.json", {"training_seconds": 1800.0})
-        store_row(composer, ["task=espcn", "order=baseline", "seed=2"], tmp_path / "published", score=40.0)
+        store_row(
+            composer, ["task=espcn", "order=baseline", "seed=2"], tmp_path / "published", score=40.0, arithmetic=1
+        )
     script = [sys.executable, ROOT / "scripts" / "write_cards.py", tmp_path]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"1 cards in {tmp_path / 'cards'}"), done.stderr
     card = (tmp_path / "cards" / "espcn.md").read_text()
-    assert "| `Baseline` | paper, real | 1 | 40 psnr_db | 1 |" in card  # versions of the arithmetic are never averaged
+    assert (
+        "| `Baseline arithmetic=1` | paper, real | 1 | 40 psnr_db | 1 |" in card
+    )  # versions of the arithmetic are never averaged
     assert "| `Baseline` | paper, real | 2 | 32 +- 1.4 psnr_db | 2 |" in card
     assert "- `qprune run order=baseline task=espcn`\n" in card
     found = json.loads((tmp_path / "completeness.json").read_text())["tasks"]["espcn"]

@@ -179,15 +179,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
 def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> None:
     text = plan(config(tmp_path))
     assert "P0.5(w,f)->Q8(w,f)" in text
-    counts = "2 weight quantizers, 1 weight pruners, 2 feature quantizers, 1 feature pruners"
-    assert f"plan: {counts}; 1 tensors not compressed" in text
+    assert "1 tensor not compressed" in text
     assert "8 epochs; weights quantized at 5; features quantized at 6; masks change at 1, 2, 3, 4\n" in text
     assert "after the last pruning event: 4 epochs, their learning rates sum to 0.0226\n" in text  # 0.01 * 0.9^epoch
     assert "after the last quantization event: 2 epochs, their learning rates sum to 0.0101\n" in text
     assert "4       feature  1 elements  -      -" in text
     # weights 36 + 100 of 8 bits and 13 floats, an input of 50 and 50 of 100 features of 8 bits, a float; two masks
     assert "sizes in Mb once trained: weights 0.001504, features 0.000432, inputs 0.0004, masks 0.000172" in text
-    assert "cost: 0.0019 M products, " in text
+    assert "cost: 0.00190 M products, " in text
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 

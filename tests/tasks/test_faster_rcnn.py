@@ -86,7 +86,8 @@ def test_stem_first_stage_and_outputs_are_spared(paper_plan: Plan) -> None:
     ],
 )
 def test_schedules_are_the_authors_and_the_printed_ones(schedule: str, expected: list[float | None]) -> None:
-    values = config_of("task=faster_rcnn", f"schedule=faster_rcnn/{schedule}")["schedule"]
+    order = "baseline" if schedule == "baseline" else "prune_first"  # an order with operators needs times
+    values = config_of("task=faster_rcnn", f"order={order}", f"schedule=faster_rcnn/{schedule}")["schedule"]
     assert [values[key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected
 
 
@@ -125,7 +126,7 @@ def test_training_finds_objects_through_every_phase() -> None:
     task = task_with()
     untrained = task.evaluate()["map_percent"]
     values = config_of("task=faster_rcnn", "order=quantize_first")
-    schedule = Schedule(**values["schedule"]).scaled(4 / 9)
+    schedule = Schedule(**{key: each for key, each in values["schedule"].items() if key != "slots"}).scaled(4 / 9)
     timeline = schedule.in_steps(16, 8, 32, task.train_batches.samples)
     pruning, quantization = PruneConfig(0.5, "f", 32, "channel"), QuantizeConfig(8)
     plan = Plan.from_globs(task.network, **values["task"]["sites"])

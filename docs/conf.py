@@ -40,9 +40,10 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 nitpicky = True
 # Types of other projects, whose documentation would have to be fetched
-nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|omegaconf|pathlib|typing|abc|optional|numpy)\b.*")]
+nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|omegaconf|pathlib|typing|abc|optional|numpy|fractions)\b.*")]
 nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Any|Path|Iterator|Iterable|Sequence|DictConfig|LayerT|int|float|str)")]
 nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Placed|Operator|Window|Entry|Uncovered|Batches|ABC)")]
+nitpick_ignore_regex += [(r"py:.*", r"(qprune\.)?[\w.]*(Difference|OnnxNetwork)")]
 
 
 def resolve_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:

@@ -50,11 +50,12 @@ class LayerCost:
         macs: Multiply-accumulates, those with padding included, as `torch.utils.flop_counter` counts them.
         effective_macs: Those whose two factors are kept and whose sum is read: neither a zero weight, nor an element
             of a feature that a mask or padding makes zero, nor an output that a following mask removes.
-        feature_bits, weight_bits: Bits of the two factors.
+        feature_bits: Bits of the first factor.
+        weight_bits: Bits of the second factor.
         accumulator_bits: Bits, with the sign, in which no sum of products can overflow, whatever the input and the
             masks of features; a bias that is added there is not included. None where a factor is no integer.
-        weight_bytes, feature_bytes: Weights read; features read and written, each layer by itself. Elements that are
-            zero or not read are not moved.
+        weight_bytes: Weights read, but those that are zero.
+        feature_bytes: Features read and written, layer by layer, but elements that are zero or never read.
     """
 
     name: str
@@ -69,17 +70,17 @@ class LayerCost:
 
     @property
     def bops(self) -> int:
-        """Bit operations: multiply-accumulates times the bits of both factors."""
+        """Return the bit operations, which are multiply-accumulates times the bits of both factors."""
         return self.macs * self.feature_bits * self.weight_bits
 
     @property
     def effective_bops(self) -> int:
-        """Bit operations of the effective multiply-accumulates."""
+        """Return the bit operations of the effective multiply-accumulates."""
         return self.effective_macs * self.feature_bits * self.weight_bits
 
     @property
     def energy_pj(self) -> float:
-        """Energy in pJ of effective multiply-accumulates and of bytes moved, a model: see `Cost`."""
+        """Return the energy in pJ of effective multiply-accumulates and of bytes moved by the model of `Cost`."""
         each = _FLOAT_MAC
         if self.accumulator_bits is not None:
             share = self.feature_bits * self.weight_bits / FLOAT_BITS**2

@@ -62,7 +62,7 @@ class Pruner(Operator):
 
     @property
     def acts(self) -> bool:
-        """Whether it changes its input: from the first event on, or from the start to keep zeros."""
+        """Return whether it changes its input, from the first event on, or from the start to keep zeros."""
         return self.keep_zeros or super().acts
 
     def size_for_feature(self, x: Tensor) -> None:

@@ -226,8 +226,7 @@ def trace(network: nn.Module, inputs: Inputs) -> fx.GraphModule:
         if operation(node) == "_native_batch_norm_legit_no_training":
             _restore_norm(node)
     _fold_constants(traced)
-    traced.recompile()
-    return traced
+    return fx.GraphModule(traced, traced.graph).eval()  # without the hook that checks arguments as they were
 
 
 def _fold_constants(traced: fx.GraphModule) -> None:

@@ -230,7 +230,7 @@ class Two(nn.Module):
         return {"sum": x * scale, "first": x[:, :1]}
 
 
-@pytest.mark.parametrize(("form", "named"), [("float", True), ("integer", False)])
+@pytest.mark.parametrize(("form", "named"), [("float", True), ("integer", False), ("integer", True)])
 def test_several_inputs_and_outputs(form: str, named: bool, tmp_path: Path) -> None:
     network, given = Two(), (torch.rand(5, 4), torch.rand(5, 6))
     example: Any = {"right": given[1], "left": given[0]} if named else given

@@ -243,11 +243,13 @@ def _fold_constants(traced: fx.GraphModule) -> None:
             and constants.keys() >= {*node.all_input_nodes}
         ):
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: constants[each])
-            folded = node.target(*args, **kwargs)
+            folded = constants[node] = node.target(*args, **kwargs)
+            if not isinstance(folded, Tensor):  # several, which others take apart
+                continue
             traced.register_buffer(f"{node.name}_folded", folded)
             with traced.graph.inserting_before(node):
                 constant = traced.graph.get_attr(f"{node.name}_folded")
-            constant.meta, constants[constant], constants[node] = node.meta, folded, folded
+            constant.meta, constants[constant] = node.meta, folded
             node.replace_all_uses_with(constant)
     traced.graph.eliminate_dead_code()
 

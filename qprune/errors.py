@@ -34,9 +34,9 @@ def one_of(name: str, given: str, legal: Iterable[str]) -> None:
         raise UserError(f"{name}={given!r} is not one of {', '.join(words)}{closest(str(given), words)}")
 
 
-def counted(number: int, thing: str) -> str:
+def counted(number: float, thing: str) -> str:
     """Write a number of things: `1 run`, `2 runs`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    return f"{number:,.10g} {thing}{'' if number == 1 else 's'}"
 
 
 class Interrupted(RuntimeError):

@@ -1,6 +1,7 @@
 """The laws of the repository's layout, held over the syntax trees of its files."""
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,14 @@ def test_everything_is_listed_for_the_wheel() -> None:
     given = {path for glob in data["qprune"] for path in (ROOT / "qprune").glob(glob)}
     given |= {path for glob in data["qprune.configs"] for path in (ROOT / "configs").glob(glob)}
     assert given == {path for top in ("qprune", "configs") for path in (ROOT / top).rglob("*.[yt][ax][mt]*")}
+
+
+def test_every_file_that_contributors_are_sent_to_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = {place for place in re.findall(r"`([\w/]+/[\w.]*)`", text) if not re.search("NAME|ORDER|build/", place)}
+    assert len(places) > 40
+    assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
+    assert len(text.splitlines()) <= 120
 
 
 def test_the_version_stands_in_one_place() -> None:

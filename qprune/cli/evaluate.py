@@ -21,7 +21,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     )
     add_run_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    run = load_run(options, (*KEYS, "trainer.device", *(f"task.{name}" for name in FOLDERS)))
+    run = load_run(options.run, options.keys, (*KEYS, "trainer.device", *(f"task.{name}" for name in FOLDERS)))
     scores = run.evaluate()
     stored = {run.row.metric: run.row.score} | run.row.metrics
     table = Table("score", "now", "stored with the run", box=None, pad_edge=False)
@@ -30,6 +30,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
     console.print(table)
-    for mark in run.task.marks:
-        console.print(f"mark: {mark}", markup=False)
+    if run.task.marks:
+        console.print(f"not comparable with the paper: {'; '.join(run.task.marks)}", markup=False)
     return 0

@@ -26,11 +26,9 @@ def explain(arguments: Sequence[str]) -> int:
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="for both runs, such as budget.test_samples=1000")
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: explain/ below results_dir")
     options = parser.parse_intermixed_args(arguments)
-    runs = []
-    for name in (options.first, options.second):
-        given = argparse.Namespace(run=name, keys=list(options.keys))
-        runs.append(load_run(given, (*KEYS, "trainer.device")))
-    first, second = runs
+    first, second = (
+        load_run(name, options.keys, (*KEYS, "trainer.device")) for name in (options.first, options.second)
+    )
     if first.row.task != second.row.task or first.row.metric != second.row.metric:
         raise UserError(
             f"{options.first} is a run of {first.row.task} ({first.row.metric}) and {options.second} of "

@@ -48,7 +48,7 @@ def export(arguments: Sequence[str]) -> int:
     require_packages()
     from qprune.export.files import export_run
 
-    path, notes = export_run(load_run(options), form, options.weights)
+    path, notes = export_run(load_run(options.run, options.keys), form, options.weights)
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
     print(f"{path}: {path.stat().st_size / 1e6:.3f} MB" if path.is_file() else path)
@@ -97,14 +97,14 @@ def require_packages() -> None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[export]'")
 
 
-def load_run(options: argparse.Namespace, legal: Sequence[str] = KEYS) -> FinishedRun:
-    """Load the run that the arguments name, with its config changed in keys that are `legal`."""
+def load_run(run: str, keys: Sequence[str], legal: Sequence[str] = KEYS) -> FinishedRun:
+    """Load a run by folder or signature, with its config changed by `keys`, KEY=VALUE of those that are `legal`."""
     from qprune.runs.load import FinishedRun
 
     changes: dict[str, Any] = {}
-    for word in options.keys:
+    for word in keys:
         key, equals, value = word.partition("=")
         if not equals or key not in legal:
             raise UserError(f"{word!r} is not KEY=VALUE with one of {', '.join(legal)}{closest(key, legal)}")
         changes[key] = yaml.safe_load(value)
-    return FinishedRun.load(options.run, Path(changes.pop("results_dir", "results/runs")), changes)
+    return FinishedRun.load(run, Path(changes.pop("results_dir", "results/runs")), changes)

@@ -35,7 +35,7 @@ def verify(arguments: Sequence[str]) -> int:
     from qprune.export.verification import verify_run
 
     one_of("--form", form, FORMS)
-    run = load_run(options)
+    run = load_run(options.run, options.keys)
     path = exported_file(run.folder, form)
     missing = not path.exists()
     if missing:

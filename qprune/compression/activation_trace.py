@@ -55,7 +55,7 @@ def is_product(function: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightUse:
     """A parameter of two or more dimensions, on its way to a function.
 
     Attributes:
@@ -161,7 +161,7 @@ def traced(
     ]
     try:
         for site, parameter, owner in parameters(network):
-            trace.weights[parameter] = [*trace.weights.get(parameter, ()), Weight(site)]
+            trace.weights[parameter] = [*trace.weights.get(parameter, ()), WeightUse(site)]
             if not isinstance(network.get_submodule(owner), (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
                 trace.owners[site] = owner
         trace.record(INPUT, example)
@@ -227,7 +227,7 @@ class Trace(TorchDispatchMode):
         self.shapes: dict[str, set[tuple[int, ...]]] = {}
         self.passed: dict[str, list[Stored]] = {}
         self.layers: list[str] = []
-        self.used: dict[str, list[Weight]] = {}
+        self.used: dict[str, list[WeightUse]] = {}
         self.samples: int | None = None
         self.generated: dict[nn.Module, dict[str, Any]] = {}
         self.values = WeakTensorKeyDictionary()  # feature tensor -> Stored
@@ -359,7 +359,7 @@ class Trace(TorchDispatchMode):
             self.values[whole] = replace(self.values[out], elements=whole.numel(), uses=0, outputs={}, readers=[])
         return out
 
-    def _follow(self, weights: list[Weight], func: Any, given: list[Tensor], inputs: list[Stored], out: Any) -> None:
+    def _follow(self, weights: list[WeightUse], func: Any, given: list[Tensor], inputs: list[Stored], out: Any) -> None:
         """Record a use of weights, or what was computed of them alone."""
         name = func.overloadpacket.__name__
         others = [tensor for tensor in given if tensor not in self.weights]
@@ -378,7 +378,7 @@ class Trace(TorchDispatchMode):
         for tensor in _tensors(out):
             self.weights[tensor] = weights
 
-    def _make(self, weights: list[Weight], func: Any, args: Any, inputs: list[Stored], out: Any) -> None:
+    def _make(self, weights: list[WeightUse], func: Any, args: Any, inputs: list[Stored], out: Any) -> None:
         """Record the features that a function made of others, and that it read these."""
         name = func.overloadpacket.__name__
         inputs = [stored for stored in inputs if stored.floating] or inputs

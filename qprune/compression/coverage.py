@@ -14,7 +14,7 @@ from qprune.compression.activation_trace import (
     TABLES,
     Stored,
     Trace,
-    Weight,
+    WeightUse,
     is_product,
     parameters,
     with_all_active,
@@ -148,7 +148,7 @@ def _bits_per_element(operators: list[Operator]) -> float:
     return bits * (1 - sum(each.sparsity for each in operators if isinstance(each, Pruner)))
 
 
-def _reason_of_weight(uses: list[Weight], operators: list[Operator], owner: nn.Module) -> str:
+def _reason_of_weight(uses: list[WeightUse], operators: list[Operator], owner: nn.Module) -> str:
     """Return why a weight does not reach its layer from its operators, or '' if it does."""
     kind = type(owner).__name__.removeprefix("Parametrized")
     wanted = {"prune" if isinstance(operator, Pruner) else "quantize" for operator in operators}

@@ -123,7 +123,7 @@ def paper_footprint(
     return Footprint("paper", tuple(entries))
 
 
-class Weight(NamedTuple):
+class PlacedWeight(NamedTuple):
     """A parameter by its plain name, in its module, and the facts of the operators that act on it."""
 
     name: str
@@ -133,7 +133,7 @@ class Weight(NamedTuple):
     facts: dict[str, Any]
 
 
-def weights_of(network: nn.Module) -> Iterator[Weight]:
+def weights_of(network: nn.Module) -> Iterator[PlacedWeight]:
     """Yield the parameters of a network, prepared or converted."""
     for name, parameter in network.named_parameters():
         layer, parametrized, rest = f".{name}".rpartition(".parametrizations.")
@@ -145,7 +145,7 @@ def weights_of(network: nn.Module) -> Iterator[Weight]:
         if parametrized:
             facts = facts_of(module.parametrizations[tensor])  # type: ignore[index]
         plain = f"{layer}.{rest.removesuffix('.original')}".removeprefix(".")
-        yield Weight(plain, module, tensor, parameter, facts)
+        yield PlacedWeight(plain, module, tensor, parameter, facts)
 
 
 def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qprune.compression.functional import integer_range
-from qprune.export.trace import Weight
+from qprune.export.trace import GridWeight
 
 EXACT_BITS = 24  # integers up to 2^24 are exact in float32
 LARGEST_BIAS = 2**30
@@ -76,7 +76,7 @@ class ScaledWeight:
     error: float
 
 
-def requantized_per_channel(weight: Weight) -> tuple[Tensor, Tensor, float]:
+def requantized_per_channel(weight: GridWeight) -> tuple[Tensor, Tensor, float]:
     """Return integers (out, ...) and fraction bits (out,) per output channel.
 
     The third value is the largest change of a weight, as a fraction of the largest in its channel: 0 unless fraction
@@ -92,7 +92,9 @@ def requantized_per_channel(weight: Weight) -> tuple[Tensor, Tensor, float]:
     return integers.view(weight.integers.shape).to(torch.int32), weight.finest - shift, float(change.max())
 
 
-def folded(weight: Weight, behind: Affine, source: FixedPoint, target: FixedPoint | None, floor: bool) -> ScaledWeight:
+def folded(
+    weight: GridWeight, behind: Affine, source: FixedPoint, target: FixedPoint | None, floor: bool
+) -> ScaledWeight:
     """Fold what follows a layer into the scale and the bias of its weight.
 
     Args:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from qprune.compression.functional import optimal_decimal
 from qprune.export.fixed_point import Affine, FixedPoint, folded, needs_unsigned
 from qprune.export.trace import (
-    Weight,
+    GridWeight,
     arguments,
     bounds_of,
     followers,
@@ -120,7 +120,7 @@ class _Lowering:
         self.graph, self.root = fx.Graph(), nn.Module()
         self.made: dict[fx.Node, Value] = {}
         self.constants: dict[fx.Node, Tensor] = {}
-        self.weights: dict[fx.Node, Weight] = {}
+        self.weights: dict[fx.Node, GridWeight] = {}
         self.floats: dict[fx.Node, Value] = {}
         self.result = IntegerProgram(traced, traced)
 
@@ -158,7 +158,7 @@ class _Lowering:
             given: Any = args
             integers, decimal, axis, bits = given
             shape = [-1 if dim == axis else 1 for dim in range(integers.dim())]
-            self.weights[node] = Weight(integers.int(), torch.tensor(decimal, dtype=torch.int32).view(shape), bits)
+            self.weights[node] = GridWeight(integers.int(), torch.tensor(decimal, dtype=torch.int32).view(shape), bits)
 
     def call(self, target: Any, *args: Any) -> fx.Node:
         return self.graph.call_function(target, args)
@@ -317,7 +317,7 @@ class _Lowering:
         self.note(path, "float32", _why_float(node, weight, x))
         return self.other(node, values, f"the layer {path} is computed on floats")
 
-    def layer_in_integers(self, node: fx.Node, x: Value, weight: Weight, bias: Tensor | None) -> Value | None:
+    def layer_in_integers(self, node: fx.Node, x: Value, weight: GridWeight, bias: Tensor | None) -> Value | None:
         """Compute a layer and what follows in integers; return None where there is no kernel."""
         behind, window, linear = followers(node), _window(node, weight), operation(node) == "linear"
         found = self.grid_behind(behind)
@@ -412,7 +412,7 @@ def _finer(grids: Sequence[FixedPoint]) -> list[FixedPoint]:
     ]
 
 
-def _window(node: fx.Node, weight: Weight) -> list[int] | None:
+def _window(node: fx.Node, weight: GridWeight) -> list[int] | None:
     """Return strides, paddings, dilations and groups of a convolution; [] for a linear layer; None for others."""
     if operation(node) not in CONVOLUTIONS:
         return [] if operation(node) == "linear" else None
@@ -426,7 +426,7 @@ def _window(node: fx.Node, weight: Weight) -> list[int] | None:
     return [*a["stride"], *padding, *a["dilation"], a["groups"]]
 
 
-def _why_float(node: fx.Node, weight: Weight | None, x: Value) -> str:
+def _why_float(node: fx.Node, weight: GridWeight | None, x: Value) -> str:
     """Return why a layer is computed on floats."""
     linear = operation(node) == "linear"
     reasons = {

@@ -58,7 +58,7 @@ weight.register_fake(lambda integers, decimal, axis, bits: torch.empty_like(inte
 
 
 @dataclass(frozen=True)
-class Weight:
+class GridWeight:
     """A weight on its grid: real = integers * 2^-decimal.
 
     integers: int32, in the layer's shape. decimal: int32, broadcasts with integers. axis: the dimension with a d of its
@@ -76,10 +76,10 @@ class Weight:
         return int(self.decimal.max())
 
     @property
-    def on_one_grid(self) -> Weight:
+    def on_one_grid(self) -> GridWeight:
         """The same values with one d for all, the finest, and more bits."""
         decimal = torch.full([1] * self.integers.dim(), self.finest, dtype=torch.int32)
-        return Weight(self.on_finest.int(), decimal, self.bits + self.finest - int(self.decimal.min()))
+        return GridWeight(self.on_finest.int(), decimal, self.bits + self.finest - int(self.decimal.min()))
 
     @property
     def on_finest(self) -> Tensor:
@@ -88,7 +88,7 @@ class Weight:
 
 
 @torch.no_grad()
-def quantized_weights(network: nn.Module) -> dict[str, Weight]:
+def quantized_weights(network: nn.Module) -> dict[str, GridWeight]:
     """Return the weights that lie on a grid, by their site."""
     found = {}
     for placed in find_operators(network):
@@ -97,18 +97,18 @@ def quantized_weights(network: nn.Module) -> dict[str, Weight]:
             continue
         layer, name = weight_place(network, placed.path)
         value = getattr(layer, name)
-        axis = quantizer.axis if quantizer.decimal.dim() else None
-        decimal = shaped_along(quantizer.decimal, value, axis)
+        axis = quantizer.axis if quantizer.fraction_bits.dim() else None
+        decimal = shaped_along(quantizer.fraction_bits, value, axis)
         scaled = value.double() * power_of_two(decimal, torch.float64)
         assert torch.equal(scaled.round(), scaled), f"the weight of {placed.path} is not on its grid"
-        found[placed.path] = Weight(scaled.to(torch.int32), decimal.to(torch.int32), quantizer.bits, axis)
+        found[placed.path] = GridWeight(scaled.to(torch.int32), decimal.to(torch.int32), quantizer.bits, axis)
     return found
 
 
 class _StoredWeight(nn.Module):
     """Parametrization of a weight that is stored as integers, or as values that it says the grid of."""
 
-    def __init__(self, stored: Weight) -> None:
+    def __init__(self, stored: GridWeight) -> None:
         super().__init__()
         self.decimal, self.bits = stored.decimal.flatten().tolist(), stored.bits
         self.axis = -1 if stored.axis is None else stored.axis
@@ -151,7 +151,7 @@ def with_custom_operators(network: nn.Module, stored_as: str = "integers") -> nn
 
 def _make_custom(operator: Operator, site: str) -> None:
     """Compute an operator of a feature by a custom operator."""
-    decimal = int(operator.decimal) if isinstance(operator, Quantizer) else 0
+    decimal = int(operator.fraction_bits) if isinstance(operator, Quantizer) else 0
 
     def call(_module: nn.Module, _args: Any, x: Tensor) -> Tensor:
         if isinstance(operator, Pruner):

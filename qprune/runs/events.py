@@ -180,11 +180,13 @@ def _figures(x: Tensor, pruner: Pruner | None, quantizer: Quantizer | None) -> d
     if quantizer.axis is None:
         x, mask = _sample(x), None if mask is None else _sample(mask)
     pruned = x if mask is None else x * mask
-    found["decimals"] = float(quantizer.decimal.double().mean())
+    found["decimals"] = float(quantizer.fraction_bits.double().mean())
     for name, values in (("pruned", pruned), ("unpruned", x)):
         arguments = (quantizer.bits, quantizer.saturate, quantizer.decimals, quantizer.rounding, quantizer.axis)
         found[f"decimals_{name}"] = float(optimal_decimal(values, *arguments).double().mean())
-        on_grid = fake_quantize(values, quantizer.bits, quantizer.decimal, quantizer.rounding, "ste", quantizer.axis)
+        on_grid = fake_quantize(
+            values, quantizer.bits, quantizer.fraction_bits, quantizer.rounding, "ste", quantizer.axis
+        )
         found[f"sqnr_{name}"] = _decibels(values, on_grid)
     kept = _outside(x, quantizer) if mask is None else _outside(x, quantizer)[mask > 0.5]
     found["saturated"] = float(kept.double().mean()) if kept.numel() else 0.0
@@ -194,7 +196,7 @@ def _figures(x: Tensor, pruner: Pruner | None, quantizer: Quantizer | None) -> d
 def _outside(x: Tensor, quantizer: Quantizer) -> Tensor:
     """Return where x lies outside the range of a quantizer's grid."""
     low, high = integer_range(quantizer.bits)
-    scaled = torch.ldexp(x.float(), shaped_along(quantizer.decimal, x, quantizer.axis))
+    scaled = torch.ldexp(x.float(), shaped_along(quantizer.fraction_bits, x, quantizer.axis))
     return (scaled < low) | (scaled > high)
 
 

@@ -76,7 +76,7 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
     for operators in network.modules():
         if isinstance(operators, FeatureOperators) and operators.quantizer is not None:
             quantizer = operators.quantizer
-            sites.append((operators, Counts(operators.site, quantizer.bits, int(quantizer.decimal))))
+            sites.append((operators, Counts(operators.site, quantizer.bits, int(quantizer.fraction_bits))))
 
     def count(operators: Any, args: tuple[Any, ...], counts: Counts) -> None:
         x, pruner = args[0], operators.pruner

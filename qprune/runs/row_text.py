@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
+from qprune.errors import counted
 from qprune.runs.row import Row
 from qprune.runs.scores import unit_of_score
 
@@ -94,12 +95,8 @@ def _or_dash(value: float | None) -> str:
 def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
     """Say how much training is left after the last event of each operator."""
     return [
-        f"after the last {name} event: {_epochs(recovery[f'epochs_after_{name}'])}, their learning rates sum to "
-        f"{recovery[f'rates_after_{name}']:.3g}"
+        f"after the last {name} event: {counted(round(recovery[f'epochs_after_{name}'], 2), 'epoch')}, "
+        f"their learning rates sum to {recovery[f'rates_after_{name}']:.3g}"
         for name in ("pruning", "quantization")
         if f"epochs_after_{name}" in recovery
     ]
-
-
-def _epochs(number: float) -> str:
-    return f"{number:.4g} epoch{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
@@ -82,6 +83,28 @@ def test_quantize_linear_computes_the_network_at_any_batch(tmp_path: Path) -> No
         assert qprune.verify_onnx(compressor.network, path, x).differing == 0
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (5, 9)
+
+
+@pytest.mark.parametrize("form", ["qdq", "integers"])
+def test_an_average_with_buffers_is_written_with_the_fraction_bits_of_the_end(form: str, tmp_path: Path) -> None:
+    """Averages of d that begin before the event lie between 0 and d: 5 becomes 2.9."""
+    torch.manual_seed(5)
+    schedule = qprune.Schedule(t_p=0, dt_p=1, n=1, t_qw=2, t_qf=2)
+    compressor = qprune.compress(Residual(), X, schedule, 1, len(X), plan=RESIDUAL_PLAN)
+    average = AveragedModel(compressor.network, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+    for step in range(12):
+        compressor.at(step)
+        compressor.network.train()(X)
+        average.update_parameters(compressor.network)
+    averaged = average.module.eval()
+    if form == "qdq":
+        qprune.export_onnx(averaged, X, tmp_path / "average.onnx", form="qdq")
+        assert qprune.verify_onnx(averaged, tmp_path / "average.onnx", X).differing == 0
+        return
+    export_integers(averaged, X, tmp_path / "average.npz")
+    with np.load(tmp_path / "average.npz") as archive, torch.no_grad():
+        expected = qprune.convert(averaged)(X).numpy()
+        np.testing.assert_allclose(computed(archive, X.double().numpy()), expected, rtol=0, atol=1e-5)
 
 
 def test_types_of_fixed_point() -> None:

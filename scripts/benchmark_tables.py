@@ -86,7 +86,7 @@ def measure(folder: Path) -> tuple[float, float, float]:
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = set()
-    for path in (folder.parent / "tables").glob("*.csv"):
+    for path in (folder / "tables").glob("*.csv"):
         with path.open(encoding="utf-8") as file:
             found |= {(line["label"], int(line["n"])) for line in csv.DictReader(file) if line["part"] == "ESPCN"}
     made = len(list((folder / "espcn").iterdir()))

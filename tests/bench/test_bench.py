@@ -1,6 +1,8 @@
 """Sections are measured one by one; steps are compared in turns, each pair in a process of its own."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,3 +56,10 @@ def test_an_unknown_section_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys:
         main()
     assert stopped.value.code == 2
     assert f"'speed' is not a section; give some of {', '.join(SECTIONS)}" in capsys.readouterr().err
+
+
+def test_made_up_runs_are_counted_by_the_tables() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "benchmark_tables.py"
+    done = subprocess.run([sys.executable, str(script), "5"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].split()[0] == "5"

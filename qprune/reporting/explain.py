@@ -22,6 +22,20 @@ NAMES = ("A", "B")
 # Terms of a score, in the order in which they occur: they add up to it
 START, BETWEEN, AFTER = "before the first event", "training between events", "training after the last event"
 
+# Short enough for every table to fit 80 columns
+_HEADINGS = {
+    "regained": "regain",
+    "epochs_left": "left",
+    "rate_left": "rates",
+    "decimals": "d",
+    "decimals_pruned": "d-p",
+    "decimals_unpruned": "d-u",
+    "sqnr_pruned": "SQNR-p",
+    "sqnr_unpruned": "SQNR-u",
+    "saturated": "satur.",
+    "distance": "dist.",
+}
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -82,7 +96,7 @@ def explain(first: FinishedRun, second: FinishedRun) -> Explanation:
         if lines and not any(math.isnan(line["before"]) for line in lines):
             terms[name] = _terms(lines, scores[name])
     labels = (_label(first, scores["A"]), _label(second, scores["B"]))
-    one, other = differing_keys([run.config.plain() for run in runs.values()])
+    one, other = differing_keys([run.config.model_dump(by_alias=True) for run in runs.values()])
     return Explanation(
         labels=labels,
         differing=(one, other),
@@ -242,10 +256,15 @@ def tables(found: Explanation) -> list[Table]:
     """Return what was measured for the terminal: terms, events, tensors at the end, masks, exchanged masks."""
     last = found.tensors[found.tensors["event"] == "end"] if len(found.tensors) else found.tensors
     last = last.drop(columns=["event"], errors="ignore").dropna(axis=1, how="all")
+    if len(last):
+        last = last.sort_values(["kind", "tensor", "run"])
+        last = last.assign(tensor=last["kind"].str[0] + " " + last["tensor"]).drop(columns="kind")
     shown = {
         "What the scores are made of": found.terms,
-        "Events": found.events,
-        "Tensors at the end": last.sort_values(["kind", "tensor", "run"]) if len(last) else last,
+        "Events (left: epochs; rates: sum of the learning rates left)": found.events.rename(
+            columns={"kind": "event"}
+        ).drop(columns="phase", errors="ignore"),
+        "Tensors at the end (d: fraction bits, SQNR in dB; -p, -u: pruned, unpruned)": last,
         "Masks at the end": found.masks,
         "Masks of one run in the other's network": found.exchanged,
     }
@@ -256,7 +275,14 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
     table = Table(title=title, box=None, pad_edge=False, title_justify="left")
     for name in frame.columns:
         numbers = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(str(name).replace("_", " "), justify="right" if numbers else "left")
+        heading = _HEADINGS.get(str(name), str(name).replace("_", " "))
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=True)
     for line in frame.itertuples(index=False, name=None):
-        table.add_row(*("-" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in line))
+        table.add_row(*("-" if pd.isna(v) else _digits(v) if isinstance(v, float) else str(v) for v in line))
     return table
+
+
+def _digits(value: float) -> str:
+    if value.is_integer():
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.2g}"

@@ -1,5 +1,7 @@
 """The figure of `qprune explain`: terms of the difference, scores around events, noise and masks per tensor."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from qprune.reporting.explain import NAMES, Explanation
 from qprune.reporting.figures import COLOURS, MARKERS, axes_of
 
 MOST_TENSORS = 24  # that are named on an axis
+_BESIDE: dict[str, Any] = {"xytext": (4, -8), "textcoords": "offset points"}
 
 
 def draw(found: Explanation) -> Figure:
@@ -21,6 +24,7 @@ def draw(found: Explanation) -> Figure:
     _masks(axes[3], found.masks)
     title = [f"{name}: {label}" for name, label in zip(NAMES, found.labels, strict=True)]
     figure.suptitle("\n".join(title), fontsize=9)
+    figure.set_layout_engine("constrained")
     return figure
 
 
@@ -34,7 +38,7 @@ def _terms(axis: Axes, found: Explanation) -> None:
     places = np.arange(len(names))[::-1]
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     axis.barh(places, values, color=colours)
-    axis.set_yticks(places, [name.replace(" and ", "\nand ") for name in names], fontsize=7)
+    axis.set_yticks(places, [name.replace(" and ", "\nand ") for name in names], fontsize=8)
     axis.axvline(0, color="#000000", lw=0.8)
     return None
 
@@ -49,8 +53,9 @@ def _events(axis: Axes, found: Explanation) -> None:
         scores = group[["before", "after"]].to_numpy().flatten()
         axis.plot(epochs, scores, color=COLOURS[place], marker=MARKERS[place], ms=3, lw=1, label=str(name))
         for line in group.itertuples():
-            axis.annotate(str(line.phase), (line.epoch, line.after), fontsize=5.5, rotation=45, color=COLOURS[place])
-    axis.set(xlabel="epoch", ylabel="score")
+            axis.annotate(str(line.phase), (line.epoch, line.after), fontsize=7, color=COLOURS[place], **_BESIDE)
+    axis.set(xlabel="epoch", ylabel=f"score{found.unit and f', {found.unit.strip()}'}")
+    axis.margins(x=0.12)
     axis.legend(fontsize=7)
     return None
 
@@ -84,7 +89,7 @@ def _masks(axis: Axes, masks: pd.DataFrame) -> None:
 
 def _name_tensors(axis: Axes, names: list[str]) -> None:
     step = max(1, -(-len(names) // MOST_TENSORS))
-    axis.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=6)
+    axis.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=8)
 
 
 def _nothing(axis: Axes, why: str) -> None:

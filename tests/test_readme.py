@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_library_snippet_runs_and_keeps_its_promises() -> None:
+def test_the_library_snippet_runs_and_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -26,6 +26,12 @@ def test_the_library_snippet_runs_and_keeps_its_promises() -> None:
     float_bits = sum(p.numel() for p in network.parameters()) * 32
     # 4 of 32 bits for most weights; features are small at 32x32
     assert qprune.actual_footprint(network, images[:1]).size_bits() < float_bits / 6
+
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    (line,) = re.findall(r"`(qprune\.export_onnx\(.*?\))`", README)
+    monkeypatch.chdir(tmp_path)
+    exec(line, names)
+    assert qprune.verify_onnx(network, "network.onnx", images).largest_lsb < 0.01
 
 
 def test_the_table_is_that_of_the_stored_results() -> None:

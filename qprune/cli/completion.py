@@ -67,12 +67,20 @@ def _answer(line: str) -> None:
     elif words[1] == "completion":
         print("\n".join(SCRIPTS))
     elif words[1] == "list":
-        from qprune.cli.list import GROUPS
+        from qprune.cli.list import GROUPS, PRESETS
 
-        print("\n".join([*GROUPS, "runs"]))
+        print("\n".join([*GROUPS, *PRESETS, "runs"]))
+    elif words[1] == "tables":
+        from qprune.config.compose import TABLE
+        from qprune.runs.jobs import presets
+
+        print("\n".join([*presets(TABLE), "order"]))
     elif words[1] in COMPOSING_VERBS:
         from qprune.cli.run import hydra_completions
+        from qprune.config.compose import SWEEP
+        from qprune.runs.jobs import presets
 
-        own = FRONTIER_KEYS if words[1] == "frontier" else ()
+        sweeps = [f"+{SWEEP}={name}" for name in presets(SWEEP)]
+        own = {"frontier": FRONTIER_KEYS, "sweep": sweeps, "plan": sweeps}.get(words[1], ())
         others = [text for text in words[2:] if not any(key.startswith(f"{text.partition('=')[0]}=") for key in own)]
         print("\n".join([key for key in own if key.startswith(word)] + hydra_completions([*others, word])))

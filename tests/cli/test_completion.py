@@ -22,7 +22,11 @@ from tests.cli.shell import command
         ("qprune sweep task=espcn quantize.bi", ["quantize.bits="]),
         ("qprune frontier bits=4,8 max_", ["max_loss=", "max_size="]),
         ("qprune frontier bits=4,8 quantize.bi", ["quantize.bits="]),
+        ("qprune sweep task=espcn +sweep=table", ["table2", "table3", "table4", "table6"]),
+        ("qprune plan +sweep=table4 quantize.bi", ["quantize.bits="]),
+        ("qprune tables 1 v", ["variants"]),
         ("qprune list bu", ["budgets"]),
+        ("qprune list sw", ["sweeps"]),
         ("qprune completion z", ["zsh"]),
     ],
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qprune.cli.main import VERBS
 from tests.cli.shell import command
-from tests.docs.pages import blocks
+from tests.docs.pages import DOCS, blocks
 
 # Each command of the README as it is typed there, and patterns of what it prints, in order
 PRINTED = {
@@ -34,8 +35,10 @@ def test_every_command_of_the_readme_prints_what_it_should(tmp_path: Path) -> No
     assert install == "pip install '.[report,export]'"  # done already: the tests run in it
     assert typed == list(PRINTED)
     for line in typed:
+        # RUN is a run folder, or six digits of its signature
         (run,) = tmp_path.glob("results/runs/espcn/*") if "RUN" in line else (Path(),)
-        words = [str(run.relative_to(tmp_path)) if word == "RUN" else word for word in line.split()]
+        named = run.name.split("-")[-1][:6] if "verify" in line else str(run)
+        words = [named if word == "RUN" else word for word in line.split()]
         done = command(*words, folder=tmp_path, timeout=600)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stderr == ""
@@ -45,3 +48,10 @@ def test_every_command_of_the_readme_prints_what_it_should(tmp_path: Path) -> No
             assert found, f"{line}: {pattern!r} is not in\n{rest}"
             rest = rest[found.end() :]
     assert not [path for path in tmp_path.iterdir() if path.name != "results"]  # nothing beside the results
+
+
+def test_every_command_in_the_text_is_one_of_qprune() -> None:
+    text = re.sub(r"```.*?```", "", (DOCS.parent / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    verbs = re.findall(r"`qprune ([^`\s]+)", text)
+    assert len(verbs) >= 5
+    assert {*verbs} <= {*VERBS, "--help"}

@@ -13,17 +13,16 @@ from tests.networks.zoo import ZOO
 
 _HEAD = """# Networks of others
 
-What `qprune.compress` takes of networks that were not written for it, by its automatic plan and with its defaults:
-convolutions, linear layers and attention, and every feature that something reads from memory and that has a place for
-an operator. The networks are small configurations with random weights. `tests/networks` trains each through all phases,
-converts, saves, loads and copies it, compares the outputs bit by bit, and looks at what each convolution and matrix
-product is given: weights and features that coverage does not list as floats lie on their grids.
+This page lists how much `qprune.compress` quantizes of networks that were not written for it, by its automatic plan and
+with its defaults. The networks are small configurations with random weights. `tests/networks` trains each through all
+phases, converts, saves, loads and copies it, and compares the outputs bit by bit. It also checks that every weight and
+feature that a convolution or matrix product reads lies on its grid, unless coverage lists it as float.
 
-*Weights* and *features* are quantized tensors, of all parameters of two or more dimensions and of all features that
-are read, with the share of elements. What is missing is embeddings, other free parameters, the results, and features
-that functions make where no module returns them; `qprune.coverage` names each with what to do about it. *Step* is the
-time of a forward and a backward pass with all operators active, in times of that of the float network, on one core of a
-CPU: networks this small show the cost of the calls, not that of the arithmetic, which [](benchmark.md) measures.
+*Weights* and *features* are quantized tensors, of all parameters of two or more dimensions and of all features that are
+read, with the share of their elements. Not quantized are embeddings, other free parameters, the results, and features
+that functions make where no module returns them; `qprune.coverage` names each and says what to do. *Step* is the time
+of a forward and a backward pass with all operators active, relative to the float network, on one core of a CPU.
+Networks this small show the cost of the calls; [](benchmark.md) measures that of the arithmetic.
 
 | network | library | weights | features | step |
 | --- | --- | --- | --- | --- |"""

@@ -71,7 +71,7 @@ class Row:
             floats = [tensor for tensor in said.tensors if tensor.kind == kind]
             kept = whole - sum(tensor.elements for tensor in floats)
             # Rounded down: 100 % is everything.
-            shares.append(f"{said.of[kind] - len(floats)} of {said.of[kind]} ({kept * 1000 // whole / 10}%)")
+            shares.append(f"{said.of[kind] - len(floats)}/{said.of[kind]} ({kept * 1000 // whole / 10}%)")
         return cls(entry.name, entry.library, *shares)
 
     def __str__(self) -> str:

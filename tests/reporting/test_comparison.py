@@ -94,7 +94,7 @@ def test_comparisons_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytes
     assert cli.main([*command, "--all-pairs"]) == 0
     every = capsys.readouterr().out
     assert every.splitlines()[:5] == shown.splitlines()[:5]
-    assert "Q9(w,f) (paper, real data): too few seeds, a verdict needs 6 (prune_first minus" in every
+    assert "Q9(w,f) (paper, real data): too few seeds, a verdict needs 6 (prune first minus" in every
     assert "too few to decide" not in every
 
 

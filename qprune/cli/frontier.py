@@ -12,7 +12,7 @@ import qprune
 from qprune.atomic_write import write_atomically
 from qprune.cli import exit_codes
 from qprune.config.signature import short_hash
-from qprune.errors import Interrupted, StoppedEarly, UserError
+from qprune.errors import Interrupted, StoppedEarly, UserError, counted
 from qprune.runs.folder import ROW_FILE
 from qprune.runs.jobs import Job, time_left_text
 from qprune.runs.row import Row
@@ -140,7 +140,7 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
             return
         if run is None:
             if not waiting:
-                print(f"waiting for {elsewhere} runs of other processes", flush=True)
+                print(f"waiting for {counted(elsewhere, 'run')} of other processes", flush=True)
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue

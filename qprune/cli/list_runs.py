@@ -14,7 +14,7 @@ from rich.table import Table
 
 from qprune.cli.exit_codes import FAILURE
 from qprune.config.compose import Composer, values_of
-from qprune.errors import UserError, one_of
+from qprune.errors import UserError, counted, one_of
 from qprune.runs.folder import CONFIG_FILE, LOCK_FILE, PUBLISHED, ROW_FILE, RunFolder
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
@@ -48,7 +48,7 @@ def print_runs(folder: Path, filters: Sequence[str]) -> int:
         console.print(_table(good, wide=console.width >= _WIDE))
         states = Counter(run.state for run in good)
         counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-        print(f"{len(good)} run{'s' if len(good) > 1 else ''}: {counts}")
+        print(f"{counted(len(good), 'run')}: {counts}")
         places = [folder] if states.total() > states["published"] else []
         places += [folder.parent / PUBLISHED] if states["published"] else []
         print(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")

@@ -153,10 +153,12 @@ class _Rows:
         for row, signatures in zip(part.rows, found, strict=True):
             missing = [str(seed) for seed in self.seeds if signatures[seed] not in self.store.rows]
             words = [*part.overrides, *row.overrides, *self.keys]
-            if row.decimal_from:
-                words.append(f"quantize.decimal_from=<signature of the run with {' '.join(row.decimal_from)}>")
-            words += [f"seed={','.join(missing)}", f"results_dir={self.store.folder}"]
+            place = f"results_dir={self.store.folder}"
+            words += [f"seed={','.join(missing)}", place]
             command = f"qprune {'sweep' if missing[1:] else 'run'} {shlex.join(words)}"
+            if row.decimal_from:  # of each seed first the run whose fraction bits are used
+                runs = [run for seed in missing or self.seeds for run in self.commands[signatures[int(seed)]]]
+                command = " && ".join(f"qprune run {shlex.join([*run, place])}" for run in runs)
             wanted.append(Wanted(row, signatures, self.seeds, command))
         return wanted
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from qprune.config import signature as identity
 from qprune.config.schema import SlotsSection
+from qprune.errors import counted
 from qprune.reporting.statistics import LEAST_PAIRS, UNTESTED, Tested, table_of
 from qprune.runs.row import Row
 from qprune.runs.scores import unit_of_difference
@@ -43,7 +44,7 @@ class Contrast:
 
 _DIFFERENCE = {"prune_first": 1.0, "quantize_first": -1.0}
 _TIME = {"prune_only": 1.0, "prune_only_late": -1.0, "quantize_only": -1.0, "quantize_only_late": 1.0}
-ORDER = Contrast("prune_first minus quantize_first", _DIFFERENCE, "prune first is better", "quantize first is better")
+ORDER = Contrast("prune first minus quantize first", _DIFFERENCE, "prune first is better", "quantize first is better")
 FACTORIAL = (
     Contrast(
         "what time alone predicts of it, (P early - P late) - (Q early - Q late)",
@@ -120,7 +121,7 @@ class Comparison:
 
 def too_few_text(number: int) -> str:
     """Say that so many comparisons have too few seeds, instead of their sentences."""
-    return f"{number} comparison{'s' if number > 1 else ''} of fewer than {LEAST_PAIRS} seeds: too few to decide"
+    return f"{counted(number, 'comparison')} of fewer than {LEAST_PAIRS} seeds: too few to decide"
 
 
 def compare_orders(

@@ -32,6 +32,8 @@ KINDS = ("weight", "feature")
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, by numbers in their points
 SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6
+TIP = "tip: "  # begins the id of a group in the SVG; the rest is shown where the pointer rests on it
+_ACRONYMS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP"}
 _SMALL = 7  # points, of titles over pictures
 
 Pixels = npt.NDArray[Any]
@@ -66,11 +68,12 @@ def axes_of(
 
 
 def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
-    """Name a metric with its unit, as `names` has it: `psnr_db` is psnr (dB)."""
+    """Name a metric with its unit, as `names` has it: `psnr_db` is PSNR (dB)."""
     if metric in names:
         return names[metric]
     unit = unit_of_score(metric)
-    return f"{metric.rpartition('_')[0].replace('_', ' ')} ({unit})" if unit else metric.replace("_", " ")
+    words = [_ACRONYMS.get(word, word) for word in (metric.rpartition("_")[0] if unit else metric).split("_")]
+    return " ".join(words) + (f" ({unit})" if unit else "")
 
 
 def title_of(row: Row) -> str:
@@ -118,7 +121,7 @@ def over_time(curve: pd.DataFrame, operators: Sequence[Entry], timeline: Timelin
             _fraction_bits_over_time(axes[1], quantizers, i, timeline, row.steps)
     axes[0].set(ylabel="zeros (%)", ylim=(-4, 104), title=title_of(row))
     axes[0].legend(fontsize=7, loc="upper left")
-    axes[1].set(xlabel="epoch", ylabel="decimal bits d*")
+    axes[1].set(xlabel="epoch", ylabel="fraction bits d*")
     axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend(fontsize=7, loc="upper left", title="one line per tensor", title_fontsize=7)
@@ -154,7 +157,7 @@ def fraction_bits(operators: Sequence[Entry], row: Row) -> Figure:
             axis.errorbar(places, means, yerr=spread, fmt=MARKERS[i], ms=4, color=COLOURS[i], label=f"{kind}s", lw=1)
     step = max(1, len(shown) // 24)
     axis.set_xticks(range(0, len(shown), step), [o["site"] for o in shown[::step]], rotation=60, ha="right", fontsize=7)
-    axis.set(ylabel="decimal bits d*", title=title_of(row))
+    axis.set(ylabel="fraction bits d*", title=title_of(row))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ymargin(0.2)  # room for the legend
     if shown:
@@ -180,7 +183,8 @@ def density_against_score(
         place, label = (i, recipe) if few else (orders.index(order), order.replace("_", " "))
         style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
         rank = "" if few or i not in front else str(front.index(i) + 1)
-        bar = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
+        bar: dict[str, Any] = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
+        bar["gid"] = f"{TIP}{recipe}: {_mean(score, spread)} at density {density:.3g}"
         _point(axis, (score, density), style, rank, 4 if rank else 3, **bar)
         named.add(label)
     axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
@@ -192,7 +196,7 @@ def density_against_score(
         title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
     )
     axis.margins(0.08)
-    axis.legend(fontsize=6, loc="best")
+    axis.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -206,6 +210,9 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
         apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
         label, marker, colour = f"{recipe} ({_counts(runs.size())})", MARKERS[i % 7], COLOURS[i % 7]
         axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
+        for window in mean.index:
+            tip = f"{TIP}{recipe}, T = {window}: {_mean(mean[window], spread[window])}"
+            axis.plot(window * apart, mean[window], marker, color=colour, gid=tip)
     axis.set_xscale("log", base=2)
     windows = sorted(points["window"].unique())
     axis.set_xticks(windows, [str(window) for window in windows])
@@ -261,7 +268,9 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         far = float(np.ceil(max(np.abs(v[c > 0]).max() for v, c in zip(values, shares, strict=True))))
         shown = np.histogram(np.concatenate(values), np.arange(-far, far + 1), weights=np.concatenate(shares))
         axis.stairs(*shown, fill=True, color=COLOURS[place % 7])
-        axis.set(yscale="log", xlabel="value / root mean square", title=f"{label}\nup to {far:.0f}")
+        axis.set(
+            yscale="log", xlabel="value / root mean square", title="\n".join([*label.split("  "), f"up to {far:.0f}"])
+        )
         axis.title.set_fontsize(_SMALL)
     axes[0].set_ylabel("share of values")
     return figure
@@ -295,17 +304,20 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
     widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
     width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
     tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
-    figure = Figure(figsize=(width, (tall + 0.5) * len(lines) + 0.4), layout="constrained")
+    titles = [_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)) for name, picture in panels]
+    above = 0.15 + 0.14 * max(title.count("\n") + 1 for title in titles)  # inches
+    figure = Figure(figsize=(width, (tall + above) * len(lines) + 0.4), layout="constrained")
     parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    titled = iter(titles)
     for part, line, filled in zip(parts, lines, widths, strict=True):
         empty = max(widths) - filled
         ratios = [picture.shape[1] for _, picture in line] + ([empty] if empty > 0 else [])
         grid = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
         for axis in grid:
             axis.axis("off")
-        for axis, (name, picture) in zip(grid, line, strict=False):
+        for axis, (_, picture) in zip(grid, line, strict=False):
             axis.imshow(picture, interpolation="none")
-            axis.set_title(_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)), fontsize=_SMALL)
+            axis.set_title(next(titled), fontsize=_SMALL)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -376,6 +388,10 @@ def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[
     figure.suptitle(f"{title}: bits in points, means over seeds ({_counts(done['n'])})", fontsize=11)
     figure.legend(fontsize=7, loc="outside lower center", ncols=6)
     return figure
+
+
+def _mean(score: float, spread: float) -> str:
+    return f"{score:.2f}" + (f" ± {spread:.2f}" if spread > 0 else "")
 
 
 def _counts(seeds: Iterable[int]) -> str:

@@ -1,14 +1,18 @@
 """One self-contained HTML page about the stored runs; no network needed."""
 
 import base64
+import gzip
 import io
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -22,6 +26,7 @@ from safetensors.numpy import load_file
 
 from qprune.compression.plan import INPUT
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
+from qprune.errors import counted
 from qprune.reporting import figures, tables
 from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, too_few_text
 from qprune.reporting.figures import Names, Pixels
@@ -53,15 +58,23 @@ def page(
     names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
-    rows = sorted(store.rows.values(), key=lambda row: (row.task, row.budget, row.data_source, row.notation, row.seed))
+    labels: dict[str, str] = {}
+    for _, group in itertools.groupby(sorted(store.rows.values(), key=_conditions), key=_conditions):
+        labels |= recipes(store, list(group))
+    rows = sorted(
+        store.rows.values(),
+        key=lambda row: (*_conditions(row), row.notation, _natural(labels[row.signature]), row.seed),
+    )
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
 
     def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
         found = []
         for name, caption, figure in pictures:
             note(f"{caption}: {name}")
-            figures.save(figure, figure_folder, name)
-            found.append({"data": _webp(figure_folder / f"{name}.png"), "caption": caption, "name": name})
+            svg = figures.save(figure, figure_folder, name)
+            inline = "" if b"<image" in svg else _element(svg, caption)
+            data = "" if inline else _webp(figure_folder / f"{name}.png")
+            found.append({"data": data, "svg": inline, "caption": caption, "name": name})
         return found
 
     def details(row: Row) -> dict[str, Any]:
@@ -71,35 +84,54 @@ def page(
         pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
         return {"name": f"{row.task}/{place.name}", "figures": pictures, "files": texts}
 
-    summary = list(summaries(rows, lambda group: recipes(store, group)))
+    summary = list(summaries(rows, lambda group: recipes(store, group), names))
     drawn = saved(figures_of_runs(store, rows, names, units))
+    opening = next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
         noted=sum(bool(row.marks) for row in rows),
         summary=summary,
-        opening=next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None),
+        opening=opening,
         comparisons=comparisons,
+        decided=[each for each in comparisons if each.can_decide],
         too_few_text=too_few_text,
         method=METHOD,
         tables=[{"name": t.name, "title": t.title, "layout": tables.layout(parts)} for t, parts in joined],
         letter=tables.letter,
-        figures=drawn,
+        figures=[each for each in drawn if each is not opening],
         run_headings=_HEADINGS,
-        runs=[{"key": row.signature[:10], "cells": _cells(row)} for row in rows],
-        filters={name: sorted({_cells(row)[_HEADINGS.index(name)] for row in rows}) for name in _FILTERS},
-        details=_script_json({row.signature[:10]: details(row) for row in rows}),
+        runs=[{"key": row.signature[:10], "cells": _cells(row, labels)} for row in rows],
+        filters={name: sorted({_cells(row, labels)[_HEADINGS.index(name)] for row in rows}) for name in _FILTERS},
+        details=_packed({row.signature[:10]: details(row) for row in rows}),
         left=len(rows) - len(chosen),
         problems=store.problems,
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _conditions(row: Row) -> tuple[str, str, str]:
+    return row.task, row.budget, row.data_source
+
+
+def _natural(text: str) -> list[str | int]:
+    """Return a key for sorting in which numbers count as numbers: T = 8 before T = 16."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
     """Return a row's cells, one for each of _HEADINGS."""
     score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
     numbers = [str(row.seed), score, size, digits(row.density_actual)]
-    return [row.signature[:10], row.task, row.notation, *numbers, row.budget, row.data_source, "; ".join(row.marks)]
+    return [
+        row.signature[:10],
+        row.task,
+        labels[row.signature],
+        *numbers,
+        row.budget,
+        row.data_source,
+        "; ".join(row.marks),
+    ]
 
 
 def _webp(path: Path) -> str:
@@ -110,9 +142,26 @@ def _webp(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _script_json(value: Any) -> Markup:
-    """Return JSON that may stand in a script element: nothing in it ends the element."""
-    return Markup(json.dumps(value).replace("<", "\\u003c"))
+def _element(svg: bytes, label: str) -> Markup:
+    """Return a figure as an element of the page; the tips of its groups are shown where the pointer rests."""
+    root = ElementTree.fromstring(svg)
+    for metadata in root.findall("{*}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.items()}
+        if (name := element.get("id", "")).startswith(figures.TIP):
+            tip = ElementTree.Element("title")
+            tip.text = name.removeprefix(figures.TIP)
+            element.insert(0, tip)
+            del element.attrib["id"]
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _packed(value: Any) -> str:
+    """Return JSON, compressed and in base 64."""
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
 def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
@@ -125,9 +174,9 @@ def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
             drawing = figures.over_time(curve, operators, timeline, row)
-            yield f"{place.name}-time", "Zeros and decimal bits over epochs", drawing
+            yield f"{place.name}-time", "Zeros and fraction bits over epochs", drawing
     if any(operator["operator"] == "quantize" for operator in operators):
-        caption = "Decimal bits by tensor, with their range over channels"
+        caption = "Fraction bits by tensor, with their range over channels"
         yield f"{place.name}-decimals", caption, figures.fraction_bits(operators, row)
     if histograms := sorted(_list(place / run_files.HISTOGRAMS_FILE), key=lambda entry: bool(entry["site"] != INPUT)):
         caption = "Features on the test set before quantization, and the range of their grids"
@@ -141,19 +190,20 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
         name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"
-        marked = "; not comparable with the paper" if any(row.marks for row in group) else ""
+        marked = sum(bool(row.marks) for row in group)
+        marked_text = f"; {marked} of {counted(len(group), 'run')} not comparable with the paper" if marked else ""
         labels = recipes(store, group)
         if len(set(labels.values())) > 1:
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
             better, unit = group[0].higher_is_better, units.get(key[0], "")
             drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
-            caption = f"{head}{marked}: density (accounting actual) against score, means over seeds"
+            caption = f"{head}{marked_text}: density (accounting actual) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
             drawing = figures.score_by_window(windows, key[3], key[0], names)
-            yield f"{name}-window", f"{head}{marked}: score against window T", drawing
+            yield f"{name}-window", f"{head}{marked_text}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):
         runs: dict[str, list[dict[str, Any]]] = {}
@@ -203,7 +253,8 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     """Draw pictures side by side: the least seed of the recipes with most seeds."""
     seeds = Counter(labels[row.signature] for row in rows)
     first: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: (row.order != "baseline", row.notation, row.seed)):
+    in_order = sorted(rows, key=lambda row: (row.notation, _natural(labels[row.signature]), row.seed))
+    for row in sorted(in_order, key=lambda row: row.order != "baseline"):
         first.setdefault(labels[row.signature], row)
     shown = sorted(first, key=lambda label: (first[label].order != "baseline", -seeds[label]))[:RECIPES_IN_A_PICTURE]
     if len(shown) < len(first):
@@ -213,7 +264,9 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
         for path in sorted((store.folders[row.signature].path / run_files.PICTURES).glob("*.png")):
             with suppress(OSError), Image.open(path) as image:  # a broken picture is left out
                 pixels = np.asarray(image.convert("RGB"))
-                found.setdefault((path.stem, pixels.shape), {})[f"{label}\nseed {row.seed}"] = pixels
+                found.setdefault((path.stem, pixels.shape), {})[
+                    f"{label.replace('prune.window=', 'T = ')}\nseed {row.seed}"
+                ] = pixels
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
         drawing = figures.side_by_side(group, f"{head}: {stem}")

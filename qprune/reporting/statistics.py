@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from qprune.errors import counted
+
 LEVEL = 0.95
 LEAST_PAIRS = 6  # with five, no outcome has a two-sided sign-flip p below 2/2^5 = 0.0625
 _MOST_FLIPS = 2**16  # of sixteen pairs; with more, as many are drawn
@@ -52,10 +54,10 @@ class Tested:
         text = f"{self.mean:+.3g}{unit}"
         if self.pairs > 1:
             text += f", 95 % interval {self.low:+.3g} to {self.high:+.3g}"
-        text += f", {self.pairs} seed{'s' if self.pairs > 1 else ''}"
+        text += f", {counted(self.pairs, 'seed')}"
         if self.can_decide:
-            text += f"; p = {self.p_t:.2g}, in this table {self.p_table:.2g}, of sign flips {self.p_flip:.2g}"
-            text += "" if math.isnan(self.p_equal) else f", of equivalence {self.p_equal:.2g}"
+            text += f"; p = {self.p_t:.2g} (t test), {self.p_table:.2g} (corrected), {self.p_flip:.2g} (sign flips)"
+            text += "" if math.isnan(self.p_equal) else f", {self.p_equal:.2g} (equality)"
         return text
 
 

@@ -13,10 +13,12 @@ HEADINGS = ("model", "recipe", "score", "size Mb", "smaller", "density")
 LOSS = 0.01  # of the float network's score, that the smallest model may lose
 
 
-def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+def summaries(
+    rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]], names: Mapping[str, str] = {}
+) -> Iterator[dict[str, Any]]:
     """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
 
-    recipes: names the recipe of each run of a group, by signature.
+    recipes: names the recipe of each run of a group, by signature. names: of scores by metric.
     """
     groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
     for row in rows:
@@ -25,7 +27,7 @@ def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[st
     chosen = [min(found.values(), key=_rank) for found in groups.values()]
     for group in sorted(chosen, key=_rank):
         row = group[0]
-        heading = f"{row.task}, budget {row.budget}, {row.data_source} data: score is {with_unit(row.metric)}"
+        heading = f"{row.task}, budget {row.budget}, {row.data_source} data: score is {with_unit(row.metric, names)}"
         lines, name = list(_lines(group, recipes(group))), f"{row.task}-{row.budget}-{row.data_source}"
         yield {"heading": heading, "headings": HEADINGS, "lines": lines, "name": name}
 

@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from qprune.config.schema import Section
 from qprune.config.types import explain
@@ -27,7 +28,8 @@ _NUMBERS = (  # columns of a joined part
     *(f"{kind}_after_{name}" for kind in ("epochs", "rates") for name in ("pruning", "quantization")),
     *_COSTS,
 )
-_COLUMNS = ("part", "label", "metric", "unit", "density_unit", *_NUMBERS, "marks", "missing_seeds", "command", "best")
+_TEXTS = ("part", "label", "metric", "unit", "density_unit")
+_COLUMNS = (*_TEXTS, *_NUMBERS, "printed_score", "printed_density", "marks", "missing_seeds", "command", "best")
 HEADINGS = (
     *("recipe", "score", "n", "paper", "difference", "weights Mb (paper | actual)", "features Mb (paper | actual)"),
     *("density (paper's accounting | actual)", "paper's density"),
@@ -35,9 +37,12 @@ HEADINGS = (
 RECOVERY_HEADINGS = ("epochs after the last P | Q", "sum of their learning rates")
 _FIELDS = [field.name for field in fields(Row)]
 _COST_HEADINGS = ("effective GBOPs", "density per effective BOP")
-_LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "+-": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
+_LATEX = {"\\": r"\textbackslash{}", "->": r"$\to$", "±": r"$\pm$", "|": r"$\mid$", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "%&$#_{}"}
+
+
+Printed = Annotated[Decimal, Field(strict=False)]  # with the digits of the paper: "92.60" in quotes keeps its zero
 
 
 class TableRow(Section):
@@ -45,8 +50,8 @@ class TableRow(Section):
 
     label: str
     overrides: list[str]
-    score: float | None = None
-    density: float | None = None
+    score: Printed | None = None
+    density: Printed | None = None
     weight_mb: float | None = None
     feature_mb: float | None = None
     decimal_from: list[str] | None = None  # the run, of the same seed, whose fraction bits are used (Table 1)
@@ -56,10 +61,10 @@ class OtherMethod(Section):
     """A row that others trained; sizes are counted where elements are known."""
 
     label: str
-    score: float
+    score: Printed
     weight_mb: float | None = None  # as the paper prints it, as the next two
     feature_mb: float | None = None
-    density: float | None = None
+    density: Printed | None = None
     weights: int | None = None  # elements, as the accounting `paper` counts them
     features: int | None = None  # likewise: twice (spec 5.1)
     weight_bits: float = 32.0
@@ -171,7 +176,7 @@ def _best(scores: "Mapping[int, pd.Series[float]]", labels: "pd.Series[str]") ->
 
 
 def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:
-    line = {"label": want.row.label, "paper_score": want.row.score, "paper_density": want.row.density}
+    line = {"label": want.row.label} | _printed(want.row)
     line |= {"n": len(runs), "score": runs["score"].mean(), "score_sd": runs["score"].std(ddof=1)}
     for accounting in ("paper", "actual"):
         line[f"density_{accounting}"] = runs[f"density_{accounting}"].mean()
@@ -190,9 +195,17 @@ def _theirs(method: OtherMethod) -> dict[str, Any]:
     marks = ["score as its authors report it"]
     if method.weights is None or method.features is None:
         marks.append("sizes as the paper prints them, not counted")
-    line = {"label": method.label, "paper_score": method.score, "paper_density": method.density, "marks": marks}
-    sizes = {"weight_mb_paper": weight, "feature_mb_paper": feature, "density_paper": method.score / (weight + feature)}
+    line = {"label": method.label, "marks": marks} | _printed(method)
+    density = float(method.score) / (weight + feature)
+    sizes = {"weight_mb_paper": weight, "feature_mb_paper": feature, "density_paper": density}
     return line | sizes | {"n": 0, "missing_seeds": [], "command": "", "best": False}
+
+
+def _printed(row: TableRow | OtherMethod) -> dict[str, Any]:
+    """Return the paper's score and density, as numbers and with the digits that it prints."""
+    values = {"score": row.score, "density": row.density}
+    numbers = {f"paper_{name}": value for name, value in values.items()}
+    return numbers | {f"printed_{name}": "" if value is None else str(value) for name, value in values.items()}
 
 
 def marks_of(part: Part, runs: pd.DataFrame) -> list[str]:
@@ -236,10 +249,10 @@ def cells(part: pd.DataFrame, costs: bool = False, recovery: bool = False) -> Ce
         score = with_deviation(row["score"], row["score_sd"])
         score = score if row["n"] or not row["missing_seeds"] else "missing"
         line = [row["label"] + (f" [{letters}]" if letters else ""), score, str(row["n"]) if row["command"] else ""]
-        line += [number(row["paper_score"]), number(row["difference"], sign=True)]
+        line += [row["printed_score"], number(row["difference"], sign=True)]
         line += [_pair(number(row[f"{k}_paper"]), number(row[f"{k}_actual"])) for k in ("weight_mb", "feature_mb")]
         densities = (with_deviation(row[f"density_{k}"], row[f"density_{k}_sd"]) for k in ("paper", "actual"))
-        line += [_pair(*densities), number(row["paper_density"]), *(number(row[name]) for name in _COSTS if costs)]
+        line += [_pair(*densities), row["printed_density"], *(number(row[name]) for name in _COSTS if costs)]
         if recovery:
             for kind, form in (("epochs", ".4g"), ("rates", ".3g")):
                 left = (row[f"{kind}_after_{name}"] for name in ("pruning", "quantization"))
@@ -287,8 +300,8 @@ def latex(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -
 
 
 def csv(parts: Sequence[pd.DataFrame]) -> str:
-    """Write all parts with all columns in full precision, those of costs where a run has them."""
-    table = pd.concat(parts, ignore_index=True)
+    """Write all parts with all numbers in full precision, those of costs where a run has them."""
+    table = pd.concat(parts, ignore_index=True).drop(columns=["printed_score", "printed_density"])
     table = table.drop(columns=[name for name in _COSTS if not table[name].notna().any()])
     for column in ("marks", "missing_seeds"):
         table[column] = ["; ".join(map(str, values)) for values in table[column]]
@@ -298,12 +311,12 @@ def csv(parts: Sequence[pd.DataFrame]) -> str:
 def number(value: float, sign: bool = False) -> str:
     """Write two decimals, or four of a number below 1 without sign; nothing for NaN."""
     decimals = 2 if sign or abs(value) >= 1 or value == 0 else 4
-    return "" if math.isnan(value) else f"{value:{'+' if sign else ''}.{decimals}f}"
+    return "" if math.isnan(value) else f"{value:{'+' if sign else ''}z.{decimals}f}"
 
 
 def with_deviation(value: float, deviation: float) -> str:
     """Write a mean, and its deviation where there is one."""
-    return number(value) + ("" if math.isnan(deviation) else f" +- {deviation:.2f}")
+    return number(value) + ("" if math.isnan(deviation) else f" ± {deviation:.2f}")
 
 
 def letter(index: int) -> str:
@@ -317,7 +330,7 @@ def _pair(first: str, second: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"->|\+-|[\\%&$#_{}|<>~^]", lambda match: _LATEX[match.group()], text)
+    return re.sub(r"->|[±\\%&$#_{}|<>~^]", lambda match: _LATEX[match.group()], text)
 
 
 def _md_line(line: Sequence[str]) -> str:

@@ -41,14 +41,6 @@ def missing_text(parts: Sequence[pd.DataFrame], command: str) -> str:
     return f"{missing} of {len(rows)} rows lack runs; to train them: {command}" if missing else ""
 
 
-def paper_text(row: Mapping[Any, Any]) -> str:
-    """Write the paper's score as the paper does: FIDs and scores of others with the digits that they have."""
-    score = row["paper_score"]
-    if math.isnan(score):
-        return ""
-    return repr(score) if row["metric"] == "fid" else f"{score:g}" if not row["command"] else f"{score:.2f}"
-
-
 def _cells(row: Mapping[Any, Any]) -> list[str]:
     spread = f" ± {row['score_sd']:.2f}" if row["n"] > 1 else ""
     own = "actual" if row["n"] else "paper"  # other methods have the paper's sizes alone
@@ -56,9 +48,9 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
     return [
         f"{number(row['score'])}{spread}",
         str(row["n"]) if row["n"] else "",
-        paper_text(row),
+        row["printed_score"],
         number(row["difference"], sign=True),
         "" if math.isnan(size) else f"{size:.1f}",
         number(row["density_paper"]),
-        number(row["paper_density"]),
+        row["printed_density"],
     ]

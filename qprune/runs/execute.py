@@ -132,7 +132,7 @@ def plan(config: Recipe | identity.Config) -> str:
     sites = plan_of(recipe, task)
     compressor = attach_operators(recipe, task, sites)
     console.print(identity.notation(recipe.config))
-    console.print(f"{recipe.limits.epochs} epochs; {recipe.schedule}")
+    console.print(f"{counted(recipe.limits.epochs, 'epoch')}; {recipe.schedule}")
     for line in recovery_lines(compressor.timeline.recovery(learning_rates(task, recipe.limits.epochs))):
         console.print(line)
     sites_table = _plan_table(task, sites)

@@ -13,7 +13,7 @@ import yaml
 from qprune.config.compose import SWEEP, Composer, key_of, print_retired
 from qprune.config.schema import RETIRED, RunConfig
 from qprune.config.signature import run_folder
-from qprune.errors import UserError, one_of
+from qprune.errors import UserError, counted, one_of
 from qprune.runs.folder import TIMING_FILE, RunFolder
 from qprune.runs.lookup import folder_of
 from qprune.runs.row import Row
@@ -125,7 +125,7 @@ def time_left_text(jobs: Sequence[Job]) -> str:
     text = f"about {duration(seconds)} of training on one process, from the measured steps of finished runs"
     if unknown:
         text = f"{text}; and " if seconds else ""
-        text += f"{unknown} runs of unknown length: no run of their task and budget is finished"
+        text += f"{counted(unknown, 'run')} of unknown length: no run of this task and budget is finished"
     return f"time left: {text}"
 
 

@@ -25,7 +25,7 @@ def format_row(row: Row, reference: Row | None = None) -> Text:
         f"  {gain_text(row, reference)}",
         f"  {parts} (Mb: 10^6 bits)",
         f"  density {digits(row.density_actual)}{unit}; {as_paper}",
-        f"  zeros: {zeros}; {row.epochs:,} epochs, {row.steps:,} steps",
+        f"  zeros: {zeros}; {counted(row.epochs, 'epoch')}, {counted(row.steps, 'step')}",
     ]
     if row.mask_bits_actual is not None:
         density = _or_dash(row.density_with_masks)

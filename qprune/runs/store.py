@@ -11,7 +11,7 @@ from typing import Any, Self
 from qprune.compression.schedule import Timeline
 from qprune.config import signature as identity
 from qprune.config.schema import RunConfig
-from qprune.errors import UserError
+from qprune.errors import UserError, counted
 from qprune.runs.environment import marks_of_trees
 from qprune.runs.folder import CONFIG_FILE, METRICS_FILE, PUBLISHED, ROW_FILE, RunFolder, read_runs
 from qprune.runs.row import Row
@@ -89,7 +89,7 @@ class Store:
 def versions_text(left_out: Iterable[int]) -> list[str]:
     """Say how many runs are left out, by version of their arithmetic."""
     return [
-        f"{number} run{'s' if number > 1 else ''} of arithmetic version {version} left out"
+        f"{counted(number, 'run')} of arithmetic version {version} left out"
         for version, number in sorted(Counter(left_out).items())
     ]
 

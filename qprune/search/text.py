@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from qprune.errors import counted
 from qprune.runs.scores import pareto_front
 from qprune.search.frontier import SPREADS, Point, Search
 from qprune.search.grid import Grid, Run
@@ -43,7 +44,8 @@ def plan_text(grid: Grid, done: Collection[Run], time_left: str) -> str:
         large = "  too large" if limit is not None and point.size_bits > limit and not point.is_float else ""
         lines.append(f"{point.name:<{width}}  {point.size_bits / 1e6:>8.4g}  {number}{large}")
     left = len(grid.folders) - len(done)
-    lines.append(f"{len(grid.points)} models, {len(grid.folders)} runs: {len(done)} done, at most {left} left")
+    numbers = f"{counted(len(grid.points), 'model')}, {counted(len(grid.folders), 'run')}"
+    lines.append(f"{numbers}: {len(done)} done, at most {left} left")
     return "\n".join([*lines, *([f"{time_left}; less by what is left out"] if left else [])])
 
 
@@ -91,9 +93,9 @@ def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
         margin = f"{search.margin:.2g}{grid.question.unit}"
         lines.append(f"margin for chance: {margin}, {SPREADS:g} deviations between seeds")
     marks = dict.fromkeys(mark for known in search.known.values() for row in known.rows for mark in row.marks)
-    lines += [*(f"mark: {mark}" for mark in marks), answer_text(grid, search)]
+    lines += [*(f"not comparable with the paper: {mark}" for mark in marks), answer_text(grid, search)]
     if missing := sum(state.endswith(MISSING) or state == "failed" for state in table["state"]):
-        lines.append(f"not the last word: runs of {missing} models that could matter are missing")
+        lines.append(f"not the last word: runs of {counted(missing, 'model')} that could matter are missing")
     return "\n".join(lines)
 
 
@@ -128,9 +130,8 @@ def _described(grid: Grid, search: Search, point: Point) -> str:
     reference, known, size = search.reference, search.known[point], search.size(point)
     assert reference is not None
     score = search.known[reference].mean
-    loss = search.reached(reference) - search.reached(point)
-    spread = "" if math.isnan(known.sd) else f" +- {known.sd:.2g}"
-    seeds = f"{len(known.scores)} seed{'s' if len(known.scores) > 1 else ''}"
+    loss, seeds = search.reached(reference) - search.reached(point), counted(len(known.scores), "seed")
+    spread = "" if math.isnan(known.sd) else f" ± {known.sd:.2g}"
     return (
         f"{point.name}: {size / 1e6:.4g} Mb, 1/{search.size(reference) / size:.3g} of the float network; "
         f"{grid.question.metric} {known.mean:.4g}{spread} ({seeds}), {'loses' if loss >= 0 else 'gains'} "

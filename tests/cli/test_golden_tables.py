@@ -78,10 +78,10 @@ def joined(task: str, folder: Path, *keys: str, metric: str = "", seeds: int = 1
                 fields: dict[str, Any] = {f"{kind}_bits_paper": bits.size_bits(kind) for kind in ("weight", "feature")}
                 fields |= {
                     "metric": metric or part.metric,
-                    "score": row.score,
+                    "score": float(row.score),
                     "higher_is_better": task == "faster_rcnn",
                 }
-                fields["density_paper"] = density(task, row.score, bits.size_bits())
+                fields["density_paper"] = density(task, float(row.score), bits.size_bits())
                 for seed in range(seeds):
                     store_row(composer, [*overrides, f"seed={seed}"], folder / "runs", **fields)
     assert cli.main(["tables", *dict(parts), f"task={task}", *keys, f"results_dir={folder / 'runs'}"]) == 0

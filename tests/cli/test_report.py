@@ -1,5 +1,7 @@
 """The report: self-contained, escaped, and in a real browser where this machine has one."""
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -66,9 +68,11 @@ def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:
 
 def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
-    details = json.loads(re.search(r'id="details">(.*?)</script>', text, re.DOTALL)[1])
+    packed = re.search(r'id="details">(.*?)</script>', text)[1]
+    details = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert [sorted(run["files"])[:1] for run in details.values()] == [["config.yaml"]] * 6
     assert sorted(len(run["figures"]) > 0 for run in details.values()) == [False] * 2 + [True] * 4
+    assert all(figure["svg"].startswith("<svg viewBox=") for run in details.values() for figure in run["figures"])
     assert len(text) < 3e6 / 180 * 6 + 3e5  # 180 runs stay below 3 MB
     curves = sorted(path.name for path in (report.parent / "figures").glob("*-curve.svg"))
     assert [sum(f"seed{seed}" in name for name in curves) for seed in range(2)] == [3, 1]
@@ -79,6 +83,8 @@ def test_the_summary_names_the_float_network_and_the_models_to_look_at(report: P
     text = report.read_text(encoding="utf-8")
     summary = text[text.index('id="summary"') : text.index('id="order"')]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", summary)
+    assert "<title>Q8(w,f)-&gt;P0.5(w,f): 32.05 ± 0.07 at density 7</title>" in summary, "shown at the pointer"
+    assert "Too few seeds to decide." in summary
     assert cells[:6] == ["float network", "Baseline", "30.05 ± 0.07, n = 2", "3.00", "", "9.00"]
     assert cells[6:9] == ["best score", "Q8(w,f)-&gt;P0.5(w,f)", "32.05 ± 0.07, n = 2"]
     assert [cells[12], cells[18]] == ["densest", "smallest that loses at most 1%"]

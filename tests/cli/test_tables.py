@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from qprune.cli.tables import join_all
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import TABLE, Composer
-from qprune.reporting.tables import OtherMethod, table_from
-from qprune.reporting.terminal import paper_text, print_table
+from qprune.reporting.tables import OtherMethod, latex, markdown, table_from
+from qprune.reporting.terminal import print_table
 from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
@@ -47,8 +48,8 @@ def test_the_paper_s_scores_give_the_paper_s_densities(tmp_path: Path, capsys: p
                 for row in part.rows:
                     overrides = [*part.overrides, *row.overrides]
                     bits, task = paper_sizes(composer.config(overrides))
-                    density = task.density(row.score, sum(bits.values()))
-                    fields = {"metric": part.metric, "score": row.score, "density_paper": density, **bits}
+                    density = task.density(float(row.score), sum(bits.values()))
+                    fields = {"metric": part.metric, "score": float(row.score), "density_paper": density, **bits}
                     store_row(composer, overrides, tmp_path / "runs", **fields)
     for task_name in BUILT:
         assert cli.main(["tables", f"task={task_name}", f"results_dir={tmp_path / 'runs'}"]) == 0
@@ -75,14 +76,15 @@ def test_other_methods_of_table_5(method: OtherMethod) -> None:
     weight, feature = method.sizes_mb()
     if sizes != "as named":
         assert (round(weight, 2), round(feature, 2)) == (method.weight_mb, method.feature_mb)
-        assert round(method.score / (weight + feature), 2) == pytest.approx(method.density, abs=0.0101)
+        density = float(method.score) / (weight + feature)
+        assert round(density, 2) == pytest.approx(float(method.density), abs=0.0101)
 
 
 def test_table_5_has_the_sizes_of_all_networks_as_they_are_named() -> None:
     named = {method.label.partition(" (")[0] for method in OTHERS}
     assert len(named) == 13
     assert len([method for method in OTHERS if "(sizes: as named)" in method.label]) == 9
-    densities = {m.label: m.score / sum(m.sizes_mb()) for m in OTHERS if m.label.endswith("(sizes: as named)")}
+    densities = {m.label: float(m.score) / sum(m.sizes_mb()) for m in OTHERS if m.label.endswith("(sizes: as named)")}
     assert round(max(densities.values()), 2) == 3.74  # ResNet-20, above the paper's best, 2.49
     assert max(densities, key=densities.__getitem__) == "Yang et al. 2020, ResNet-20 (sizes: as named)"
 
@@ -117,7 +119,7 @@ def test_mean_deviation_and_missing_seeds(tmp_path: Path, capsys: pytest.Capture
             store_row(composer, [*ESPCN, "order=baseline", f"seed={seed}"], tmp_path / "runs", score=score)
     assert cli.main(["tables", "4", "task=espcn", "seed=range(4)", f"results_dir={tmp_path / 'runs'}"]) == 0
     printed = capsys.readouterr().out
-    assert "| Baseline | 32.00 +- 1.00 | 3 | 32.84 | -0.84 |" in printed
+    assert "| Baseline | 32.00 ± 1.00 | 3 | 32.84 | -0.84 |" in printed
     command = f"`qprune sweep task=espcn order=baseline seed=2,3 results_dir={tmp_path / 'runs'}`"
     assert f"- missing: Baseline: {command}" in printed
 
@@ -134,7 +136,7 @@ def test_densities_have_deviations_and_recovery_is_shown_where_asked(
     keys = ["4", "task=espcn", f"results_dir={tmp_path / 'runs'}"]
     assert cli.main(["tables", *keys]) == 0
     printed = capsys.readouterr().out
-    assert "| 8.10 +- 0.14 \\| 9.00 +- 0.00 | 8.34 |\n" in printed
+    assert "| 8.10 ± 0.14 \\| 9.00 ± 0.00 | 8.34 |\n" in printed
     assert "epochs after the last P" not in printed
     assert cli.main(["tables", *keys, "--recovery"]) == 0
     printed = capsys.readouterr().out
@@ -156,7 +158,7 @@ def test_a_part_has_one_version_of_the_arithmetic(tmp_path: Path, capsys: pytest
     assert "- [a] 2 runs of arithmetic version 1 left out\n" in printed
     assert cli.main(["tables", *keys, "arithmetic=1"]) == 0
     printed = capsys.readouterr().out
-    assert "| Baseline | 30.50 +- 0.71 | 2 |" in printed
+    assert "| Baseline | 30.50 ± 0.71 | 2 |" in printed
     assert "left out" not in printed
     assert cli.main(["tables", *keys, "arithmetic=x"]) == 2
     assert capsys.readouterr().err.startswith(
@@ -230,7 +232,7 @@ def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     keys = ["task=espcn", f"results_dir={runs}", "--config-dir", str(tmp_path / "configs")]
     assert cli.main(["tables", "4", "broken", *keys]) == 1
     printed = capsys.readouterr()
-    assert "| Baseline | 30.50 +- 0.71 | 2 |" in printed.out
+    assert "| Baseline | 30.50 ± 0.71 | 2 |" in printed.out
     assert "| P0.5(w,f)->Q8(w,f) | missing | 0 |" in printed.out
     problems = printed.err
     assert f"{runs / 'a' / ROW_FILE}: not readable JSON" in problems
@@ -338,13 +340,26 @@ def test_a_table_fits_a_terminal(width: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "score", "command", "text"),
+    ("name", "label", "printed"),
     [
-        ("fid", 135.0, "x", "135.0"),
-        ("fid", 83.72, "x", "83.72"),
-        ("top1_percent", 92.6, "x", "92.60"),
-        ("t", 93, "", "93"),
+        ("1", "Baseline", ["92.6", ""]),
+        ("2", "Baseline", ["92.60", ""]),
+        ("4", "Baseline", ["92.60", "0.31"]),
+        ("4", "P0.5(w,f)->Q8(w,f)", ["91.44", "2.49"]),
+        ("5", "Xiao & Wang 2019, VGG-16", ["91.5", "0.68"]),
+        ("6", "Q8(w,f)->P0.5(w,f)", ["135.0", "25.66"]),
     ],
 )
-def test_the_paper_s_scores_have_the_paper_s_digits(metric: str, score: float, command: str, text: str) -> None:
-    assert paper_text({"metric": metric, "paper_score": score, "command": command}) == text
+def test_the_paper_s_values_have_the_paper_s_digits(name: str, label: str, printed: list[str], tmp_path: Path) -> None:
+    keys = ["task=pix2pix"] if name == "6" else ["task=cifar"]
+    [(table, parts, _)] = join_all({name: presets(TABLE)[name]}, Store.read(tmp_path), keys, None)
+    text = io.StringIO()
+    print_table(Console(file=text, width=160), table, parts)
+    [terminal] = [line.split() for line in text.getvalue().splitlines() if line.startswith(label)]
+    assert {*printed} - {""} <= {*terminal}
+    [line] = [line for line in markdown(table, parts).splitlines() if re.match(rf"\| {re.escape(label)} (\[|\|)", line)]
+    cells = line.split(" | ")
+    assert [cells[3], cells[-1].removesuffix(" |").strip()] == printed
+    escaped = label.replace("->", r"$\to$").replace("&", r"\&")
+    [line] = [line for line in latex(table, parts).splitlines() if line.startswith(escaped)]
+    assert [line.split(" & ")[place] for place in (3, -1)] == [printed[0], f"{printed[1]} \\\\"]

@@ -35,10 +35,10 @@ def test_a_difference_in_every_seed_is_shown(tmp_path: Path, capsys: pytest.Capt
     assert printed[2] == "### espcn, times of each order's own"
     line, p = printed[4].split("; p = ")
     assert line == (
-        f"- {SETTING}: prune first is better (prune_first minus quantize_first is +1.1 dB, 95 % interval +1.01 to "
+        f"- {SETTING}: prune first is better (prune first minus quantize first is +1.1 dB, 95 % interval +1.01 to "
         "+1.19, 6 seeds"
     )
-    assert p.endswith(", of sign flips 0.031)")
+    assert p.endswith(", 0.031 (sign flips))")
     assert printed[6].startswith(
         "Differences are paired by seed; intervals are 95 % t intervals of the mean. A verdict"
     )
@@ -64,7 +64,7 @@ def test_noise_is_undecided_unless_a_margin_was_chosen(tmp_path: Path) -> None:
     store = stored(tmp_path, noise, [30.0] * 6)
     [comparison] = compare_orders(store)
     assert comparison.verdict == "undecided"
-    assert "undecided (prune_first minus quantize_first is +0 dB, 95 % interval -0.1" in comparison.sentence()
+    assert "undecided (prune first minus quantize first is +0 dB, 95 % interval -0.1" in comparison.sentence()
     assert compare_orders(store, margin=0.08)[0].verdict == "undecided"
     assert compare_orders(store, margin=0.1)[0].verdict == "no difference of 0.1 dB or more"
     shown = stored(tmp_path / "other", [30.01, 30.02, 30.03] * 2, [30.0] * 6)
@@ -75,7 +75,7 @@ def test_few_seeds_show_nothing(tmp_path: Path) -> None:
     [comparison] = compare_orders(stored(tmp_path, [40.0, 40.1], [30.0, 30.0, 30.0]))
     assert comparison.values.index.tolist() == [0, 1]
     assert comparison.sentence() == (
-        f"{SETTING}: too few seeds, a verdict needs 6 (prune_first minus quantize_first is +10.1 dB, 95 % interval "
+        f"{SETTING}: too few seeds, a verdict needs 6 (prune first minus quantize first is +10.1 dB, 95 % interval "
         "+9.41 to +10.7, 2 seeds)"
     )
 
@@ -94,7 +94,7 @@ def test_comparisons_of_too_few_seeds_share_a_line(tmp_path: Path, capsys: pytes
     assert cli.main([*command, "--all-pairs"]) == 0
     every = capsys.readouterr().out
     assert every.splitlines()[:5] == shown.splitlines()[:5]
-    assert "Q9(w,f) (paper, real data): too few seeds, a verdict needs 6 (prune_first minus" in every
+    assert "Q9(w,f) (paper, real data): too few seeds, a verdict needs 6 (prune first minus" in every
     assert "too few to decide" not in every
 
 
@@ -146,7 +146,7 @@ def test_the_factorial_protocol_subtracts_what_time_alone_predicts(tmp_path: Pat
         "espcn, slots 140-155 and 160-175 (protocol=factorial)"
     }
     assert [comparison.contrast.name for comparison in compare_orders(store, "mirrored")] == [
-        "prune_first minus quantize_first"
+        "prune first minus quantize first"
     ]
     assert compare_orders(store, "paper") == []
 

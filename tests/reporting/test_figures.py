@@ -104,7 +104,7 @@ def test_window_means_and_deviations(tmp_path: Path) -> None:
     bar = axis.collections[0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([31 - 2**0.5, 31 + 2**0.5])
     assert axis.get_xlabel() == "window T (samples)"
-    assert axis.get_ylabel() == "psnr (dB)"
+    assert axis.get_ylabel() == "PSNR (dB)"
 
 
 def test_the_front_joins_means_over_seeds() -> None:
@@ -116,7 +116,7 @@ def test_the_front_joins_means_over_seeds() -> None:
     assert list(axis.lines[-1].get_xdata()) == [31.0, 35.0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("PSNR (dB)", "performance density (dB/ln(Mb))")
     axis = figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
-    assert axis.get_xlabel() == "fid, smaller is better"
+    assert axis.get_xlabel() == "FID, smaller is better"
 
 
 def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -> None:
@@ -237,9 +237,9 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
 
 
 def test_a_name_with_unit() -> None:
-    assert with_unit("psnr_db") == "psnr (dB)"
+    assert with_unit("psnr_db") == "PSNR (dB)"
     assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"
-    assert with_unit("fid_proxy") == "fid proxy"
+    assert with_unit("fid_proxy") == "FID proxy"
     assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
 
 

@@ -77,7 +77,7 @@ def test_seeds_go_round_by_round_to_what_pays(
         "answer: the smallest model that loses at most 2 % of the float network's score is P0.5(w,f)->Q8(w,f): 35.48 Mb"
     )
     assert answer in printed
-    assert "psnr_db 29.6 +- 0.1 (3 seeds), loses 0.5 dB, 1.66% of 30.1\n" in printed
+    assert "psnr_db 29.6 ± 0.1 (3 seeds), loses 0.5 dB, 1.66% of 30.1\n" in printed
     assert cli.main(["frontier", *keys]) == 0  # all is known: nothing is run
     assert len(made_up) == 11
     capsys.readouterr()

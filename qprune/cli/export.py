@@ -48,10 +48,11 @@ def export(arguments: Sequence[str]) -> int:
     require_packages()
     from qprune.export.files import export_run
 
-    path, notes = export_run(load_run(options.run, options.keys), form, options.weights)
+    path, verdict, notes = export_run(load_run(options.run, options.keys), form, options.weights)
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
-    print(f"{path}: {path.stat().st_size / 1e6:.3f} MB" if path.is_file() else path)
+    size = f"{path.stat().st_size / 1e6:.3f} MB" if path.is_file() else ""
+    print(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
     for line in _summary(notes):
         print(f"  {line}")
     if form not in ("hls4ml", "integers", "sparse"):
@@ -77,15 +78,17 @@ def _summary(notes: Sequence[dict[str, Any]]) -> list[str]:
         if note["kernel"] == "grid"
         else f"layers: {note['kernel']}" + (f" ({note['why']})" if note["why"] else "")
         for note in notes
-        if note["path"]
     )
-    return [f"{count} {what}" for what, count in counts.items()] + [n["why"] for n in notes if not n["path"]]
+    return [f"{count} {what}" for what, count in counts.items()]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a finished run."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or the first digits of a signature (6 or more)")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help=_KEYS_HELP)
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="as for `qprune run`; a run's folder holds all that is read"
+    )
     for old in ("--to", "--fold"):
         parser.add_argument(old, help=argparse.SUPPRESS)
 

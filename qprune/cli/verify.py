@@ -52,21 +52,19 @@ def verify(arguments: Sequence[str]) -> int:
 
 
 def _verdict(found: Verification) -> Iterator[str]:
-    """Yield the verdict: equal or not, how good, how fast, how large."""
-    difference = found.to_reference
-    if not found.promise:
-        answer = f"not promised, {_described(difference)}; within the bound of 1 LSB: {'yes' if found.kept else 'NO'}"
+    """Yield the verdict in a line: equal or not, how fast, how good; then what is promised."""
+    from qprune.export.verification import BOUND_LSB
+
+    difference, score = found.to_reference, f"{found.metric} {found.score_onnx:.6g}"
+    parts = [f"{'not ' if difference.differing else ''}equal to {found.reference}: {_described(difference)}"]
+    parts += [_speed(found.latency_ms["batch 1"])] if found.latency_ms else []
+    as_trained = score == f"{found.metric} {found.score_trained:.6g}"
+    yield "; ".join([*parts, f"{score}{' as trained' if as_trained else f', {found.score_trained:.6g} as trained'}"])
+    if not found.rounds:
+        yield "equality is promised" + ("" if found.kept else ", and broken: write the file again with qprune export")
     else:
-        answer = f"yes, all {difference.elements} outputs" if found.kept else f"NO, {_described(difference)}"
-    yield f"equal to {found.reference}: {answer}"
-    yield (
-        f"{found.metric}: {found.score_onnx:.6g} exported, {found.score_reference:.6g} reference, "
-        f"{found.score_trained:.6g} trained, {found.score_of_row:.6g} stored with the run"
-    )
-    if found.latency_ms:
-        yield f"{_speed(found.latency_ms['batch 1'])} (one sample, one thread)"
-    exported, whole = found.file_bytes[f"{found.form}.onnx"], found.file_bytes["float onnx"]
-    yield f"{exported / whole:.2f} of the float model's file"
+        bound = f"the bound of {BOUND_LSB:g} LSB on the mean difference {'holds' if found.kept else 'is BROKEN'}"
+        yield f"equality is not promised: {found.rounds}; {bound}"
 
 
 def _speed(times: dict[str, float]) -> str:
@@ -77,15 +75,18 @@ def _speed(times: dict[str, float]) -> str:
 
 
 def _described(difference: Difference) -> str:
-    return (
-        f"{difference.differing} of {difference.elements} outputs differ, "
-        f"by at most {difference.largest_lsb:.4g} LSB, {difference.mean_lsb:.2g} LSB on the mean"
-    )
+    text = f"{difference.differing:,} of {difference.elements:,} outputs differ"
+    largest = f", by at most {difference.largest_lsb:.2g} LSB, {difference.mean_lsb:.2g} on the mean"
+    return text + (largest if difference.differing else "")
 
 
 def _details(found: Verification) -> Iterator[str]:
     lsb = found.to_reference.lsb
     yield f"{found.signature[:10]}, form {found.form}; an LSB is 1/128 of the largest output, {lsb:.3g}"
+    yield (
+        f"{found.metric}: {found.score_onnx:.6g} exported, {found.score_reference:.6g} reference, "
+        f"{found.score_trained:.6g} trained, {found.score_of_row:.6g} stored with the run"
+    )
     yield f"compared with the trained network in float32: {_described(found.to_trained)}"
     if found.features:
         worst = max(found.features, key=lambda row: row["differing"])

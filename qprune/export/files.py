@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from qprune import __version__
 from qprune.atomic_write import write_atomically
@@ -31,7 +31,7 @@ FORMS = (*onnx_files.FORMS, "integers", "sparse", "hls4ml")
 _FILES = {"sparse": f"network{SUFFIX}", "integers": "integers.npz", "hls4ml": "hls4ml"}
 
 
-def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> tuple[Path, list[dict[str, Any]]]:
+def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> tuple[Path, str, list[Any]]:
     """Write one form of a run's network into the folder `export` of the run.
 
     Args:
@@ -40,7 +40,7 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
         weights: Type of integer weights: `auto`, chosen by the CPU that loads the file, `safe` or `signed`.
 
     Returns:
-        The file and, of `integer` and `hls4ml`, how each layer is computed and how well.
+        The file; whether it is equal to PyTorch, or what is known of it; of `integer`, how each layer is computed.
 
     Raises:
         UserError: The network cannot be exported in this form.
@@ -53,9 +53,10 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
     if form == "hls4ml":
         project = export_hls4ml(run.task.network.eval(), run.example, path)
         differing, elements = project.differing(run.training_input())
-        why = f"emulated: {differing} of {elements} outputs differ from PyTorch"
-        why += f"; {project.cut} is cut off the end" if project.cut else ""
-        return path, [{"path": "", "kernel": "hls4ml", "why": why}]
+        parts = [f"{differing:,} of {elements:,} outputs differ from PyTorch in emulation"]
+        parts += [f"{project.cut} is cut off the end"] if project.cut else []
+        parts += [f"{name} is a coarse table: quantize what it reads for an exact one" for name in project.rough]
+        return path, "; ".join(parts), []
     if form == "sparse":
         content = sparse_of_run(run)
     elif form == "integers":
@@ -65,7 +66,12 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
         made = onnx_of_run(run, form, weights)
         content = made.model.SerializeToString()
     write_atomically(path, content)
-    return path, made.program.notes if made and made.program else []
+    if made is None:
+        return path, "", []
+    verdict = (
+        f"equality with PyTorch is not promised: {made.rounds}" if made.rounds else "equal to PyTorch in every bit"
+    )
+    return path, verdict, made.program.notes if made.program else []
 
 
 def exported_file(folder: Path, form: str) -> Path:
@@ -88,6 +94,11 @@ def integers_of_run(run: FinishedRun) -> IntegerProgram:
     """Return the network of a run in integer kernels, in PyTorch."""
     inputs = Inputs.of(run.example, _any_size(run))
     return onnx_files.integers_of(run.task.network.eval(), inputs, run.training_input())
+
+
+def quant_graph_of_run(run: FinishedRun) -> tuple[fx.GraphModule, str]:
+    """Return what the form `qonnx` of a run computes, in PyTorch, and why the two may differ, or an empty text."""
+    return onnx_files.quant_graph_of(run.task.network.eval(), Inputs.of(run.example, _any_size(run)))
 
 
 def uncompressed_onnx(run: FinishedRun) -> OnnxNetwork:

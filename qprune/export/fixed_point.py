@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from qprune.compression.functional import integer_range
-from qprune.export.trace import GridWeight
+from qprune.export.trace import GridWeight, arguments
 
 EXACT_BITS = 24  # integers up to 2^24 are exact in float32
 LARGEST_BIAS = 2**30
@@ -60,6 +61,20 @@ class Affine:
     def after(self, bias: Tensor | None) -> Affine:
         """Return this behind the bias of a layer."""
         return self if bias is None else replace(self, shift=self.shift + bias.double() * self.factor)
+
+
+def affine_of(norm: fx.Node) -> Affine | None:
+    """Return a batch norm in evaluation as factor and shift; None for one of each batch's own statistics."""
+    a = arguments(norm)
+    tensors = {
+        name: attrgetter(str(n.target))(norm.graph.owning_module).double()
+        for name, n in a.items()
+        if isinstance(n, fx.Node) and n.op == "get_attr"
+    }
+    if a["training"] or "running_var" not in tensors:
+        return None
+    factor = tensors.get("weight", 1) / torch.sqrt(tensors["running_var"] + a["eps"])
+    return Affine(factor, tensors.get("bias", 0) - tensors["running_mean"] * factor)
 
 
 @dataclass(frozen=True)

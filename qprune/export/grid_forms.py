@@ -1,6 +1,7 @@
 """What grids, masks and weights become in files that hold them as nodes: QuantizeLinear pairs, or QONNX's Quant.
 
 Quant (domain `qonnx.custom_op.general`) clamps and then rounds, as Eq. 1: scale 2^-d, zero point 0, N bits.
+MultiThreshold counts the thresholds at or below its input, and adds `out_bias`.
 """
 
 from __future__ import annotations
@@ -14,42 +15,31 @@ from onnx.defs import OpSchema
 from onnxscript import opset19 as op
 from onnxscript import opset21
 from onnxscript.values import Op, Opset
-from torch import fx
 
+from qprune.export import quant_graph  # noqa: F401  (its operators)
 from qprune.export.integer_kernels import TRANSLATIONS, constant, step_of
-from qprune.export.trace import operation
 
 QONNX_DOMAIN = "qonnx.custom_op.general"
 ROUNDING_MODES = {"trunc": "DOWN", "floor": "FLOOR", "nearest": "ROUND"}
-_SCHEMA = OpSchema(
-    "Quant",
-    QONNX_DOMAIN,
-    1,
-    inputs=[OpSchema.FormalParameter(name, "T") for name in ("x", "scale", "zeropt", "bitwidth")],
-    outputs=[OpSchema.FormalParameter("y", "T")],
-    type_constraints=[("T", ["tensor(float)"], "")],
-    attributes=[
-        OpSchema.Attribute("signed", OpSchema.AttrType.INT),
-        OpSchema.Attribute("narrow", OpSchema.AttrType.INT),
-        OpSchema.Attribute("rounding_mode", OpSchema.AttrType.STRING),
-    ],
-)
-_quant = Op(Opset(QONNX_DOMAIN, 1), "Quant", _SCHEMA)
 
 
-def relu_before_grid(traced: fx.GraphModule) -> None:
-    """Move a ReLU that alone reads a grid before it: the same numbers, without a sign, in one bit less."""
-    for grid in list(traced.graph.nodes):
-        readers = list(grid.users)
-        if operation(grid) != "grid" or not readers or any(operation(reader) != "relu" for reader in readers):
-            continue
-        with traced.graph.inserting_before(grid):
-            relu = traced.graph.call_function(torch.ops.aten.relu.default, grid.args[:1])
-        grid.args = (relu, *grid.args[1:5], False)
-        for reader in readers:
-            reader.replace_all_uses_with(grid)
-            traced.graph.erase_node(reader)
-    traced.recompile()
+def _operator(name: str, inputs: str, **attributes: OpSchema.AttrType) -> Op:
+    """Return an operator of QONNX on float32."""
+    schema = OpSchema(
+        name,
+        QONNX_DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter(each, "T") for each in inputs.split()],
+        outputs=[OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[OpSchema.Attribute(key, kind) for key, kind in attributes.items()],
+    )
+    return Op(Opset(QONNX_DOMAIN, 1), name, schema)
+
+
+_INT, _TEXT, _FLOAT = OpSchema.AttrType.INT, OpSchema.AttrType.STRING, OpSchema.AttrType.FLOAT
+_quant = _operator("Quant", "x scale zeropt bitwidth", signed=_INT, narrow=_INT, rounding_mode=_TEXT)
+_multi_threshold = _operator("MultiThreshold", "x thresholds", out_dtype=_TEXT, out_bias=_FLOAT)
 
 
 def _quant_feature(x: Any, bits: int, decimal: int, rounding: str, site: str, signed: bool = True) -> Any:
@@ -81,6 +71,11 @@ def _pair(x: Any, bits: int, decimal: int, rounding: str, site: str, signed: boo
     return quantizing.DequantizeLinear(quantizing.QuantizeLinear(x, step, zero), step, zero)
 
 
+def _thresholds(x: Any, begins: Any, bits: int, decimal: int, lowest: int) -> Any:
+    numbers = _multi_threshold(x, begins, out_dtype=f"INT{bits}", out_bias=float(lowest))
+    return op.Mul(numbers, constant(2.0**-decimal))
+
+
 def _dequantized_weight(integers: Any, decimal: list[int], axis: int, bits: int) -> Any:
     steps = constant(np.exp2(-np.array(decimal, np.float64)) if axis >= 0 else 2.0 ** -decimal[0])
     zeros = constant(np.zeros(len(decimal)) if axis >= 0 else 0, "int8" if bits <= 8 else "int16")
@@ -93,4 +88,9 @@ def _mask(x: Any, kept: Any, site: str) -> Any:
 
 _ops = torch.ops.qprune
 QDQ = {**TRANSLATIONS, _ops.grid.default: _pair, _ops.mask.default: _mask, _ops.weight.default: _dequantized_weight}
-QONNX = {**QDQ, _ops.grid.default: _quant_feature, _ops.weight.default: _quant_weight}
+QONNX = {
+    **QDQ,
+    _ops.grid.default: _quant_feature,
+    _ops.thresholds.default: _thresholds,
+    _ops.weight.default: _quant_weight,
+}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from qprune.errors import UserError
-from qprune.export.grid_forms import QONNX, QONNX_DOMAIN, relu_before_grid
+from qprune.export.grid_forms import QONNX, QONNX_DOMAIN
 from qprune.export.onnx_files import EARLIER_OPSET, to_onnx
-from qprune.export.trace import Inputs, operation, trace, with_custom_operators
+from qprune.export.quant_graph import LAYERS, relu_before_grid, rewrite
+from qprune.export.trace import Inputs, arguments, operation, trace, with_custom_operators
 
-ACCUMULATOR = "fixed<48,24>"  # of sums, biases and norms: wider than what 16 x 16 bits add up to in small networks
+FRACTION_BITS = 40  # of biases, norms and the input
+WIDE = f"fixed<{FRACTION_BITS + 24},24>"
+# hls4ml computes these functions by tables over inputs from -4 to 4 and from -8 to 8.
+_TABLES, _ENTRY = {"Tanh": 8, "Sigmoid": 16}, "fixed<34,2>"
 
 
 class HlsProject:
@@ -25,10 +31,11 @@ class HlsProject:
         model: hls4ml's own model.
         reference: The same network in PyTorch.
         cut: What was cut off behind the last layer of both, or empty.
+        rough: Functions whose table has not an entry for every input, which lies on no grid.
     """
 
-    def __init__(self, model: Any, reference: fx.GraphModule, cut: str) -> None:
-        self.model, self.reference, self.cut = model, reference, cut
+    def __init__(self, model: Any, reference: fx.GraphModule, cut: str, rough: list[str]) -> None:
+        self.model, self.reference, self.cut, self.rough = model, reference, cut, rough
 
     def types(self) -> dict[str, str]:
         """Return the type of each layer's output."""
@@ -50,8 +57,8 @@ class HlsProject:
 def export_hls4ml(network: nn.Module, example: Any, folder: Path | str, backend: str = "Vitis") -> HlsProject:
     """Write a compressed network as a project of hls4ml and compile it for emulation; no vendor's tools are needed.
 
-    A pixel shuffle at the end, which hls4ml cannot read, is cut off. A tanh or sigmoid becomes a table, which is not
-    exact.
+    A pixel shuffle at the end, which hls4ml cannot read, is cut off. A tanh or sigmoid becomes a table: exact where its
+    input has a grid, with an entry for each of its numbers; else not.
 
     Args:
         network: As `compress` left it, of one input.
@@ -69,12 +76,16 @@ def export_hls4ml(network: nn.Module, example: Any, folder: Path | str, backend:
 
     inputs = Inputs.of(example)
     traced = trace(with_custom_operators(network, "values of one grid"), inputs)
-    relu_before_grid(traced)
     cut = _cut_shuffle(traced)
+    _round_biases(traced)
+    reference = copy.deepcopy(traced)
+    rewrite(reference)
+    relu_before_grid(traced)
     model, truncating = _channels_last(to_onnx(traced, inputs.flat, QONNX, EARLIER_OPSET))
     config = hls4ml.utils.config.config_from_onnx_model(
-        model, granularity="name", backend=backend, default_precision=ACCUMULATOR
+        model, granularity="name", backend=backend, default_precision=WIDE
     )
+    rough = _size_tables(model, config["LayerName"])
     try:
         made = hls4ml.converters.convert_from_onnx_model(
             model, output_dir=str(folder), backend=backend, io_type="io_parallel", hls_config=config
@@ -86,7 +97,30 @@ def export_hls4ml(network: nn.Module, example: Any, folder: Path | str, backend:
         if str(precision).startswith("fixed") and "TRN,SAT" in str(precision):
             precision.rounding_mode = "TRN_ZERO"
     made.compile()
-    return HlsProject(made, traced, cut)
+    return HlsProject(made, reference, cut, rough)
+
+
+def _round_biases(traced: fx.GraphModule) -> None:
+    """Round biases to the fraction bits that hardware adds them with."""
+    for node in traced.graph.nodes:
+        bias: Any = arguments(node).get("bias") if operation(node) in LAYERS else None
+        if bias is not None:
+            constant = attrgetter(str(bias.target))(traced)
+            constant.data.copy_((constant.double() * 2.0**FRACTION_BITS).round() * 2.0**-FRACTION_BITS)
+
+
+def _size_tables(model: Any, config: dict[str, Any]) -> list[str]:
+    """Give a function that reads a grid a table with an entry for each number; return the names of others."""
+    rough = []
+    for node in model.graph.node:
+        source = model.find_producer(node.input[0]) if node.op_type in _TABLES else None
+        if source is not None and source.op_type == "Quant":
+            step = float(model.get_initializer(source.input[1]).max())
+            config[node.name]["TableSize"] = max(1, round(_TABLES[node.op_type] / step))
+            config[node.name]["Precision"]["table"] = _ENTRY
+        elif node.op_type in _TABLES:
+            rough.append(node.name)
+    return rough
 
 
 def _cut_shuffle(traced: fx.GraphModule) -> str:

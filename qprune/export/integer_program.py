@@ -5,9 +5,10 @@ shift into an int32 bias in units of the sums. Three things may change, and the 
 half a unit of the sums; a tensor between two integer kernels that was trained without a grid gets one by calibration;
 weights whose fraction bits differ by input channel, which no integer kernel takes, are requantized per output channel.
 
-PyTorch and the file agree in every bit if no float operation rounds: numbers on power-of-two grids are integers times
-one scale, which float32 adds and moves without error up to 24 bits. Else equality is not promised, and the notes say
-why.
+PyTorch and the file agree in every bit where float operations do not round: numbers on power-of-two grids are integers
+times one scale, which float32 adds and moves without error up to 24 bits. What follows such sums and lies on no grid,
+as a bias, a norm or a tanh, is computed in float64, so that both round it to the same side of the next grid. Else
+equality is not promised, and `rounds` says why.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from qprune.compression.functional import optimal_decimal
-from qprune.export.fixed_point import Affine, FixedPoint, folded, needs_unsigned
+from qprune.export.fixed_point import Affine, FixedPoint, affine_of, folded, needs_unsigned
 from qprune.export.trace import (
     GridWeight,
     arguments,
@@ -52,13 +53,15 @@ class Value:
     """What a node of the trace became.
 
     grid: where every element lies; None for arbitrary floats and for what is no feature. stored: whether it is uint8,
-    n + grid.zero for n * grid.scale, and not float32. zero: the zero point of what is stored.
+    n + grid.zero for n * grid.scale, and not float32. zero: the zero point of what is stored. wide: whether it is
+    float64, on no grid.
     """
 
     node: fx.Node
     grid: FixedPoint | None = None
     stored: bool = False
     zero: int = 0
+    wide: bool = False
 
     @property
     def on_grid(self) -> FixedPoint:
@@ -74,15 +77,15 @@ class IntegerProgram:
     Attributes:
         traced: The trained network.
         module: The network in integer kernels; it takes the leaves of the inputs and returns those of the outputs.
-        exact: Whether `module` and its file agree in every bit.
-        notes: One row per layer (path, kernel, why), per grid that calibration added, and per reason against `exact`.
+        rounds: What keeps `module` and its file from agreeing in every bit, or an empty text.
+        notes: One row per layer (path, kernel, why) and per grid that calibration added.
         features: Site, node of the trace and value, for each grid of the network.
         unsigned: Names of weights whose bytes some CPUs have to read unsigned.
     """
 
     traced: fx.GraphModule
     module: fx.GraphModule
-    exact: bool = True
+    rounds: str = ""
     notes: list[dict[str, Any]] = field(default_factory=list)
     features: list[tuple[str, fx.Node, Value]] = field(default_factory=list)
     unsigned: set[str] = field(default_factory=set)
@@ -180,10 +183,17 @@ class _Lowering:
         return self.attribute(self.constants[node])
 
     def to_float(self, value: Value) -> Value:
+        """Return a value in float32, to which float64 is rounded."""
         if value.stored and value.node not in self.floats:
             real = self.call(ops.dequantize.default, value.node, value.on_grid.decimal, value.zero)
             self.floats[value.node] = Value(real, value.grid)
-        return self.floats[value.node] if value.stored else value
+        if value.wide and value.node not in self.floats:
+            self.floats[value.node] = Value(self.graph.call_method("float", (value.node,)))
+        return self.floats.get(value.node, value)
+
+    def to_double(self, value: Value) -> fx.Node:
+        """Return a value in float64."""
+        return value.node if value.wide else self.graph.call_method("double", (self.to_float(value).node,))
 
     def copied(self, node: fx.Node, of: Callable[[Value], fx.Node]) -> fx.Node:
         """Return the same operation on what its inputs became."""
@@ -198,9 +208,7 @@ class _Lowering:
         val = node.meta["val"]
         if not why and torch.is_tensor(val) and val.is_floating_point():
             why = f"{operation(node)} at {site_of(node)} is computed on floats"
-        if why and self.result.exact:
-            self.result.exact = False
-            self.note("", "float32", f"no exact arithmetic: {why}")
+        self.result.rounds = self.result.rounds or why
         return self.in_floats(node)
 
     def added(self, node: fx.Node, values: Sequence[Value]) -> Value:
@@ -235,6 +243,8 @@ class _Lowering:
     def clipped(self, node: fx.Node, values: Sequence[Value]) -> Value:
         """Apply a ReLU or other bounds, where possible by narrowing the grid."""
         x, bounds = values[0], bounds_of(node)
+        if x.wide and bounds is not None:
+            return Value(self.copied(node, attrgetter("node")), wide=True)
         grid = None if bounds is None or x.grid is None else x.grid.clipped(bounds)
         if grid is None:
             return self.other(node, values)
@@ -315,7 +325,45 @@ class _Lowering:
         if made is not None:
             return made
         self.note(path, "float32", _why_float(node, weight, x))
-        return self.other(node, values, f"the layer {path} is computed on floats")
+        return self.layer_in_floats(node, values, weight, bias)
+
+    def layer_in_floats(
+        self, node: fx.Node, values: Sequence[Value], weight: GridWeight | None, bias: Tensor | None
+    ) -> Value:
+        """Compute sums in float32, and behind exact ones the bias in float64."""
+        x, sums = values[0], None
+        if x.grid is not None and weight is not None and "transpose" not in operation(node):
+            largest = int(weight.on_finest.flatten(1).abs().sum(1).max()) * max(-x.grid.low, x.grid.high)
+            sums = FixedPoint(x.grid.decimal + weight.finest, -largest, largest)
+        if sums is None or not sums.fits or (bias is None and arguments(node)["bias"] is not None):
+            return self.other(node, values, f"the layer {site_of(node)} is computed on floats")
+        made = self.in_floats(node, sums)
+        if bias is None:
+            return made
+        made.node.args = (*made.node.args[:2], None, *made.node.args[3:])
+        return self.affine(made, None, bias, node)
+
+    def affine(self, x: Value, factor: Tensor | None, shift: Tensor, node: fx.Node) -> Value:
+        """Return factor * x + shift by channel, in float64, in the shape of `node`."""
+        made, channels_last = self.to_double(x), operation(node) == "linear"
+        by_channel = (-1, *[1] * (0 if channels_last else node.meta["val"].dim() - 2))
+        for apply, tensor in ((torch.mul, factor), (torch.add, shift)):
+            if tensor is not None:
+                made = self.call(apply, made, self.attribute(tensor.double().view(by_channel)))
+        return Value(made, wide=True)
+
+    def moved(self, node: fx.Node, values: Sequence[Value]) -> Value:
+        """Repeat or pad floats, as masks are for an input of any size."""
+        return self.in_floats(node)
+
+    def normed(self, node: fx.Node, values: Sequence[Value]) -> Value:
+        """Apply a batch norm in float64."""
+        affine = affine_of(node)
+        return self.affine(values[0], affine.factor, affine.shift, node) if affine else self.other(node, values)
+
+    def smooth(self, node: fx.Node, values: Sequence[Value]) -> Value:
+        """Compute an elementwise function in float64."""
+        return Value(self.call(node.target, self.to_double(values[0])), wide=True)
 
     def layer_in_integers(self, node: fx.Node, x: Value, weight: GridWeight, bias: Tensor | None) -> Value | None:
         """Compute a layer and what follows in integers; return None where there is no kernel."""
@@ -328,7 +376,7 @@ class _Lowering:
             torch.ones(len(weight.integers), dtype=torch.float64), torch.zeros(len(weight.integers)).double()
         )
         if grid and "batch_norm" in behind:
-            affine = self.affine_of(behind["batch_norm"]) or affine
+            affine = affine_of(behind["batch_norm"]) or affine
         scaled = folded(weight, affine.after(bias), x.on_grid, grid, rounding != "nearest")
         if scaled.error and grid is None:
             return None
@@ -358,7 +406,7 @@ class _Lowering:
         """Return the grid of a layer's output and its rounding; None where integers cannot round so."""
         norm, last = behind.get("batch_norm"), behind["last"]
         bounds = bounds_of(behind["clip"]) if "clip" in behind else None
-        if norm is not None and self.affine_of(norm) is None:
+        if norm is not None and affine_of(norm) is None:
             return None
         if "grid" in behind:
             a, grid = arguments(behind["grid"]), self.grid_of(behind["grid"]).clipped(bounds)
@@ -375,19 +423,6 @@ class _Lowering:
         self.note(site_of(norm), "grid", f"added: 8 bits, {grid.decimal} decimal bits; trained without one")
         return replace(grid, low=0) if only_relus_read(last) else grid, "nearest"
 
-    def affine_of(self, norm: fx.Node) -> Affine | None:
-        """Return a batch norm in evaluation as factor and shift; None for one of each batch's own statistics."""
-        a = arguments(norm)
-        tensors = {
-            name: attrgetter(str(n.target))(self.traced).double()
-            for name, n in a.items()
-            if isinstance(n, fx.Node) and n.op == "get_attr"
-        }
-        if a["training"] or "running_var" not in tensors:
-            return None
-        factor = tensors.get("weight", 1) / torch.sqrt(tensors["running_var"] + a["eps"])
-        return Affine(factor, tensors.get("bias", 0) - tensors["running_mean"] * factor)
-
     def note(self, path: str, kernel: str, why: str = "") -> None:
         """Record how a layer is computed, and why not in integers."""
         self.result.notes.append({"path": path, "kernel": kernel, "why": why})
@@ -397,7 +432,10 @@ class _Lowering:
         **dict.fromkeys(("adaptive_avg_pool2d", "avg_pool2d", "mean"), averaged),
         **dict.fromkeys(REARRANGING, rearranged),
         **dict.fromkeys(("clamp", "clamp_min", "hardtanh", "relu", "relu6"), clipped),
+        **dict.fromkeys(("constant_pad_nd", "pad", "repeat"), moved),
+        **dict.fromkeys(("sigmoid", "silu", "tanh"), smooth),
         "add": added,
+        "batch_norm": normed,
         "cat": joined,
         "grid": rounded,
         "mask": masked,

@@ -11,13 +11,14 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qprune import __version__
 from qprune.atomic_write import write_atomically
 from qprune.compression.convert import convert
 from qprune.errors import one_of
-from qprune.export.grid_forms import QDQ, QONNX, relu_before_grid
+from qprune.export import quant_graph
+from qprune.export.grid_forms import QDQ, QONNX
 from qprune.export.integer_kernels import TRANSLATIONS, write_weight
 from qprune.export.integer_program import IntegerProgram, calibrate, integer_program
 from qprune.export.packing import pack
@@ -25,6 +26,7 @@ from qprune.export.trace import Inputs, arguments, cannot, operation, trace, wit
 
 FORMS = ("float", "qdq", "qonnx", "integer")
 OPSET = 21  # the first with 4-bit integers and QuantizeLinear to 16 bits
+FUSED = "a runtime fuses operations on floats and adds in an order of its own"
 EARLIER_OPSET = 20  # onnxruntime 1.32 refuses some pairs of later QuantizeLinear that it moves itself
 
 
@@ -35,10 +37,12 @@ class OnnxNetwork:
     Attributes:
         model: The model.
         program: Of the form `integer`, the same in PyTorch.
+        rounds: Why equality with PyTorch is not promised, or an empty text.
     """
 
     model: onnx.ModelProto
     program: IntegerProgram | None = None
+    rounds: str = ""
 
     def add_metadata(self, entries: Mapping[str, str]) -> None:
         """Add entries `qprune.*` to those that are there."""
@@ -85,12 +89,20 @@ def export_onnx(
 def plain_onnx(network: nn.Module, inputs: Inputs, form: str) -> OnnxNetwork:
     """Return the network in floats, or with its grids as nodes of `qdq` or `qonnx`."""
     if form == "float":
-        return OnnxNetwork(to_onnx(convert(network).eval(), inputs))
-    traced = trace(with_custom_operators(network, "values" if form == "qonnx" else "integers"), inputs)
-    relu_before_grid(traced)
+        return OnnxNetwork(to_onnx(convert(network).eval(), inputs), rounds=FUSED)
+    if form == "qonnx":
+        traced, rounds = quant_graph_of(network, inputs)
+        return OnnxNetwork(to_onnx(traced, inputs.flat, QONNX, EARLIER_OPSET), rounds=rounds)
+    traced = trace(with_custom_operators(network), inputs)
+    quant_graph.relu_before_grid(traced)
     wide = any(operation(node) in ("grid", "weight") and arguments(node)["bits"] > 8 for node in traced.graph.nodes)
-    opset = OPSET if form == "qdq" and wide else EARLIER_OPSET
-    return OnnxNetwork(to_onnx(traced, inputs.flat, QONNX if form == "qonnx" else QDQ, opset))
+    return OnnxNetwork(to_onnx(traced, inputs.flat, QDQ, OPSET if wide else EARLIER_OPSET), rounds=FUSED)
+
+
+def quant_graph_of(network: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, str]:
+    """Return what a file of Quant nodes computes, in PyTorch, and why the two may differ, or an empty text."""
+    traced = trace(with_custom_operators(network, "values"), inputs)
+    return traced, quant_graph.rewrite(traced)
 
 
 def integers_of(network: nn.Module, inputs: Inputs, calibration: Any = None) -> IntegerProgram:
@@ -108,11 +120,10 @@ def integers_of(network: nn.Module, inputs: Inputs, calibration: Any = None) -> 
 
 def integer_onnx(program: IntegerProgram, inputs: Inputs, weights: str = "auto") -> OnnxNetwork:
     """Return an integer program as ONNX; for the type of `weights`, see `packing`."""
-    made = OnnxNetwork(
-        to_onnx(program.module, inputs.flat, {**TRANSLATIONS, torch.ops.qprune.weight.default: write_weight}), program
-    )
+    translations = {**TRANSLATIONS, torch.ops.qprune.weight.default: write_weight}
+    made = OnnxNetwork(to_onnx(program.module, inputs.flat, translations), program, program.rounds)
     pack(made.model, program.unsigned, weights)
-    made.add_metadata({"equal_to_reference": str(program.exact).lower(), "layers": json.dumps(program.notes)})
+    made.add_metadata({"equal_to_reference": str(not program.rounds).lower(), "layers": json.dumps(program.notes)})
     return made
 
 

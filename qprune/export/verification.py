@@ -26,9 +26,16 @@ from torch.utils._pytree import tree_leaves
 from qprune.compression.convert import with_plain_weights
 from qprune.compression.prepare import run_example
 from qprune.errors import UserError
-from qprune.export.files import exported_file, integers_of_run, sparse_of_run, uncompressed_onnx
+from qprune.export.files import (
+    exported_file,
+    integers_of_run,
+    quant_graph_of_run,
+    sparse_of_run,
+    uncompressed_onnx,
+)
 from qprune.export.grid_forms import QONNX_DOMAIN
 from qprune.export.integer_program import IntegerProgram
+from qprune.export.onnx_files import FUSED
 from qprune.export.trace import run_and_keep
 from qprune.runs.load import FinishedRun
 
@@ -138,14 +145,14 @@ def verify_onnx(network: nn.Module, path: Path | str, data: Any) -> Difference:
 class Verification:
     """The result of `verify_run`.
 
-    promise: whether equality with the reference is promised. kept: whether that holds, or else the bound. latency_ms:
-    batch -> `float` and `exported`. Sizes are in bytes.
+    rounds: why equality with the reference is not promised, or an empty text. kept: whether the promise holds, or else
+    the bound. latency_ms: batch -> `float` and `exported`. Sizes are in bytes.
     """
 
     signature: str
     form: str
     reference: str
-    promise: bool
+    rounds: str
     kept: bool
     to_reference: Difference
     to_trained: Difference
@@ -179,20 +186,25 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     if exported.metadata.get("qprune.network", run.network_digest) != run.network_digest:
         raise UserError(f"{path} was exported from another network than the run now has; {advice}")
     trained = with_plain_weights(run.task.network).eval()
-    program = integers_of_run(run) if form == "integer" else None
-    reference: Callable[[Tensor], Tensor] = (lambda x: program.module(x)[0]) if program else trained
+    program, module, rounds, name = None, None, FUSED, "the trained network"
+    if form == "integer":
+        program = integers_of_run(run)
+        module, rounds, name = program.module, program.rounds, "the integer network in PyTorch"
+    elif form == "qonnx":
+        (module, rounds), name = quant_graph_of_run(run), "the network in PyTorch with biases and norms behind sums"
+    reference: Callable[[Tensor], Tensor] = (lambda x: module(x)[0]) if module else trained
     score_onnx, inputs, outputs = _evaluate(run, exported)
     score_reference, _, reference_outputs = _evaluate(run, reference)
     score_trained, _, trained_outputs = _evaluate(run, trained)
     to_reference = Difference.between(outputs, reference_outputs)
-    promise, notes = bool(program and program.exact), program.notes if program else []
+    notes = program.notes if program else []
     float_bytes = uncompressed_onnx(run).model.SerializeToString()
     return Verification(
         signature=run.row.signature,
         form=form,
-        reference="the integer network in PyTorch" if program else "the trained network",
-        promise=promise,
-        kept=to_reference.differing == 0 if promise else to_reference.mean_lsb <= BOUND_LSB,
+        reference=name,
+        rounds=rounds,
+        kept=to_reference.mean_lsb <= BOUND_LSB if rounds else to_reference.differing == 0,
         to_reference=to_reference,
         to_trained=Difference.between(outputs, trained_outputs),
         features=_feature_differences(program, inputs[0]) if program else [],

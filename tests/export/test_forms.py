@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import onnx
 import qprune
 from qprune.compression.compressor import Compressor
 from qprune.compression.plan import INPUT, Plan, Site
-from qprune.export import export_hls4ml, export_integers
+from qprune.export import export_integers
 from qprune.export.grid_forms import QDQ, QONNX
 from qprune.export.integers import fixed_type
-from qprune.export.onnx_files import OPSET, to_onnx
-from qprune.export.trace import Inputs
+from qprune.export.onnx_files import OPSET, plain_onnx, quant_graph_of, to_onnx
+from qprune.export.quant_graph import rewrite
+from qprune.export.trace import Inputs, trace
 from qprune.export.verification import QuantSession, Session
-from tests.export.networks import RESIDUAL_PLAN, Residual, compressed
+from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed
 
 EXAMPLE = (1, 3, 8, 8)
 X = torch.randn(6, *EXAMPLE[1:], generator=torch.Generator().manual_seed(9))
@@ -74,6 +75,60 @@ def test_quant_nodes_compute_the_network(rounding: str, axis: str, tmp_path: Pat
     assert {onnx.helper.get_node_attr_value(node, "narrow") for node in nodes} == {0}
     # three features are read by a ReLU alone
     assert sum(onnx.helper.get_node_attr_value(node, "signed") == 0 for node in nodes) == 3
+
+
+@pytest.mark.parametrize("rounding", ["trunc", "floor", "nearest"])
+@pytest.mark.parametrize("make", [Residual, Tanhs])
+def test_quant_nodes_are_promised_to_compute_every_bit(make: type[nn.Module], rounding: str) -> None:
+    pytest.importorskip("qonnx", reason="the extra `qonnx` is not installed")
+    plan, shape = (RESIDUAL_PLAN, EXAMPLE) if make is Residual else (TANHS_PLAN, (1, 1, 8, 8))
+    compressor = compressed(make(), plan, shape, rounding=rounding, weight_axis="output")
+    x = torch.randn(200, *shape[1:], generator=torch.Generator().manual_seed(9))
+    given = Inputs.of(x)
+    traced, rounds = quant_graph_of(compressor.network, given)
+    session = QuantSession(plain_onnx(compressor.network, given, "qonnx").model)
+    assert rounds == ""
+    with torch.no_grad():
+        expected, trained = traced(x)[0], compressor.network(x)
+    assert torch.equal(session(x), expected)
+    # a bias behind its sum, and a norm as a product and a sum, move few numbers to the next of their grid
+    assert (expected != trained).double().mean() < 0.05
+    assert ("MultiThreshold" in session.kernels) == (make is Tanhs)
+
+
+class Functions(nn.Module):
+    """Functions before a grid, in all roundings; `wide`: computed in float64."""
+
+    def __init__(self, wide: bool = False) -> None:
+        super().__init__()
+        self.wide = wide
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        made = []
+        for function in (torch.tanh, torch.sigmoid):
+            for bits, rounding in itertools.product((4, 7), ("trunc", "floor", "nearest")):
+                y = function(x.double()).float() if self.wide else function(x)
+                made.append(torch.ops.qprune.grid(y, bits, 5, rounding, ""))
+        return made
+
+
+def test_thresholds_are_the_function_to_the_last_float() -> None:
+    traced = trace(Functions(), Inputs.of(torch.zeros(2, 4)))
+    assert rewrite(traced) == ""
+    kept = [node for node in traced.graph.nodes if node.op == "get_attr"]
+    begins = torch.cat([getattr(traced, node.target).flatten() for node in kept])
+    near = [begins, begins.nextafter(torch.tensor(-9.0)), begins.nextafter(torch.tensor(9.0))]
+    x = torch.cat([*near, torch.linspace(-20, 20, 4000), torch.tensor([-torch.inf, torch.inf, 3e38])])
+    for found, expected in zip(traced(x), Functions(wide=True)(x), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_what_may_round_otherwise_elsewhere_is_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3))
+    plan = Plan((Site("0", "weight", quantize=True), Site(INPUT, "feature", quantize=True)))
+    compressor = compressed(network, plan, EXAMPLE, prune=None)
+    _, rounds = quant_graph_of(compressor.network, Inputs.of(X))
+    assert rounds == "gelu adds in an order, or rounds, as the runtime likes"
 
 
 def test_quantize_linear_computes_the_network_at_any_batch(tmp_path: Path) -> None:
@@ -186,48 +241,3 @@ def test_a_missing_qonnx_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     qprune.export_onnx(compressor.network, X, tmp_path / "network.onnx", form="qonnx")
     with pytest.raises(qprune.UserError, match=r"^qonnx is not installed; type: pip install 'qprune\[qonnx\]'$"):
         qprune.verify_onnx(compressor.network, tmp_path / "network.onnx", X)
-
-
-class Classifier(nn.Module):
-    """A convolution, a ReLU and a linear layer whose result has a grid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.linear = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.conv(x).relu().flatten(1))
-
-
-class Upscaler(nn.Module):
-    """Two convolutions before a pixel shuffle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.shuffle = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.PixelShuffle(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shuffle(self.conv2(self.conv1(x).relu()))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("network", "rounding", "layers"),
-    [(Classifier(), "trunc", ("conv", "linear")), (Upscaler(), "floor", ("conv1", "conv2"))],
-)
-def test_hardware_is_emulated_without_a_difference(
-    network: nn.Module, rounding: str, layers: tuple[str, str], tmp_path: Path
-) -> None:
-    for package in ("hls4ml", "qonnx"):
-        pytest.importorskip(package, reason="the extra `hls4ml` is not installed")
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    paths = [(path, kind) for path in layers for kind in ("weight", "feature")]
-    sites = [Site(path, kind, prune=path == layers[0], quantize=True) for path, kind in paths]  # type: ignore[arg-type]
-    plan = Plan((Site(INPUT, "feature", quantize=True), *sites))
-    compressor = compressed(network, plan, (1, 1, 8, 8), bits=6, rounding=rounding, weight_axis="tensor")
-    x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(9))
-    project = export_hls4ml(compressor.network, x, tmp_path)
-    assert project.differing(x) == (0, 50 * (64 if isinstance(network, Upscaler) else 5))
-    assert project.cut == ("pixel_shuffle" if isinstance(network, Upscaler) else "")
-    assert any(kind.startswith("ufixed<5,") for kind in project.types().values())

@@ -122,7 +122,8 @@ def _inexact(traced: fx.GraphModule) -> str:
     """Return which operation's result may depend on the order of sums or on a library, or an empty text."""
     bits: dict[Any, int] = {}  # of what lies on one grid
     for node in traced.graph.nodes:
-        name, x, fits = operation(node), node.args[0] if node.args else None, True
+        x: Any = node.args[0] if node.args else None
+        name, fits = operation(node), True
         if name in ("grid", "thresholds", "weight"):
             bits[node] = arguments(node)["bits"]
         elif name in _KEEP_THE_GRID and x in bits:

@@ -67,17 +67,12 @@ def test_hardware_is_emulated_without_a_difference(
     assert any(kind.startswith("ufixed<5,") for kind in project.types().values())
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["grid before tanh", "none"])
-def test_espcn_is_emulated_without_a_difference_where_each_tanh_reads_a_grid(before: bool, tmp_path: Path) -> None:
+def test_espcn_is_emulated_without_a_difference_where_each_tanh_reads_a_grid(tmp_path: Path) -> None:
     sites = [Site(path, "weight", prune=path == "conv2", quantize=True) for path in ("conv1", "conv2", "conv3")]
-    sites += [Site(path, "feature", quantize=True) for path in (INPUT, "tanh1", "tanh2")]
-    sites += [Site("conv1", "feature", quantize=True)] if before else []
-    sites += [Site("conv2", "feature", prune=True, quantize=before)]
-    compressor = compressed(ESPCN(), Plan(tuple(sites)), (1, 1, 6, 6), rounding="floor", weight_axis="tensor")
-    x = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(9))
+    sites += [Site(path, "feature", quantize=True) for path in (INPUT, "conv1", "tanh1", "tanh2")]
+    plan = Plan((*sites, Site("conv2", "feature", prune=True, quantize=True)))
+    compressor = compressed(ESPCN(), plan, (1, 1, 4, 4), rounding="floor", weight_axis="tensor")
+    x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(9))
     project = export_hls4ml(compressor.network, x, tmp_path)
-    differing, elements = project.differing(x)
-    assert elements == 20 * 9 * 36
-    assert project.cut == "pixel_shuffle"
-    assert (differing == 0) == before
-    assert len(project.rough) == (0 if before else 2)
+    assert project.differing(x) == (0, 20 * 9 * 16)
+    assert (project.cut, project.rough) == ("pixel_shuffle", [])

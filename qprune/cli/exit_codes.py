@@ -1,6 +1,7 @@
 """From an exception, a signal or an output that is lost to one paragraph and an exit code."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -66,7 +67,7 @@ def open_streams() -> None:
         if getattr(sys, name) is None:  # closed: the next file that is opened would get all that is printed
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 

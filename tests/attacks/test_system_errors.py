@@ -138,7 +138,7 @@ def test_what_is_taken_away_in_mid_run(whole: Any, tmp_path: Path, attacks: Atta
     def trial(chance: Random) -> None:
         results, aside = tmp_path / str(chance.random()), tmp_path / f"aside{chance.random()}"
         step, place = chance.randint(2, STEPS), chance.randint(0, 7)
-        train_step, taken = Toy.train_step, []
+        train_step, taken = Toy.train_step, list[tuple[Path, str]]()
 
         def acting(task: Toy, batch: Any) -> Any:
             if task.calls + 1 == step and not taken:

@@ -56,8 +56,11 @@ def stopped_text(error: KeyboardInterrupt, verb: str) -> tuple[int, str]:
     """Return exit code and what to say of a signal that stopped a verb outside of training."""
     name = str(error) or "SIGINT (Ctrl-C)"
     if verb in TRAINING_VERBS:
-        text = f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one"
-        return STOPPED if isinstance(error, Stopped) else INTERRUPTED, text
+        code = STOPPED if isinstance(error, Stopped) else INTERRUPTED
+        return (
+            code,
+            f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one",
+        )
     return TERMINATED if name == "SIGTERM" else INTERRUPTED, f"stopped by {name}; qprune {verb} did not finish"
 
 
@@ -139,10 +142,9 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _has_working_folder() -> bool:
-    try:
-        return Path.cwd().exists()
-    except FileNotFoundError:
-        return False
+    with suppress(FileNotFoundError):
+        return bool(Path.cwd())
+    return False
 
 
 def _paragraph(error: BaseException) -> str:

@@ -100,8 +100,6 @@ class RunFolder:
                     pass
             except Timeout:
                 return "running", None
-            except OSError:  # a file system that is read-only or has no locks
-                pass
         if (self.path / FAILED_FILE).exists():
             return "failed", None
         return "interrupted" if self.resumable else "to do", None

@@ -7,8 +7,8 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         run_id="qprune",
     )
     _quiet_agent()
-    with tempfile.TemporaryDirectory() as reports, _handlers_put_back():
+    with tempfile.TemporaryDirectory() as reports, ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # whose handlers torch's agent replaces for good
+                handlers.callback(signal.signal, number, signal.getsignal(number))
         try:
             return elastic_launch(config, _in_group)(reports, work, args)[0]
         except ChildFailedError as error:
@@ -79,18 +82,6 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
             raise Interrupted(
                 f"stopped by {error.sigval.name}, with the ranks' work saved; the same command goes on from there"
             ) from error
-
-
-@contextmanager
-def _handlers_put_back() -> Iterator[None]:
-    """Put back the handlers of signals, which torch's agent replaces for good."""
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _error_of_ranks(reports: Path) -> Exception:

@@ -13,7 +13,7 @@ READY := .venv/ready
 RUN_DEMO := $(BIN)/qprune run data=synthetic budget=smoke order=prune_first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults results check bench bench-gpu docs fmt clean
+.PHONY: help demo test faults attacks results check bench bench-gpu docs fmt clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(READY) ## run the tests; tests on real data need QPRUNE_DATA; ARGS="-k p
 
 faults: $(READY) ## kill, fuzz and starve runs for some twenty minutes, and print the figures; ARGS="-k kill" picks
 	QPRUNE_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults $(ARGS)
+
+attacks: $(READY) ## answer hostile archives, names, files and signals, some 2,000 of them, and print the counts; ARGS="-k names" picks
+	QPRUNE_ATTACKS=100 $(BIN)/python -m pytest -n $(WORKERS) tests/attacks $(ARGS)
 
 results: $(READY) ## train the missing ESPCN rows on real data (hours; resumes), then tables, figures and report
 	scripts/reproduce.sh $(ARGS)

@@ -16,6 +16,11 @@ from PIL import Image
 from qprune.errors import RunFailure, UserError
 
 _TEMPORARY = ".tmp"
+# errors that another folder does not have; others are a disk's or a network's, and may pass
+_UNFIT = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP),
+}
 
 if TYPE_CHECKING:  # the command line writes files too, and must not wait for torch
     from torch import Tensor
@@ -38,10 +43,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:  # also of a signal
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise explained(error, path) from error
+        if isinstance(error, OSError):
+            raise explained(error, path) from error
+        raise
 
 
 def _flush_folder(folder: Path) -> None:
@@ -62,13 +69,21 @@ def remove_left_temporaries(folder: Path) -> None:
 
 
 def explained(error: OSError, path: Path) -> Exception:
-    """Return the error to show for an `OSError` while writing `path`."""
+    """Return the error to show for an `OSError` while reading or writing `path`."""
+    again = "start the same command again: it resumes from the last checkpoint"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailure(
             f"no space is left on the disk to write {path}; free some, or choose another folder with results_dir=..., "
-            "and start the same command again: it resumes from the last checkpoint"
+            f"and {again}"
         )
-    return UserError(f"{path} cannot be written ({error.strerror}); choose a folder that can, with results_dir=...")
+    if error.errno in _UNFIT:
+        return UserError(f"{path} cannot be written ({error.strerror}); choose a folder that can, with results_dir=...")
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return RunFailure(
+            f"{path} is gone ({error.strerror}): it was deleted, moved or unmounted; put back what was moved, and "
+            f"{again} that is there"
+        )
+    return RunFailure(f"{path} cannot be read or written ({error.strerror}); once it can, {again}")
 
 
 def png_bytes(picture: Tensor) -> bytes:

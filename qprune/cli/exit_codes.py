@@ -1,32 +1,103 @@
-"""From an exception to one paragraph and an exit code."""
+"""From an exception, a signal or an output that is lost to one paragraph and an exit code."""
 
 import errno
+import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import TextIO
 
 from qprune.atomic_write import explained
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError
 
 USER, FAILURE, STOPPED, INTERRUPTED, TERMINATED = 2, 1, 75, 130, 143  # exit codes
 TRAINING_VERBS = ("run", "sweep", "frontier")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_MEMORY = ("Cannot allocate memory", "failed to map segment")  # what a loader of libraries says
+_asked: list[str] = []  # signals that came inside `stopping`
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM outside of training, which saves its state by itself."""
+class Stopped(KeyboardInterrupt):
+    """A signal outside of training, which saves its state by itself; its text names it."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Raise Stopped at SIGTERM and SIGINT inside, unless somebody else handles them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = "SIGTERM" if number == signal.SIGTERM else "SIGINT (Ctrl-C)"
+        if number == signal.SIGTERM and name in _asked:
+            return  # `timeout` sends it twice, and the first one is being answered
+        _asked.append(name)
+        raise Stopped(name)
+
+    with ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+                if signal.getsignal(number) == default:
+                    _asked.clear()
+                    handlers.callback(signal.signal, number, signal.signal(number, stop))
+        yield
+
+
+def stop_if_asked() -> None:
+    """Raise Stopped again: Python drops an exception that a callback raises, as one behind an import."""
+    if _asked:
+        raise Stopped(_asked[0])
 
 
 def stopped_text(error: KeyboardInterrupt, verb: str) -> tuple[int, str]:
     """Return exit code and what to say of a signal that stopped a verb outside of training."""
-    code, name = (TERMINATED, "SIGTERM") if isinstance(error, Terminated) else (INTERRUPTED, "SIGINT (Ctrl-C)")
+    name = str(error) or "SIGINT (Ctrl-C)"
     if verb in TRAINING_VERBS:
+        code = STOPPED if isinstance(error, Stopped) else INTERRUPTED
         return (
             code,
             f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one",
         )
-    return code, f"stopped by {name}; qprune {verb} did not finish"
+    return TERMINATED if name == "SIGTERM" else INTERRUPTED, f"stopped by {name}; qprune {verb} did not finish"
+
+
+def open_streams() -> None:
+    """Make standard streams usable: none closed, and none that refuses a letter."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would get all that is printed
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush(stream: TextIO) -> OSError | None:
+    """Flush a stream. One that fails is pointed at /dev/null, and its error returned: else Python exits with 120."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
+
+
+def output_lost(error: OSError, verb: str) -> int:
+    """Say that standard output takes no more, and return the exit code."""
+    trains = verb in TRAINING_VERBS and "qprune.runs.execute" in sys.modules
+    if isinstance(error, BrokenPipeError) and not trains:
+        return 0  # its reader has left, as `head` does
+    again = "; the same command resumes from the last checkpoint" if trains else ""
+    say(f"standard output cannot be written ({error.strerror}){again}")
+    return FAILURE
+
+
+def say(message: str) -> None:
+    """Print an error on stderr, if that can be written."""
+    with suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)
 
 
 def report(error: BaseException) -> tuple[int, str]:
@@ -34,7 +105,7 @@ def report(error: BaseException) -> tuple[int, str]:
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
     code, message = explain(error)
-    print(f"error: {message}", file=sys.stderr)
+    say(message)
     return code, message
 
 
@@ -44,9 +115,13 @@ def explain(error: BaseException) -> tuple[int, str]:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in _DISK:
+        if isinstance(cause, FileNotFoundError) and not _has_working_folder():
+            return USER, "the working folder was deleted; change to another one, and start the same command there"
+        if isinstance(cause, ImportError) and any(text in str(cause) for text in _NO_MEMORY):
+            return FAILURE, f"too little memory to load {cause.name or 'a library'} ({_paragraph(cause)}); free some"
+        if isinstance(cause, OSError) and cause.errno in errno.errorcode and not isinstance(cause, ConnectionError):
             # every file that a run writes is below results_dir, so that is where one without a name belongs
-            cause = explained(cause, Path(cause.filename or "the results folder"))
+            cause = explained(cause, Path(os.fsdecode(cause.filename or "the results folder")))
         elif "No space left on device" in str(cause) and not isinstance(cause, RunFailure):
             # libraries that write through native code lose the error number
             cause = explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
@@ -64,6 +139,12 @@ def explain(error: BaseException) -> tuple[int, str]:
         f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
         "that the same command prints with --debug"
     )
+
+
+def _has_working_folder() -> bool:
+    with suppress(FileNotFoundError):
+        return bool(Path.cwd())
+    return False
 
 
 def _paragraph(error: BaseException) -> str:

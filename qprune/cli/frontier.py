@@ -129,6 +129,7 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
     left_out: set[Point] = set()
     waiting = False
     while True:
+        exit_codes.stop_if_asked()
         search = searched(grid)
         for point in [] if grid.exhaustive else grid.points:
             is_open = point not in left_out and len(search.known[point].scores) < len(grid.seeds)

@@ -4,11 +4,8 @@ import argparse
 import os
 import pkgutil
 import re
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from types import FrameType
 
 from qprune.cli import exit_codes as failures
 from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
@@ -54,41 +51,37 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of this process), and return the exit code.
 
-    0, 1 when a run failed, 2 when the input is wrong, 75 when a signal stopped a run with everything saved, 130 or 143
-    when SIGINT or SIGTERM stopped anything else.
+    0, 1 when a run failed, 2 when the input is wrong, 75 when a signal stopped runs, which the same command resumes,
+    130 or 143 when SIGINT or SIGTERM stopped anything else, and 130 when a second SIGINT did not wait for a step.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    failures.open_streams()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         # Before torch is imported: threads of OpenMP that wait spin for long, and beside another busy process a step
         # of MobileNetV2 then takes 7 s instead of 1.4 s. The library reads this when it is loaded.
         os.environ["GOMP_SPINCOUNT"] = "10000"
-    handled = (
-        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
-    )
-    if handled:
-        signal.signal(signal.SIGTERM, _terminate)
+    verb = next((word for word in words if word in VERBS), "")
     try:
-        code = _dispatch(_without_own_flags(words))
-        sys.stdout.flush()
-        return code
+        with failures.stopping():
+            code = _dispatch(_without_own_flags(words))
+            sys.stdout.flush()
+            return code
     except SystemExit as stop:  # argparse's and Hydra's way out, and that of a failed run
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's, when the reader of our output has left
+            return failures.output_lost(stop.__context__, verb)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt as error:
-        code, text = failures.stopped_text(error, next((word for word in words if word in VERBS), ""))
-        print(f"error: {text}", file=sys.stderr)
+        code, text = failures.stopped_text(error, verb)
+        failures.say(text)
         return code
     except Exception as error:
+        unnamed = isinstance(error, OSError) and error.filename is None
+        if unnamed and (lost := failures.flush(sys.stdout)) is not None:
+            return failures.output_lost(lost, verb)
         return failures.report(error)[0]
     finally:
-        if handled:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise failures.Terminated
+        failures.flush(sys.stdout)
+        failures.flush(sys.stderr)
 
 
 def _without_own_flags(words: list[str]) -> list[str]:

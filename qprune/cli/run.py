@@ -29,7 +29,7 @@ from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Comp
 from qprune.config.schema import RunConfig, json_schema, keys
 from qprune.config.signature import as_dict, short_hash
 from qprune.config.types import legal, schema_at
-from qprune.errors import DEBUG_VARIABLE, UserError, counted
+from qprune.errors import DEBUG_VARIABLE, RunFailure, UserError, counted
 from qprune.runs.folder import LOCK_FILE
 from qprune.runs.jobs import Job, expand, first_events, jobs_of, seconds_left, time_left_text
 from qprune.runs.lookup import folder_of
@@ -125,6 +125,7 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     checked = RunConfig.check(config)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
 
+    failures.stop_if_asked()
     runner.execute(checked)
     return 0
 
@@ -179,21 +180,25 @@ def _job(cfg: DictConfig) -> None:
     overrides = [text for text in job.overrides.task if key_of(text) != _WARM_STARTS]
     note: dict[str, Any] = {"overrides": overrides, "exit_code": 0, "message": "", "result": ""}
     place, started = Path(job.sweep.dir) / f"job-{job.job.num}", time.monotonic()
+    log = place.with_suffix(".log").open("a", encoding="utf-8")
     try:
-        from qprune.runs import execute as runner
+        with failures.stopping(), log, contextlib.redirect_stdout(log):
+            failures.stop_if_asked()
+            print(*overrides, flush=True)  # first, as `_cut_short` expects
+            from qprune.runs import execute as runner
 
-        config = RunConfig.check(as_dict(cfg))
-        note["before"] = folder_of(config).finished
-        with place.with_suffix(".log").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            config = RunConfig.check(as_dict(cfg))
+            note["before"] = folder_of(config).finished
             if (row := runner.execute(config, wait=True)) is not None:  # another sweep may have this run
                 note["result"] = gain_text(row)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         note["exit_code"], note["message"] = failures.explain(error)
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exception(error)
     code = note["exit_code"]
     write_json(place.with_suffix(".json"), note | {"seconds": time.monotonic() - started})
-    if code == failures.STOPPED:  # jobs behind a failed one still run; not so behind one that was told to stop
+    # jobs behind a failed one still run; not so behind one that was told to stop
+    if code in (failures.STOPPED, failures.INTERRUPTED):
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
 
 
@@ -217,7 +222,14 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
             launch([f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
-        if isinstance(error, UserError) or not launcher or _outcomes(folder):
+        if isinstance(error, UserError) or not launcher:
+            raise
+        if cut := _cut_short(folder):
+            raise RunFailure(
+                f"{launcher[-1]} lost a process, and stopped these runs: {'; '.join(cut)}; the same command goes on "
+                f"from their last checkpoints ({error})"
+            ) from error
+        if _outcomes(folder):
             raise
         raise UserError(
             f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
@@ -227,7 +239,8 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         stopped = [outcome for outcome in outcomes if outcome["exit_code"] == failures.STOPPED]
         failed = [outcome for outcome in outcomes if outcome["exit_code"] and outcome not in stopped]
         counts = {"finished": len(outcomes) - len(failed) - len(stopped), "failed": len(failed)}
-        counts |= {"interrupted": len(stopped), "not started": len(jobs) - len(outcomes)}
+        begun = len(outcomes) + len(cut := _cut_short(folder))
+        counts |= {"interrupted": len(stopped) + len(cut), "not started": len(jobs) - begun}
         print(_summary_text(jobs_of(overrides, options.config_dir)))
         shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
         print(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
@@ -256,6 +269,12 @@ def _outcomes(folder: Path) -> list[dict[str, Any]]:
     """Read how the jobs ended: overrides, exit_code, and a message of failed ones."""
     notes = sorted(folder.glob("job-*.json"), key=lambda path: (len(path.name), path.name))
     return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
+
+
+def _cut_short(folder: Path) -> list[str]:
+    """List the overrides of jobs that have begun and left no note: their process was killed."""
+    logs = [path for path in sorted(folder.glob("job-*.log")) if not path.with_suffix(".json").exists()]
+    return [path.read_text(encoding="utf-8").partition("\n")[0] for path in logs]
 
 
 def _remove_left_notes(folder: Path) -> None:

@@ -49,7 +49,8 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            self._look()
+            with suppress(OSError):  # of an output that is full: the sweep says so at its end
+                self._look()
 
     def _look(self) -> None:
         """Print the notes that are new."""

@@ -6,7 +6,6 @@ mode on a CPU, `native` computes the same bits in one pass.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -160,11 +159,10 @@ def _round(x: Tensor, rounding: str) -> Tensor:
 def use_native() -> bool:
     """Use the native operator in this process; return whether it is in use.
 
-    A warning says so where it compiles but does not give the bits of torch on this machine.
+    A warning says once why it is not: it cannot be compiled or loaded, or does not give the bits of torch here.
     """
     if not native.in_use() and native.load() and not _bits_agree():
-        native.unload()
-        warnings.warn("the native operator does not give torch's bits here; it is not used", stacklevel=2)
+        native.refuse("it does not give torch's bits here")
     return native.in_use()
 
 

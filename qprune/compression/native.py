@@ -1,8 +1,9 @@
 """Fake quantization in one pass on a CPU: csrc/fake_quantize.c, compiled when a process asks for it.
 
 A C file and ctypes rather than `torch.utils.cpp_extension`: it compiles in half a second instead of half a minute, and
-needs neither torch's headers nor ninja nor a cache on disk. Where it cannot be used (no C compiler, a GPU, another
-dtype or memory layout) `fake_quantize` computes the same bits with torch's functions, in five passes.
+needs neither torch's headers nor ninja nor a cache on disk. Another process loads and calls it first, since a library
+may end its process. Where it cannot be used (no C compiler, a GPU, another dtype or memory layout) `fake_quantize`
+computes the same bits with torch's functions, in five passes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,22 @@ _SOURCE = Path(__file__).parent / "csrc" / "fake_quantize.c"
 # No contraction and no -ffast-math: the bits are those of torch. The object is linked without OpenMP's library, so that
 # its threads are those of the library that torch has loaded, and torch.set_num_threads holds here too.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+_SECONDS = 60.0  # that a compiler may take
 _KINDS = {"trunc": 0, "floor": 1, "nearest": 2, "clip": 3}
 
+# Loads a library behind that of OpenMP, and calls it on 64 numbers.
+_TRIAL = """
+import sys
+from ctypes import CDLL, RTLD_GLOBAL, c_float, c_int32, c_int64
+path, *openmp = sys.argv[1:]
+loaded = [CDLL(each, RTLD_GLOBAL) for each in openmp]
+x, out, one = (c_float * 64)(*range(64)), (c_float * 64)(), c_int64(1)
+CDLL(path).apply(x, None, out, one, c_int64(64), (c_int32 * 1)(2), one, one, c_float(-128), c_float(127), c_int32(0))
+print("called")
+"""
+
 _library: Any = None
+_refused: set[str] = set()  # values of CC whose operator is not used, which is said once
 
 
 def load() -> bool:
@@ -37,7 +52,11 @@ def load() -> bool:
     Call `fake_quantize.use_native` instead, which also compares its bits with torch's.
     """
     global _library
-    _library = _library or _compiled()
+    if _library is None and os.environ.get("CC", "") not in _refused and sys.platform.startswith("linux"):
+        try:
+            _library = _compiled()
+        except Exception as error:  # no compiler, one that fails, no temporary folder, or one that forbids execution
+            refuse(str(error))
     return _library is not None
 
 
@@ -45,6 +64,16 @@ def unload() -> None:
     """Compute with torch's functions from now on."""
     global _library
     _library = None
+
+
+def refuse(reason: str) -> None:
+    """Unload the operator of this compiler for good, with a warning."""
+    unload()
+    _refused.add(os.environ.get("CC", ""))
+    warnings.warn(
+        f"the native operator is not used ({reason}); torch's functions compute the same bits, more slowly",
+        stacklevel=3,
+    )
 
 
 def in_use() -> bool:
@@ -107,25 +136,36 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _compiled() -> Any:
-    """Return the compiled source as a loaded library, or None where it cannot be compiled or loaded."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        # CC may be several words, such as "ccache gcc".
-        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
-        # A new folder with access for this user alone: no file of another user can be loaded, and processes that
-        # compile at the same time do not collide.
-        with tempfile.TemporaryDirectory(prefix="qprune-") as folder:
-            part, whole = Path(folder, "fake_quantize.o"), Path(folder, "fake_quantize.so")
-            for command in (
-                [*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(part)],
-                [*compiler, "-shared", str(part), "-o", str(whole)],
-            ):
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-            library = ctypes.CDLL(str(whole))  # stays mapped when the folder is removed
-            pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-            library.apply.argtypes = [*[pointer] * 3, count, count, pointer, count, count, real, real, ctypes.c_int32]
-            library.apply.restype = None
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
-        return None  # no compiler, one that fails, no temporary folder, or one from which nothing may be executed
+    """Return the compiled source as a loaded library."""
+    # CC may be several words, such as "ccache gcc".
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+    if not compiler[0]:
+        raise FileNotFoundError("no C compiler: neither CC is set, nor is there cc or gcc")
+    # A new folder with access for this user alone: no file of another user can be loaded, and processes that compile at
+    # the same time do not collide.
+    with tempfile.TemporaryDirectory(prefix="qprune-") as folder:
+        part, whole = Path(folder, "fake_quantize.o"), Path(folder, "fake_quantize.so")
+        _run([*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(part)])
+        _run([*compiler, "-shared", str(part), "-o", str(whole)])
+        openmp = sorted(map(str, Path(torch.__file__).parent.glob("lib/libgomp*"))) or ["libgomp.so.1"]
+        if "called" not in _run([sys.executable, "-I", "-S", "-c", _TRIAL, str(whole), *openmp]):
+            raise RuntimeError("it ends the process that loads it")
+        library = ctypes.CDLL(str(whole))  # stays mapped when the folder is removed
+    pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    library.apply.argtypes = [*[pointer] * 3, count, count, pointer, count, count, real, real, ctypes.c_int32]
+    library.apply.restype = None
     return library
+
+
+def _run(command: Sequence[str]) -> str:
+    """Return what a command prints. Raises RuntimeError with the line that names its error."""
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{name}: no end after {_SECONDS:.0f} s") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines()
+        why = next((line.strip() for line in lines if "rror" in line), f"exit code {done.returncode}")
+        raise RuntimeError(f"{name}: {why}")
+    return done.stdout.decode(errors="replace")

@@ -84,8 +84,9 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
         except (Interrupted, StoppedEarly):
             raise
         except Exception as error:
-            with suppress(UserError, RunFailure):  # on a full disk
-                folder.note_failed(str(error))
+            with suppress(OSError, UserError, RunFailure):  # on a full disk
+                if folder.path.is_dir():  # or its folder was taken away
+                    folder.note_failed(str(error))
             raise
         folder.store(row)
         folder.remove_checkpoints()

@@ -26,7 +26,10 @@ def save(folder: Path, step: int, state: dict[str, Any], kept: int | None = KEPT
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomically(path, content)
     for old in _newest_first(folder)[kept:] if kept is not None else ():
-        old.unlink(missing_ok=True)
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:  # one checkpoint too many is no reason to stop
+            warnings.warn(f"{old} cannot be removed ({error.strerror}); delete it by hand", stacklevel=2)
     return path
 
 
@@ -67,4 +70,5 @@ def _step(path: Path) -> int:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
+    found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, reverse=True)

@@ -4,9 +4,11 @@ import itertools
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._pytree import tree_map
 
@@ -62,11 +65,19 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         run_id="qprune",
     )
     _quiet_agent()
-    with tempfile.TemporaryDirectory() as reports:
+    with tempfile.TemporaryDirectory() as reports, ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # whose handlers torch's agent replaces for good
+                handlers.callback(signal.signal, number, signal.getsignal(number))
         try:
             return elastic_launch(config, _in_group)(reports, work, args)[0]
         except ChildFailedError as error:
             raise _error_of_ranks(Path(reports)) from error
+        except (RendezvousError, dist.DistNetworkError) as error:
+            raise RunFailure(
+                f"ranks cannot reach each other through localhost ({' '.join(str(error).split())[:200]}); bring its "
+                "network up, or type trainer.ranks=1"
+            ) from error
         except SignalException as error:
             raise Interrupted(
                 f"stopped by {error.sigval.name}, with the ranks' work saved; the same command goes on from there"

@@ -1,7 +1,9 @@
 """The one training loop: steps, events, evaluation, checkpoints, stopping."""
 
 import copy
+import errno
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from qprune.atomic_write import write_atomically
+from qprune.atomic_write import explained, write_atomically
 from qprune.compression.compressor import Compressor
 from qprune.compression.distributed import rank_and_world, set_batch_share
 from qprune.errors import Interrupted, RunFailure, StoppedEarly, UserError
@@ -100,6 +102,7 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end and evaluate. Raises Interrupted, StoppedEarly or RunFailure."""
         torch.manual_seed(self.loop.seed + 7919 * rank_and_world()[0])
+        self.loop.metrics.parent.mkdir(parents=True, exist_ok=True)
         if self._restore():
             if self.main and not self.steps_taken_over:
                 say(f"resumed at step {self.step:,} of {self.steps:,}")
@@ -118,6 +121,7 @@ class Trainer:
                 if self.step < self.steps:
                     self._stop_or_save()
                     self._stop_early()
+        self._stop_or_save()  # a signal in the last epoch or its evaluation: nothing more is begun
         self.compressor.at(self.steps)
         last = self.metrics[-1].items()  # the last epoch is always evaluated
         return {name: value for name, value in last if name not in _EPOCH_COLUMNS and not name.startswith("loss")}
@@ -240,8 +244,14 @@ class Trainer:
             self.warm_start.save(self.state_dict(), self.optimizers)
         return row
 
+    def _require_folder(self) -> None:
+        """Raise RunFailure where the run's folder is gone: it would be made again, without what it held."""
+        if not (folder := self.loop.metrics.parent).is_dir():
+            raise explained(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), folder)
+
     def _write_metrics(self) -> None:
         if self.main:
+            self._require_folder()
             write_atomically(self.loop.metrics, pd.DataFrame(self.metrics).to_csv(index=False).encode())
 
     def _evaluate(self) -> dict[str, float]:
@@ -307,7 +317,7 @@ class Trainer:
 
     def _stop_or_save(self) -> None:
         """Stop after a signal, or save when that is due; all ranks agree on it."""
-        if rank_and_world()[1] > 1 and self.step % _STEPS_BETWEEN_AGREEMENTS:
+        if rank_and_world()[1] > 1 and self.step % _STEPS_BETWEEN_AGREEMENTS and self.step < self.steps:
             return
         late = time.monotonic() - self._saved_at > 60 * self.loop.checkpoint_minutes
         if any_rank(self._stop_signal is not None, self.device):
@@ -332,6 +342,7 @@ class Trainer:
         self.compressor.collect_on_first_rank()
         self._saved_at = time.monotonic()
         if self.main:
+            self._require_folder()
             checkpoint.save(self.loop.checkpoints, self.step, self.state_dict())
             self._initial = None
 

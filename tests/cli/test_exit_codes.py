@@ -32,6 +32,27 @@ BUG = "This is a bug of qprune; please report it with the traceback that the sam
             "/results/x cannot be written (Permission denied); choose a folder that can, with results_dir=...",
         ),
         (
+            OSError(errno.EIO, "Input/output error", "/results/x"),
+            1,
+            (
+                "/results/x cannot be read or written (Input/output error); once it can, start the same command again: "
+                "it resumes from the last checkpoint"
+            ),
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/results/x"),
+            1,
+            (
+                "/results/x is gone (No such file or directory): it was deleted, moved or unmounted; put back what was "
+                "moved, and start the same command again: it resumes from the last checkpoint that is there"
+            ),
+        ),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object", name="torch"),
+            1,
+            "too little memory to load torch (libtorch_cpu.so: failed to map segment from shared object); free some",
+        ),
+        (
             RuntimeError("PytorchStreamWriter failed writing file: No space left on device"),
             1,
             FULL.format("the results folder"),
@@ -62,7 +83,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr().err.startswith("Traceback (most recent call last)")
 
 
-def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fails_with(KeyboardInterrupt(), monkeypatch)
     assert cli.main(["run", *SMOKE]) == 130
     said = "the same command resumes from the last checkpoint, or begins again without one"
@@ -86,7 +107,8 @@ def test_a_signal_before_training_is_no_traceback_and_no_silence(number: int, ve
         f"from qprune.cli.main import main; sys.exit(main([{verb!r}, *{[*SMOKE] if verb == 'run' else []}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(number)]
+    other = {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(number)]
+    assert done.returncode == (75 if verb == "run" else other)
     assert done.stderr.startswith(f"error: stopped by {signal.Signals(number).name}")
     assert done.stderr.endswith(f"{said}\n")
     assert done.stderr.count("\n") == 1

@@ -139,7 +139,7 @@ def _inexact(traced: fx.GraphModule) -> str:
             fits = name in ("", *_KEEP_THE_GRID, *_ROUND_ONCE, *_OF_SIZES)
         if not fits:
             place = f" at {site_of(node)}" if node.name != site_of(node) else ""
-            return f"{name}{place} adds in an order, or rounds, as the runtime likes"
+            return f"{name}{place} adds or rounds values that lie on no grid, each runtime in its own way"
     return ""
 
 

@@ -128,7 +128,7 @@ def test_what_may_round_otherwise_elsewhere_is_named() -> None:
     plan = Plan((Site("0", "weight", quantize=True), Site(INPUT, "feature", quantize=True)))
     compressor = compressed(network, plan, EXAMPLE, prune=None)
     _, rounds = quant_graph_of(compressor.network, Inputs.of(X))
-    assert rounds == "gelu adds in an order, or rounds, as the runtime likes"
+    assert rounds == "gelu adds or rounds values that lie on no grid, each runtime in its own way"
 
 
 def test_quantize_linear_computes_the_network_at_any_batch(tmp_path: Path) -> None:

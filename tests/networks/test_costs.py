@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
-tool = pytest.importorskip("qonnx.util.inference_cost", reason="the extra `qonnx` is not installed")
+pytest.importorskip("qonnx", reason="the extra `qonnx` is not installed")
 
 from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.util.inference_cost import inference_cost
 
 from qprune.compression.cost import cost
 from qprune.export.onnx_files import plain_onnx
@@ -33,5 +34,5 @@ def test_products_are_those_of_an_export_and_of_torch(name: str) -> None:
     ours = cost(network, x)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x)
-    found = tool.inference_cost(ModelWrapper(model), discount_sparsity=False)["total_cost"]
+    found = inference_cost(ModelWrapper(model), discount_sparsity=False)["total_cost"]
     assert ours.total()["macs"] == found["total_macs"] == counter.get_total_flops() / 2

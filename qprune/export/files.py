@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +52,8 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
         raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
     path, made = exported_file(run.folder, form), None
     if form == "hls4ml":
-        project = export_hls4ml(run.task.network.eval(), run.example, path)
+        with redirect_stdout(StringIO()):  # hls4ml prints each layer
+            project = export_hls4ml(run.task.network.eval(), run.example, path)
         differing, elements = project.differing(run.training_input())
         parts = [f"{differing:,} of {elements:,} outputs differ from PyTorch in emulation"]
         parts += [f"{project.cut} is cut off the end"] if project.cut else []

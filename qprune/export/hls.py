@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -144,9 +145,11 @@ def _channels_last(model: onnx.ModelProto) -> tuple[Any, bool]:
 
     for end in (model.graph.input[0], model.graph.output[0]):
         end.type.tensor_type.shape.dim[0].dim_value = 1
-    clean = cleanup_model(ModelWrapper(model)).transform(GemmToMatMul())
-    clean = cleanup_model(clean).transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
-    clean = cleanup_model(clean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GemmToMatMul, of opsets after 9
+        clean = cleanup_model(ModelWrapper(model)).transform(GemmToMatMul())
+        clean = cleanup_model(clean).transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
+        clean = cleanup_model(clean)
     truncating = False
     for node in clean.graph.node:
         if node.domain == QONNX_DOMAIN and node.op_type == "Quant":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -20,7 +21,7 @@ def printed_by(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"classifier", "functional", "transformer"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"classifier", "functional", "pretrained", "transformer"}
 
 
 def test_a_classifier_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +56,24 @@ def test_a_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sparsity: {'weight': 0.5, 'feature': 0.5}\nconverted outputs equal: True\n" in printed
     (scores,) = re.findall(r"^accuracy at 6, 9 and 12 tokens: (.*)$", printed, re.MULTILINE)
     assert all(float(score.strip(" %")) > 85 for score in scores.split(","))
+
+
+def test_a_pretrained_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a small network and noise in place of the package's network and CIFAR-10."""
+    for package in ("onnxruntime", "onnxscript", "qonnx"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    names = runpy.run_path(str(EXAMPLES / "pretrained.py"))
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8)]
+    network = nn.Sequential(*layers, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    pictures = names["Pictures"](torch.randint(256, (96, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (96,)))
+    names["steps"](network, pictures, pictures, tmp_path)
+    printed = capsys.readouterr().out
+    assert "converted outputs equal: True\n" in printed
+    assert re.search(r"^qonnx: \d\.\d MB; 0 of 80 outputs differ", printed, re.MULTILINE)
+    assert re.search(r"^integer: .*; equal to the same integers in PyTorch: True$", printed, re.MULTILINE)
+    assert re.search(r"^integers: \d\.\d MB; 3 of 3 weights equal$", printed, re.MULTILINE)
+    page = names["PAGE"].read_text(encoding="utf-8")
+    for section, lines in names["PRINTED"].items():  # the page has what the script prints today, but for the numbers
+        (shown,) = re.findall(rf"% printed: {section}\n```text\n(.*?)\n```", page, re.DOTALL)
+        found = [line.split(":")[0] for line in shown.splitlines() if not line.startswith(("note:", "  "))]
+        assert found == [line.split(":")[0] for line in lines]

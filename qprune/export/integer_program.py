@@ -240,6 +240,15 @@ class _Lowering:
         """Move elements, which keep their type and grid."""
         return replace(values[0], node=self.copied(node, lambda value: value.node))
 
+    def padded(self, node: fx.Node, values: Sequence[Value]) -> Value:
+        """Pad with zeros, which lie on a grid and are the zero point of integers."""
+        x, a = values[0], arguments(node)
+        holds_zero = x.grid is not None and x.grid.low <= 0 <= x.grid.high
+        if a["mode"] != "constant" or a["value"] or not holds_zero or not all(isinstance(n, int) for n in a["pad"]):
+            return self.other(node, values)
+        made = self.call(torch.constant_pad_nd, x.node, list(a["pad"]), x.zero if x.stored else 0.0)
+        return replace(x, node=made)
+
     def clipped(self, node: fx.Node, values: Sequence[Value]) -> Value:
         """Apply a ReLU or other bounds, where possible by narrowing the grid."""
         x, bounds = values[0], bounds_of(node)
@@ -439,6 +448,7 @@ class _Lowering:
         "cat": joined,
         "grid": rounded,
         "mask": masked,
+        "pad": padded,
     }
 
 

@@ -216,6 +216,20 @@ def test_relu6_and_hardtanh_keep_the_grid_in_integers(sites: tuple[str, ...]) ->
     assert equal(program, session, inputs())
 
 
+@pytest.mark.parametrize("sites", [("1", "5"), ("1", "3", "5")], ids=["before", "before and behind"])
+def test_padding_by_a_module_keeps_integers(sites: tuple[str, ...]) -> None:
+    """As in networks that follow TensorFlow, which pads a stride of 2 on one side alone."""
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.ZeroPad2d((0, 1, 0, 1))),
+        *(nn.Conv2d(8, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4)),
+    )
+    plan = quantized("0", "4", features=sites)
+    compressor = compressed(network, plan, EXAMPLE, prune=None, rounding="nearest", weight_axis="output")
+    program, session = integer(compressor.network, inputs())
+    assert [note["kernel"] for note in program.notes] == ["integer"] * 2
+    assert equal(program, session, inputs())
+
+
 class Two(nn.Module):
     """A network of two inputs and two outputs."""
 

@@ -1,4 +1,4 @@
-"""Print docs/networks.md: `python -m tests.networks > docs/networks.md`, with all libraries installed."""
+"""Print results/networks.md: `python -m tests.networks > results/networks.md`, with all libraries installed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ feature that a convolution or matrix product reads lies on its grid, unless cove
 read, with the share of their elements. Not quantized are embeddings, other free parameters, the results, and features
 that functions make where no module returns them; `qprune.coverage` names each and says what to do. *Step* is the time
 of a forward and a backward pass with all operators active, relative to the float network, on one core of a CPU.
-Networks this small show the cost of the calls; [](benchmark.md) measures that of the arithmetic.
+Networks this small show the cost of the calls; `results/bench.md` measures that of the arithmetic.
 
 | network | library | weights | features | step |
 | --- | --- | --- | --- | --- |"""
 
 _FOOT = """
-`python -m tests.networks > docs/networks.md` prints this page."""
+`python -m tests.networks > results/networks.md` prints this page."""
 
 
 def main() -> None:

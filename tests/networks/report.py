@@ -1,4 +1,4 @@
-"""The table of the zoo in docs/networks.md."""
+"""The table of the zoo in results/networks.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qprune.compression.compressor import Compressor, compress
 from qprune.compression.schedule import Schedule
 from tests.networks.zoo import BATCH, Network
 
-PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
+PAGE = Path(__file__).parents[2] / "results" / "networks.md"
 SCHEDULE = Schedule(t_p=0, dt_p=1, n=2, t_qw=3, t_qf=4)
 STEPS = 6
 

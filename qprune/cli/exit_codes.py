@@ -139,7 +139,7 @@ def _of_system(error: BaseException) -> BaseException:
     if isinstance(error, FileNotFoundError) and not _has_working_folder():
         return UserError("the working folder was deleted; change to another one, and start the same command there")
     if isinstance(error, ImportError) and any(text in str(error) for text in _NO_MEMORY):
-        return RunFailure(f"too little memory to load {error.name or 'a library'} ({_paragraph(error)}); free some")
+        return RunFailure(f"too little memory to load a library ({_paragraph(error)}); free some, or raise its limit")
     if isinstance(error, OSError) and error.errno in errno.errorcode and not isinstance(error, ConnectionError):
         # every file that a run writes is below results_dir, so that is where one without a name belongs
         return explained(error, Path(os.fsdecode(error.filename or "the results folder")))

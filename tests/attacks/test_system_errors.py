@@ -238,6 +238,7 @@ def process(*arguments: str, before: tuple[str, ...] = ()) -> Answer:
     return explained(Answer(done.returncode, done.stdout, done.stderr))
 
 
+@pytest.mark.skipif(not LONG, reason="make attacks: processes that load torch")
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="memory is bounded by prlimit")
 def test_too_little_memory(toy: tuple[str, ...], tmp_path: Path, attacks: Attacks) -> None:
     def trial(chance: Random) -> None:

@@ -136,7 +136,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 def _of_system(error: BaseException) -> BaseException:
     """Return the error to show for one of the system; another one as it is."""
-    if isinstance(error, FileNotFoundError) and not _has_working_folder():
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd
         return UserError("the working folder was deleted; change to another one, and start the same command there")
     if isinstance(error, ImportError) and any(text in str(error) for text in _NO_MEMORY):
         return RunFailure(f"too little memory to load a library ({_paragraph(error)}); free some, or raise its limit")
@@ -147,12 +147,6 @@ def _of_system(error: BaseException) -> BaseException:
         # libraries that write through native code lose the error number
         return explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
     return error
-
-
-def _has_working_folder() -> bool:
-    with suppress(FileNotFoundError):
-        return bool(Path.cwd())
-    return False
 
 
 def _paragraph(error: BaseException) -> str:

@@ -43,7 +43,12 @@ def stopping() -> Iterator[None]:
                 if signal.getsignal(number) == default:
                     _asked.clear()
                     handlers.callback(signal.signal, number, signal.signal(number, stop))
-        yield
+        try:
+            yield
+        except Exception as error:  # perhaps what a library has made of Stopped, as Hydra's parser does
+            if _asked:
+                raise Stopped(_asked[0]) from error
+            raise
 
 
 def stop_if_asked() -> None:

@@ -43,7 +43,12 @@ def stopping() -> Iterator[None]:
                 if signal.getsignal(number) == default:
                     _asked.clear()
                     handlers.callback(signal.signal, number, signal.signal(number, stop))
-        yield
+        try:
+            yield
+        except Exception as error:  # perhaps what a library has made of Stopped, as Hydra's parser does
+            if _asked:
+                raise Stopped(_asked[0]) from error
+            raise
 
 
 def stop_if_asked() -> None:
@@ -74,10 +79,10 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def flush(stream: TextIO) -> OSError | None:
-    """Flush a stream. One that fails is pointed at /dev/null, and its error returned: else Python exits with 120."""
+def flush(stream: TextIO, text: str = "") -> OSError | None:
+    """Print a text. A stream that fails is pointed at /dev/null, and its error returned: else Python exits with 120."""
     try:
-        stream.flush()
+        print(text, end="", file=stream, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return error
@@ -115,16 +120,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     for cause in causes:
-        if isinstance(cause, FileNotFoundError) and not _has_working_folder():
-            return USER, "the working folder was deleted; change to another one, and start the same command there"
-        if isinstance(cause, ImportError) and any(text in str(cause) for text in _NO_MEMORY):
-            return FAILURE, f"too little memory to load {cause.name or 'a library'} ({_paragraph(cause)}); free some"
-        if isinstance(cause, OSError) and cause.errno in errno.errorcode and not isinstance(cause, ConnectionError):
-            # every file that a run writes is below results_dir, so that is where one without a name belongs
-            cause = explained(cause, Path(os.fsdecode(cause.filename or "the results folder")))
-        elif "No space left on device" in str(cause) and not isinstance(cause, RunFailure):
-            # libraries that write through native code lose the error number
-            cause = explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
+        cause = _of_system(cause)
         for kind, code in ((UserError, USER), (RunFailure, FAILURE), (Interrupted, STOPPED)):
             if isinstance(cause, kind):
                 return code, _paragraph(cause)
@@ -135,16 +131,27 @@ def explain(error: BaseException) -> tuple[int, str]:
         # Hydra or OmegaConf refused the config itself; by name, which needs no import
         if {"HydraException", "OmegaConfBaseException"} & {kind.__name__ for kind in type(cause).__mro__}:
             return USER, _paragraph(cause)
+    if sys.platform.startswith("linux") and not Path("/proc/cpuinfo").exists():
+        return FAILURE, f"{_paragraph(error)}; torch reads /proc, which is not mounted here"
     return FAILURE, (
         f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
         "that the same command prints with --debug"
     )
 
 
-def _has_working_folder() -> bool:
-    with suppress(FileNotFoundError):
-        return bool(Path.cwd())
-    return False
+def _of_system(error: BaseException) -> BaseException:
+    """Return the error to show for one of the system; another one as it is."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd
+        return UserError("the working folder was deleted; change to another one, and start the same command there")
+    if isinstance(error, ImportError) and any(text in str(error) for text in _NO_MEMORY):
+        return RunFailure(f"too little memory to load a library ({_paragraph(error)}); free some, or raise its limit")
+    if isinstance(error, OSError) and error.errno in errno.errorcode and not isinstance(error, ConnectionError):
+        # every file that a run writes is below results_dir, so that is where one without a name belongs
+        return explained(error, Path(os.fsdecode(error.filename or "the results folder")))
+    if "No space left on device" in str(error) and not isinstance(error, RunFailure):
+        # libraries that write through native code lose the error number
+        return explained(OSError(errno.ENOSPC, "no space"), Path("the results folder"))
+    return error
 
 
 def _paragraph(error: BaseException) -> str:

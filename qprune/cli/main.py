@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures.say(text)
         return code
     except Exception as error:
-        unnamed = isinstance(error, OSError) and error.filename is None
-        if unnamed and (lost := failures.flush(sys.stdout)) is not None:
+        unnamed = isinstance(error, OSError) and error.filename is None and not isinstance(error, FileNotFoundError)
+        if unnamed and (lost := failures.flush(sys.stdout, "\n")) is not None:
             return failures.output_lost(lost, verb)
         return failures.report(error)[0]
     finally:

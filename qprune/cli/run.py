@@ -222,15 +222,14 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
             launch([f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
-        if isinstance(error, UserError) or not launcher:
+        cut = _cut_short(folder)
+        if isinstance(error, UserError) or not launcher or (_outcomes(folder) and not cut):
             raise
-        if cut := _cut_short(folder):
+        if cut:
             raise RunFailure(
                 f"{launcher[-1]} lost a process, and stopped these runs: {'; '.join(cut)}; the same command goes on "
                 f"from their last checkpoints ({error})"
             ) from error
-        if _outcomes(folder):
-            raise
         raise UserError(
             f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
         ) from error

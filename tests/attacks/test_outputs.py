@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qprune.cli import main as cli
-from tests.attacks.conftest import TRIALS, Answer, Attacks, SilentDifferenceError, explained, verb
+from tests.attacks.conftest import TRIALS, Answer, Attacks, LostRowError, SilentDifferenceError, explained, verb
 from tests.attacks.toys import files_of, toy, toy_words
 
 __all__ = ["toy"]
@@ -61,12 +61,17 @@ def answer_into(device: Device, *arguments: str) -> Answer:
     return explained(Answer(code, "", said.getvalue()))
 
 
+def rows_of(results: Path) -> dict[str, bytes]:
+    """The files of finished runs but their configs, in which a sweep notes what its runs share."""
+    return {name: content for name, content in files_of(results).items() if not name.endswith("config.yaml")}
+
+
 @pytest.fixture(scope="module")
 def whole(toy: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of two runs."""
     results = tmp_path_factory.mktemp("whole")
     assert verb("sweep", *toy, "seed=0,1", f"results_dir={results}").code == 0
-    return files_of(results)
+    return rows_of(results)
 
 
 def test_output_that_fails_behind_some_bytes(
@@ -93,9 +98,9 @@ def test_output_that_fails_behind_some_bytes(
             assert answer == Answer(0, "", ""), "as with head"
         if trains:
             assert verb(*words).code == 0
-            if files_of(results).items() - whole.items():
+            if rows_of(results).items() - whole.items():
                 raise SilentDifferenceError(f"{words}: other rows")
-            assert len(files_of(results)) == (10 if run[0] == "sweep" else 5)
+            assert len(rows_of(results)) == (8 if run[0] == "sweep" else 4)
 
     attacks.run("standard output that fails", trial, TRIALS)
 
@@ -131,7 +136,7 @@ def test_streams_that_a_shell_closes_or_fills(
             assert done.stderr.decode().startswith(FULL), done.stderr
         if trains:
             assert verb(*words).code == 0
-            if files_of(results).items() - whole.items():
+            if rows_of(results).items() - whole.items():
                 raise SilentDifferenceError("what was printed is in a file of the run")
 
     attacks.run("streams that a shell closes or fills", trial, max(TRIALS // 4, 4))
@@ -173,8 +178,11 @@ def test_names_beyond_the_letters_of_a_locale(whole: dict[str, bytes], tmp_path:
         ]
         for command in commands if LONG else commands[1:]:
             answer = shell('"$@"', *command, env=environment)
-            assert answer.code == 0, answer
-        if LONG and files_of(folder / name).items() - whole.items():
+            # Python told to read names as ASCII refuses them in words; it does not by LC_ALL=C alone
+            assert answer.code == 0 or (answer.code == 2 and "PYTHONUTF8" in environment and command[0] == "run"), (
+                answer
+            )
+        if LONG and "PYTHONUTF8" not in environment and rows_of(folder / name).items() - whole.items():
             raise SilentDifferenceError("other rows")
 
     attacks.run("folders named beyond the letters of a locale", trial, max(TRIALS // 10, 2))
@@ -187,7 +195,7 @@ def unshared(*flags: str) -> bool:
 
 
 @pytest.mark.skipif(not LONG, reason="make attacks: processes that load torch")
-def test_a_system_without_proc(toy: tuple[str, ...], whole: dict[str, bytes], tmp_path: Path, attacks: Attacks) -> None:
+def test_a_system_without_proc(toy: tuple[str, ...], tmp_path: Path, attacks: Attacks) -> None:
     if not unshared("-m"):
         pytest.skip("file systems can only be taken away by root")
 
@@ -195,10 +203,11 @@ def test_a_system_without_proc(toy: tuple[str, ...], whole: dict[str, bytes], tm
         results = tmp_path / str(chance.random())
         launcher = chance.choice(((), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")))
         words = ("sweep", *toy, "seed=0,1", f"results_dir={results}", *launcher)
-        answer = shell('mount -t tmpfs none /proc && exec unshare -m "$@"', *words)
-        assert answer.code == 0, answer
-        if files_of(results) != whole:
-            raise SilentDifferenceError("other rows")
+        without = 'exec unshare -m sh -c "mount -t tmpfs none /proc && exec \\"\\$@\\"" sh "$@"'
+        answer = shell(without, *words)
+        assert answer.code == 0 or "/proc, which is not mounted here" in answer.err, answer
+        if answer.code == 0 and len(rows_of(results)) != 8:  # torch chooses other kernels, so the bits may differ
+            raise LostRowError(f"{rows_of(results).keys()}")
 
     attacks.run("a system without /proc", trial, 2)
 

@@ -121,7 +121,7 @@ def test_a_sweep_stops_within_a_step_and_ends_as_if_it_never_had(
         require_whole(results, expected)
         shutil.rmtree(results)
 
-    attacks.run(f"told to stop at a {kind.removeprefix('a ')} of a sweep of 3 runs", trial, max(2 * TRIALS // 3, 1))
+    attacks.run(f"told to stop at a {kind.removeprefix('a ')} of a sweep of 3 runs", trial, TRIALS // 2 if LONG else 2)
 
 
 def test_a_signal_that_comes_twice(toy: tuple[str, ...], whole: Any, tmp_path: Path, attacks: Attacks) -> None:

@@ -50,7 +50,10 @@ BUG = "This is a bug of qprune; please report it with the traceback that the sam
         (
             ImportError("libtorch_cpu.so: failed to map segment from shared object", name="torch"),
             1,
-            "too little memory to load torch (libtorch_cpu.so: failed to map segment from shared object); free some",
+            (
+                "too little memory to load a library (libtorch_cpu.so: failed to map segment from shared object); free "
+                "some, or raise its limit"
+            ),
         ),
         (
             RuntimeError("PytorchStreamWriter failed writing file: No space left on device"),

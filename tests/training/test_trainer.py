@@ -47,13 +47,31 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_finish_the_step_and_save(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [7, 21, 23], ids=["in the middle", "in the last epoch", "in its last step"])
+def test_signals_finish_the_step_and_save(step: int, number: signal.Signals, tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
     _, _, trainer = prepared(tmp_path / "stopped")
-    before_step(trainer, 7, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 8 of 24, with everything saved"):
+    before_step(trainer, step, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step {step + 1} of 24, with everything"):
         trainer.fit()
     task, _, trainer = prepared(tmp_path / "stopped")
+    assert trainer.fit() == expected[0]
+    assert_same_state(task, expected[1])
+
+
+def test_a_signal_in_the_last_evaluation_stops_with_everything_saved(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    task, _, trainer = prepared(tmp_path / "stopped", evaluate_every=8)
+    evaluate = task.evaluate
+
+    def acting() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate()
+
+    task.evaluate = acting  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 24 of 24, with everything saved"):
+        trainer.fit()
+    task, _, trainer = prepared(tmp_path / "stopped", evaluate_every=8)
     assert trainer.fit() == expected[0]
     assert_same_state(task, expected[1])
 

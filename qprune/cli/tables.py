@@ -86,10 +86,10 @@ def show(arguments: Sequence[str]) -> int:
         row = next(iter(store.rows.values()))
         more = [f"budget={row.budget}"] if row.budget != "paper" else []
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
-        words = shlex.join([*more, text_override(RESULTS_DIR, str(folder))])
+        keys_text = shlex.join([*more, text_override(RESULTS_DIR, str(folder))])
         show_text(
             f"none of the {len(store.rows)} rows below {folder} is in these tables; rows of another budget or data are "
-            f"shown, with notes, by: qprune tables {words}",
+            f"shown, with notes, by: qprune tables {keys_text}",
             stderr=True,
         )
     return FAILURE if store.problems else code

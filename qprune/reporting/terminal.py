@@ -21,8 +21,8 @@ def print_table(console: Console, table: Table, parts: Sequence[pd.DataFrame]) -
     for part in parts:
         rows = part.to_dict("records")
         notes = list(dict.fromkeys(mark for row in rows for mark in row["marks"]))
-        heading = plain("{part}: {unit}".format_map(rows[0]))
-        grid = Grid(Column(heading), box=None, pad_edge=False, header_style="dim")
+        title = plain("{part}: {unit}".format_map(rows[0]))
+        grid = Grid(Column(title), box=None, pad_edge=False, header_style="dim")
         for heading in _COLUMNS:
             grid.add_column(heading, justify="right", no_wrap=True)
         for row in rows:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qprune.errors import RunFailure, UserError
+from qprune.errors import RunFailure, UserError, visible
 
 _TEMPORARY = ".tmp"
 # errors that another folder does not have; others are a disk's or a network's, and may pass
@@ -23,6 +23,7 @@ _UNFIT = {
 }
 
 if TYPE_CHECKING:  # the command line writes files too, and must not wait for torch
+    import pandas as pd
     from torch import Tensor
 
 
@@ -96,6 +97,28 @@ def png_bytes(picture: Tensor) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """Return the content of a JSON file with sorted keys; ValueError for NaN."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """Return the content of a CSV file in which no text is a formula to a spreadsheet, and none has lines."""
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
+
+    return str(table.map(cell).to_csv(index=False, lineterminator="\n")).encode()
+
+
+def own_place(folder: Path, name: str) -> Path:
+    """Return where a command writes below `folder` without being told; UserError where a link leads elsewhere."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path} is a link to {path.resolve()}, and nothing is written out of {folder} unless it is named: remove "
+            "the link, or name a folder with --output"
+        )
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 DEBUG_VARIABLE = "QPRUNE_DEBUG"  # set to 1 in the environment, so that other processes see it too: show tracebacks
 
-# packages, separated by commas, of which a config may name classes; likewise for other processes to see
+# packages, separated by commas, of which stored runs may name classes; likewise for other processes to see
 TRUST_VARIABLE = "QPRUNE_TRUST"
 
 
@@ -32,6 +32,14 @@ def one_of(name: str, given: str, legal: Iterable[str]) -> None:
     words = list(legal)
     if given not in words:
         raise UserError(f"{name}={given!r} is not one of {', '.join(words)}{closest(str(given), words)}")
+
+
+def visible(text: object) -> str:
+    """Write text from outside in one line: what a terminal acts on or cannot show as an escape (`\\x1b`)."""
+    given = str(text)
+    if given.isprintable():
+        return given
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given)
 
 
 def counted(number: float, thing: str) -> str:

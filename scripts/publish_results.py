@@ -45,7 +45,7 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
             if there.row().arithmetic >= store.rows[signature].arithmetic:
                 continue
             shutil.rmtree(folder)
-        if config := store.folders[signature].config():
+        if config := store.stored(signature, run_files.RunFolder.config):
             config |= {"data": config["data"] | {"root": "data"}, "results_dir": "results/runs"}  # of no machine
             write_atomically(folder / run_files.CONFIG_FILE, yaml.safe_dump(config, sort_keys=False).encode())
         if (source / run_files.ENVIRONMENT_FILE).exists():
@@ -60,8 +60,9 @@ def publish(results_dir: Path) -> tuple[Path, list[str], list[str]]:
                 write_atomically(folder / name, (source / name).read_bytes())
         row = (source / run_files.ROW_FILE).read_bytes()  # without the marks that a store adds
         # Checksums of their own, since configs differ; the store has checked those of the run's folder.
-        present = [name for name in (run_files.CONFIG_FILE, *COPIED) if (folder / name).exists()]
-        run_files.RunFolder(folder).write_sums(present, **{run_files.ROW_FILE: row})
+        present = [path for path in folder.rglob("*") if path.is_file() and path.name != run_files.SUMS_FILE]
+        sums = {str(path.relative_to(folder)): run_files.sum_of(path.read_bytes()) for path in present}
+        run_files.RunFolder(folder).write_sums(sums | {run_files.ROW_FILE: run_files.sum_of(row)})
         write_atomically(folder / run_files.ROW_FILE, row)  # last: a folder with a row is complete
         new.append(str(folder.relative_to(target)))
     return target, new, store.problems

@@ -177,4 +177,4 @@ def _pictures(data: DataOptions) -> tuple[ClassifiedPictures, list[str]]:
         return classified_gratings(), ["synthetic data"]
     if data.root is None:
         raise UserError("data.root is not set; give the folder that holds cifar-10-batches-py, or type data=synthetic")
-    return load_cifar10(data.root, data.verify)
+    return load_cifar10(data.root, data.verify, data.fetch)

@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 from qprune.config.types import Channels, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
-from qprune.tasks.data.checksum import checksum
+from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.image_pool import ImagePool
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
@@ -116,6 +116,8 @@ class CycleGAN(Task):
 
         sets, self.marks = _domains(data, Path(folder), size)
         self.dataset = {name: checksum([pictures.numpy()]) for name, pictures in sets.items()}
+        if data.source == "real":
+            self.dataset |= unpacked(*(Path(data.root or "", folder, name) for name in PUBLISHED))
         train_a, train_b = sets["trainA"], sets["trainB"]
         rows, batch, marks = training_part(max(len(train_a), len(train_b)), batch_size, limits)
         rows_a, rows_b = (part("", len(pictures), len(rows))[0] for pictures in (train_a, train_b))

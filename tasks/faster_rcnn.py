@@ -142,7 +142,7 @@ class FasterRcnn(Task):
         }
         with seeded(seed, "network"):
             self.network = FasterRCNN(**self.network_options, stride_in=options.stride_in)
-        if options.pretrained:
+        if options.pretrained and data.fetch:  # a stored run has weights of its own
             self.network.load_imagenet(imagenet_weights(options.backbone))
         self.size_example = _counted(*SIZE_COUNTED_AT, options.rois)
         side = options.short_side
@@ -261,7 +261,7 @@ def _pictures(data: DataOptions, train_split: str, test_split: str) -> tuple[Det
         (train_split, "trainval", "task.train_split"),
         (test_split, "test", "task.test_split"),
     ):
-        pictures = VocPictures(data.root, split, key)
+        pictures = VocPictures(data.root, split, key, data.fetch)
         sets.append(pictures)
         if split != paper:
             marks.append(f"{key}: {split} ({len(pictures)} pictures) instead of {paper} ({PUBLISHED[paper]})")

@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 from qprune.config.types import Channels, Fraction, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
 from qprune.tasks.data.batches import TensorBatches
-from qprune.tasks.data.checksum import checksum
+from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.facades import DIRECTIONS, read_pairs
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
@@ -117,6 +117,8 @@ class Pix2Pix(Task):
 
         train, test, self.marks = _pairs(data, Path(train_folder), Path(test_folder), size, direction)
         self.dataset = {"train": checksum([train.numpy()]), "test": checksum([test.numpy()])}
+        if data.source == "real":
+            self.dataset |= unpacked(*(Path(data.root or "", folder) for folder in (train_folder, test_folder)))
         rows, batch, marks = training_part(len(train), batch_size, limits)
         test_rows, test_marks = part("test set", len(test), limits.test_samples)
         self.marks += [

@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from qprune.atomic_write import png_bytes
 from qprune.cli import data
 from qprune.cli import main as cli
 from qprune.cli.data import Archive, fetch
@@ -61,13 +63,20 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
+PICTURE = png_bytes(torch.zeros(3, 2, 2, dtype=torch.uint8))
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def tar_of(*names: str, link: str | None = None) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for name in names:
             info = tarfile.TarInfo(name)
-            info.size = 5
-            tar.addfile(info, io.BytesIO(b"image"))
+            info.size = len(PICTURE)
+            tar.addfile(info, io.BytesIO(PICTURE))
         if link:
             info = tarfile.TarInfo(link)
             info.type, info.linkname = tarfile.SYMTYPE, "/etc"
@@ -81,7 +90,7 @@ def zip_of(*names: str, mode: int = 0o100644) -> bytes:
         for name in names:
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
-            zipped.writestr(info, b"image")
+            zipped.writestr(info, PICTURE)
     return content.getvalue()
 
 
@@ -112,8 +121,11 @@ def test_a_set_is_fetched_checked_and_unpacked_once(
         assert cli.main(["data", "get", "facades", "--root", str(tmp_path / "new")]) == 0
         assert capsys.readouterr().out == f"facades: {tmp_path / 'new' / 'facades'}\n"
     assert server.requests == [None]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["facades"]
-    assert (tmp_path / "new" / "facades" / "test" / "1.jpg").read_bytes() == b"image"
+    assert visible(tmp_path / "new") == ["facades"]
+    digest = hashlib.sha256(PICTURE).hexdigest()
+    sums = (tmp_path / "new" / "facades" / "SHA256SUMS").read_text()
+    assert sums == f"{digest}  test/1.jpg\n{digest}  train/1.jpg\n"
+    assert (tmp_path / "new" / "facades" / "test" / "1.jpg").read_bytes() == PICTURE
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -130,22 +142,25 @@ def test_a_broken_download_is_resumed(ranges: bool, publish: Publish, tmp_path: 
 def test_other_content_is_refused_and_set_aside(publish: Publish, tmp_path: Path) -> None:
     server = publish(tar_of(*GOOD))
     server.content = bytes(len(server.content))
-    with pytest.raises(UserError, match="not the published archive: its sha256 is .* kept as .*refused; try again"):
+    with pytest.raises(UserError, match="not the published set: its sha256 is .* kept as .*refused; the same command"):
         fetch("facades", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["facades.refused"]
+    assert visible(tmp_path) == ["facades.refused"]
     server.content = tar_of(*GOOD) + b"more"
-    with pytest.raises(UserError, match="not the published archive: it has .* bytes, the published archive"):
+    with pytest.raises(UserError, match="not the published set: it has .* bytes, the published archive"):
         fetch("facades", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (tar_of("facades/train/1.jpg", "../outside"), "a path that leads out of its folder, '../outside'"),
-        (zip_of("/outside"), "a path that leads out of its folder, '/outside'"),
+        (
+            tar_of("facades/train/1.jpg", "../outside"),
+            "a path that leads out of its folder, or is no text: '../outside'",
+        ),
+        (zip_of("/outside"), "a path that leads out of its folder, or is no text: '/outside'"),
         (tar_of(*GOOD, link="facades/link"), "holds 'facades/link', which is no plain file"),
         (zip_of("facades/link", mode=0o120777), "holds 'facades/link', which is no plain file"),
-        (tar_of("facades/train/1.jpg"), "lacks facades/test; remove the file"),
+        (tar_of("facades/train/1.jpg"), "it lacks facades/test; it is kept as"),
         (b"no archive at all", "is damaged"),
         (tar_of(*GOOD)[:60], "is damaged"),
     ],
@@ -156,7 +171,7 @@ def test_bad_archives_leave_nothing_behind(content: bytes, problem: str, publish
     publish(content)
     with pytest.raises(UserError, match=problem):
         fetch("facades", tmp_path / "root")
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["facades.part"]
+    assert visible(tmp_path / "root") == ["facades.refused"]
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 

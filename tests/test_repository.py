@@ -165,7 +165,7 @@ def test_the_framework_stays_small() -> None:
     assert max(lines.values()) <= 500
     assert len(sources) <= 110
     # 11,930 lines in 85 files before any network, export by torch, costs, protocols and `qprune explain` came in.
-    assert sum(lines.values()) <= 16_500
+    assert sum(lines.values()) <= 16_750
 
 
 def test_everything_is_listed_for_the_wheel() -> None:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli.export import KEYS, add_run_arguments, load_run
+from qprune.cli.output import show_text
+from qprune.training.progress import plain
 
 FOLDERS = ("test_folder", "further_test_folders", "folder", "train_folder", "test_split", "train_split")
 
@@ -26,10 +28,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     stored = {run.row.metric: run.row.score} | run.row.metrics
     table = Table("score", "now", "stored with the run", box=None, pad_edge=False)
     for name in dict.fromkeys([*scores, *stored]):
-        table.add_row(name, *(f"{values[name]:.6g}" if name in values else "-" for values in (scores, stored)))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
-    console.print(table)
+        table.add_row(plain(name), *(f"{values[name]:.6g}" if name in values else "-" for values in (scores, stored)))
+    show_text(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
+    Console(soft_wrap=True, highlight=False).print(table)
     if run.task.marks:
-        console.print(f"not comparable with the paper: {'; '.join(run.task.marks)}", markup=False)
+        show_text(f"not comparable with the paper: {'; '.join(run.task.marks)}")
     return 0

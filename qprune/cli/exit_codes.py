@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import TextIO
 
 from qprune.atomic_write import explained
-from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError
+from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError, visible
 
 USER, FAILURE, STOPPED, INTERRUPTED, TERMINATED = 2, 1, 75, 130, 143  # exit codes
 TRAINING_VERBS = ("run", "sweep", "frontier")
@@ -102,7 +103,7 @@ def output_lost(error: OSError, verb: str) -> int:
 def say(message: str) -> None:
     """Print an error on stderr, if that can be written."""
     with suppress(OSError):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {visible(message)}", file=sys.stderr)
 
 
 def report(error: BaseException) -> tuple[int, str]:
@@ -155,4 +156,4 @@ def _of_system(error: BaseException) -> BaseException:
 
 
 def _paragraph(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"\s*\n\s*", " ", str(error).strip()) or type(error).__name__

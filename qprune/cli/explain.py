@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qprune.atomic_write import write_atomically
+from qprune.atomic_write import csv_bytes, own_place, write_atomically
 from qprune.cli.export import KEYS, load_run
+from qprune.cli.output import show_text
 from qprune.errors import UserError
 
 
@@ -40,21 +41,22 @@ def explain(arguments: Sequence[str]) -> int:
     found = explanation(first, second)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in sentences(found):
-        console.print(sentence, markup=False)
+        show_text(sentence)
     for table in tables(found):
         console.print("", table)
     name = f"{first.row.task}-{first.row.signature[:10]}-{second.row.signature[:10]}"
-    folder = Path(options.output) if options.output else first.folder.parents[1] / "explain" / name
+    folder = (
+        Path(options.output) if options.output else own_place(first.folder.absolute().parents[1], f"explain/{name}")
+    )
     for part in ("terms", "events", "tensors", "masks", "exchanged"):
-        content = getattr(found, part).to_csv(index=False, lineterminator="\n")
-        write_atomically(folder / f"{part}.csv", content.encode())
-    console.print(f"tables: {folder}")
+        write_atomically(folder / f"{part}.csv", csv_bytes(getattr(found, part)))
+    show_text(f"tables: {folder}")
     if find_spec("matplotlib") is None:  # installed with the extra `report`
-        console.print("no figure: type pip install 'qprune[report]'", markup=False)
+        show_text("no figure: type pip install 'qprune[report]'")
     else:
         from qprune.reporting.explain_figure import draw
         from qprune.reporting.figures import save
 
         save(draw(found), folder, "explain")
-        console.print(f"figure: {folder / 'explain.png'}")
+        show_text(f"figure: {folder / 'explain.png'}")
     return 0

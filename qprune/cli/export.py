@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from qprune.atomic_write import write_atomically
+from qprune.cli.output import DEFAULT_RESULTS, RESULTS_DIR, show_text
+from qprune.config.compose import Composer
 from qprune.errors import UserError, closest
 
 if TYPE_CHECKING:
     from qprune.runs.load import FinishedRun
 
-KEYS = ("results_dir", "data.root", "data.verify", "budget.test_samples")
+KEYS = (RESULTS_DIR, "data.root", "data.verify", "budget.test_samples")
 _KEYS_HELP = "results_dir=..., data.root=..., data.verify=..., or budget.test_samples=... (null: the whole test set)"
 FORM_HELP = (
     "integer (default): 8-bit integer kernels with batch norms folded in; float: the trained network, its grids "
@@ -52,11 +52,11 @@ def export(arguments: Sequence[str]) -> int:
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
     size = f"{path.stat().st_size / 1e6:.3f} MB" if path.is_file() else ""
-    print(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
+    show_text(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
     for line in _summary(notes):
-        print(f"  {line}")
+        show_text(f"  {line}")
     if form not in ("hls4ml", "integers", "sparse"):
-        print(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
+        show_text(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
     return 0
 
 
@@ -102,12 +102,12 @@ def require_packages() -> None:
 
 def load_run(run: str, keys: Sequence[str], legal: Sequence[str] = KEYS) -> FinishedRun:
     """Load a run by folder or signature, with its config changed by `keys`, KEY=VALUE of those that are `legal`."""
-    from qprune.runs.load import FinishedRun
-
-    changes: dict[str, Any] = {}
     for word in keys:
-        key, equals, value = word.partition("=")
+        key, equals, _ = word.partition("=")
         if not equals or key not in legal:
             raise UserError(f"{word!r} is not KEY=VALUE with one of {', '.join(legal)}{closest(key, legal)}")
-        changes[key] = yaml.safe_load(value)
-    return FinishedRun.load(run, Path(changes.pop("results_dir", "results/runs")), changes)
+    with Composer() as composer:
+        changes = composer.values(keys)
+    from qprune.runs.load import FinishedRun  # late: it imports torch, which bad input need not wait for
+
+    return FinishedRun.load(run, Path(changes.pop(RESULTS_DIR, DEFAULT_RESULTS)), changes)

@@ -2,14 +2,13 @@
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import qprune
-from qprune.atomic_write import write_atomically
+from qprune.atomic_write import csv_bytes, write_atomically
 from qprune.cli import exit_codes
 from qprune.config.signature import short_hash
 from qprune.errors import Interrupted, StoppedEarly, UserError, counted
@@ -21,6 +20,7 @@ from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
 from qprune.search.text import asked_text, outcome, outcome_text, plan_text
 from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
+from qprune.training.progress import say
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
 
@@ -46,12 +46,12 @@ def show(arguments: Sequence[str]) -> int:
     arithmetic = None if options.finished else qprune.ARITHMETIC
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive, arithmetic)
     for text in grid.left_out:
-        print(f"left out: {text}", file=sys.stderr)
-    print(asked_text(grid, runs=not options.finished))
+        say(f"left out: {text}", stderr=True)
+    say(asked_text(grid, runs=not options.finished))
     if not options.finished:
         jobs = {run: Job((), grid.configs[run], folder.path, *folder.state()) for run, folder in grid.folders.items()}
         done = [run for run, job in jobs.items() if job.state == "done"]
-        print(plan_text(grid, done, time_left_text(list(jobs.values()))))
+        say(plan_text(grid, done, time_left_text(list(jobs.values()))))
     if options.plan:
         return 0
     failed: dict[Run, str] = {}
@@ -61,7 +61,7 @@ def show(arguments: Sequence[str]) -> int:
     finally:
         _print_outcome(grid, searched(grid), failed)
         for run, reason in failed.items():
-            print(f"failed: {' '.join(grid.overrides[run])}: {reason}", file=sys.stderr)
+            say(f"failed: {' '.join(grid.overrides[run])}: {reason}", stderr=True)
     return exit_codes.FAILURE if failed else 0
 
 
@@ -135,18 +135,18 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
             is_open = point not in left_out and len(search.known[point].scores) < len(grid.seeds)
             if is_open and (verdict := search.verdict(point)):
                 left_out.add(point)
-                print(f"left out: {point.name}: {verdict}", flush=True)
+                say(f"left out: {point.name}: {verdict}")
         run, elsewhere = next_run(grid, search, failed)
         if run is None and not elsewhere:
             return
         if run is None:
             if not waiting:
-                print(f"waiting for {counted(elsewhere, 'run')} of other processes", flush=True)
+                say(f"waiting for {counted(elsewhere, 'run')} of other processes")
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         waiting = False
-        print(f"next run: {run[0].name}, seed {run[1]}", flush=True)
+        say(f"next run: {run[0].name}, seed {run[1]}")
         watch, folder = watch_of(grid, search, run[0]), grid.folders[run]
         try:
             execute(grid.configs[run], wait=True, watch=watch)
@@ -159,23 +159,23 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
         except Exception as error:
             failed[run] = exit_codes.report(error)[1]
             if run[0].is_float:
-                print("the float network has failed, and nothing can be compared with it", file=sys.stderr)
+                say("the float network has failed, and nothing can be compared with it", stderr=True)
                 return
 
 
 def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     """Print table and answer, and write the table as CSV and the figure."""
     if not search.finished:
-        print("no run is finished")
+        say("no run is finished")
         return
     table = outcome(grid, search, failed)
-    print(outcome_text(grid, search, table))
+    say(outcome_text(grid, search, table))
     asked = [str(grid.question), f"stops {grid.stops}", f"exhaustive {grid.exhaustive}"]
     name = short_hash([*(folder.path.name for folder in grid.folders.values()), *asked])
     task = grid.config().task.name
     path = Path(grid.config().results_dir, "frontier", f"{task}-{name}.csv")
-    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
-    print(f"table: {path}")
+    write_atomically(path, csv_bytes(table))
+    say(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
         from qprune.reporting.figures import save, search_fronts
 
@@ -183,4 +183,4 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
         figure = search_fronts(table, grid.question.metric, task, limits, grid.exhaustive)
         save(figure, path.parent, path.stem)
-        print(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")
+        say(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

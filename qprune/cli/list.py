@@ -10,7 +10,7 @@ from qprune.config.compose import SWEEP, TABLE
 from qprune.errors import UserError, one_of
 from qprune.runs.jobs import presets
 
-RUNS, RESULTS, DEFAULT_RESULTS = "runs", "results_dir=", "results/runs"
+RUNS = "runs"
 GROUPS = {"tasks": "task", "orders": "order", "protocols": "protocol", "schedules": "schedule"}
 GROUPS |= {"budgets": "budget", "data": "data", "loggers": "logger", "launchers": "hydra/launcher"}
 PRESETS = {"sweeps": (SWEEP, "qprune sweep +sweep=..."), "tables": (TABLE, "qprune tables ...")}
@@ -42,9 +42,9 @@ def show(arguments: Sequence[str]) -> int:
     for i, word in enumerate(words or names):
         if word == RUNS:
             from qprune.cli.list_runs import print_runs
+            from qprune.cli.output import results_folder
 
-            folder = next((key.removeprefix(RESULTS) for key in keys if key.startswith(RESULTS)), DEFAULT_RESULTS)
-            code = max(code, print_runs(Path(folder), [key for key in keys if not key.startswith(RESULTS)]))
+            code = max(code, print_runs(*results_folder(keys, must_exist=False)))
         else:
             print(f"{chr(10) if i else ''}{_choices_text(word, options.config_dir)}")
     return code

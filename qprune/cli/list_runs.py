@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli.exit_codes import FAILURE
+from qprune.cli.output import show_text
 from qprune.config.compose import Composer, values_of
 from qprune.errors import UserError, counted, one_of
 from qprune.runs.folder import CONFIG_FILE, LOCK_FILE, PUBLISHED, ROW_FILE, RunFolder
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
+from qprune.training.progress import plain
 
 STATES = ("running", "interrupted", "failed", "finished", "published")
 # Keys that stand for a group, with the field of the config that holds the choice
@@ -41,22 +43,22 @@ def print_runs(folder: Path, filters: Sequence[str]) -> int:
     if not folder.is_dir() and not (folder.parent / PUBLISHED).is_dir():
         raise UserError(f"there is no folder {folder}; name the one that holds the runs with results_dir=...")
     wanted = _wanted(filters)
-    runs = [run for run in listed(folder) if _matches(run, wanted)]
+    runs = [run for each in listed(folder) if (run := _matching(each, wanted))]
     good = [run for run in runs if not run.problem]
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a pipe has no width to fit into
     if good:
         console.print(_table(good, wide=console.width >= _WIDE))
         states = Counter(run.state for run in good)
         counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-        print(f"{counted(len(good), 'run')}: {counts}")
+        show_text(f"{counted(len(good), 'run')}: {counts}")
         places = [folder] if states.total() > states["published"] else []
         places += [folder.parent / PUBLISHED] if states["published"] else []
-        print(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
+        show_text(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
     else:
-        print(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
+        show_text(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
     for run in runs:
         if run.problem:
-            print(f"left out: {run.problem}", file=sys.stderr)
+            show_text(f"left out: {run.problem}", stderr=True)
     return FAILURE if any(run.problem for run in runs) else 0
 
 
@@ -95,7 +97,7 @@ def _table(runs: Sequence[Listed], wide: bool) -> Table:
             cells = [score_text(row.metric, row.score, name=False)]
             more = [digits(size_bits(row) / 1e6), digits(row.density_actual), f"{row.budget}, {row.data_source}"]
             cells += more if wide else []
-        table.add_row(run.name, run.state, *cells)
+        table.add_row(*map(plain, (run.name, run.state, *cells)))
     return table
 
 
@@ -111,12 +113,16 @@ def _wanted(filters: Sequence[str]) -> dict[str, set[str]]:
     return wanted
 
 
-def _matches(run: Listed, wanted: Mapping[str, set[str]]) -> bool:
+def _matching(run: Listed, wanted: Mapping[str, set[str]]) -> Listed | None:
+    """Return a run if it matches, or with the problem if that cannot be known."""
     others = {key: values for key, values in wanted.items() if key != "state"}
     if run.state not in wanted.get("state", {run.state}):
-        return False
-    config = run.folder.config() if others else {}
-    return all(_value(config, _CHOICES.get(key, key)) in values for key, values in others.items())
+        return None
+    try:
+        config = run.folder.config() if others else {}
+    except UserError as error:
+        return replace(run, problem=str(error))
+    return run if all(_value(config, _CHOICES.get(key, key)) in values for key, values in others.items()) else None
 
 
 def _value(config: Mapping[str, Any] | None, key: str) -> str:

@@ -40,7 +40,7 @@ options:
   --help     this text; behind a verb, the verb's own
   --version  the version of qprune
   --debug    anywhere: show the traceback of an error
-  --trust PACKAGE  anywhere: let configs name tasks of this package, as QPRUNE_TRUST=PACKAGE in the environment does
+  --trust PACKAGE  anywhere: import tasks of this package for stored runs, as QPRUNE_TRUST=PACKAGE does
 
 examples:
   qprune run task=espcn order=prune_first data=synthetic budget=smoke

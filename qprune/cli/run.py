@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
+from qprune.cli.output import show_text
 from qprune.cli.sweep_progress import SweepProgress
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
@@ -72,7 +73,7 @@ def plan(arguments: Sequence[str]) -> int:
     with Composer() as composer:
         is_sweep = any(override.is_sweep_override() for override in composer.parse(overrides))
     if is_sweep:
-        print(_sweep_text(overrides, options.config_dir))
+        show_text(_sweep_text(overrides, options.config_dir))
         return 0
     config = compose_run(overrides, options.config_dir)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
@@ -240,11 +241,11 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         counts = {"finished": len(outcomes) - len(failed) - len(stopped), "failed": len(failed)}
         begun = len(outcomes) + len(cut := _cut_short(folder))
         counts |= {"interrupted": len(stopped) + len(cut), "not started": len(jobs) - begun}
-        print(_summary_text(jobs_of(overrides, options.config_dir)))
+        show_text(_summary_text(jobs_of(overrides, options.config_dir)))
         shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
-        print(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
+        show_text(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
         for outcome in failed:
-            print(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", file=sys.stderr)
+            show_text(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", stderr=True)
     if failed:
         return failures.FAILURE
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qprune.training.progress import duration
+from qprune.training.progress import duration, plain
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -59,7 +58,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
                 with suppress(OSError, ValueError):
                     note = json.loads(path.read_bytes())
                     self.seen.add(path.name)
-                    self.console.print(escape(f"{len(self.seen)} of {self.total}  {line_of(note, self.common)}"))
+                    self.console.print(plain(f"{len(self.seen)} of {self.total}  {line_of(note, self.common)}"))
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=len(self.seen))
 

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from qprune.atomic_write import write_atomically
+from qprune.atomic_write import own_place, write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import results_folder, table_file
-from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, values_of
+from qprune.cli.output import RESULTS_DIR, results_folder, show_text, table_file
+from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import tables
 from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
-from qprune.reporting.tables import Part, Table, TableRow, Wanted
+from qprune.reporting.tables import Part, Table, TableRow, Wanted, in_markdown
 from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
@@ -49,12 +50,9 @@ def show(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
-    if options.run_missing and (given := [key for key in keys if key.startswith("results_dir=")]):
-        Path(given[-1].partition("=")[2]).mkdir(parents=True, exist_ok=True)
-    folder = results_folder(keys)
-    keys = [key for key in keys if not key.startswith("results_dir=")]
+    folder, keys = results_folder(keys, make=options.run_missing)
     arithmetic, margin = read_arithmetic(keys), _margin(keys)
-    output = Path(options.output) if options.output else folder / "tables"
+    output = Path(options.output) if options.output else own_place(folder, "tables")
     sources = presets(TABLE, options.config_dir)
     for word in words:
         one_of("qprune tables: WHAT", word, [*sources, ORDER])
@@ -69,27 +67,30 @@ def show(arguments: Sequence[str]) -> int:
         texts = {"md": tables.markdown(table, parts, options.recovery), "csv": tables.csv(parts)}
         texts["tex"] = tables.latex(table, parts, options.recovery)
         for suffix, text in texts.items():
-            write_atomically(output / f"{table_file(table.name, keys)}.{suffix}", text.encode())
+            write_atomically(
+                output / f"{table_file(table.name, keys)}.{suffix}", text.encode(errors="backslashreplace")
+            )
         if options.markdown or options.recovery or not sys.stdout.isatty():
-            print(texts["md"])
+            show_text(texts["md"])
         else:
             print_table(Console(), table, parts)
     for table, _, _ in joined:
-        print(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
+        show_text(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
-        print(order_text(store, output, keys, margin, options.all_pairs))
+        show_text(order_text(store, output, keys, margin, options.all_pairs))
     if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
-        print(missing)
+        show_text(missing)
     for problem in store.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        show_text(f"left out: {problem}", stderr=True)
     if chosen and store.rows and not any((part["n"] > 0).any() for _, parts, _ in joined for part in parts):
         row = next(iter(store.rows.values()))
         more = [f"budget={row.budget}"] if row.budget != "paper" else []
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
-        print(
+        keys_text = shlex.join([*more, text_override(RESULTS_DIR, str(folder))])
+        show_text(
             f"none of the {len(store.rows)} rows below {folder} is in these tables; rows of another budget or data are "
-            f"shown, with notes, by: qprune tables {' '.join([*more, f'results_dir={folder}'])}",
-            file=sys.stderr,
+            f"shown, with notes, by: qprune tables {keys_text}",
+            stderr=True,
         )
     return FAILURE if store.problems else code
 
@@ -153,7 +154,7 @@ class _Rows:
         for row, signatures in zip(part.rows, found, strict=True):
             missing = [str(seed) for seed in self.seeds if signatures[seed] not in self.store.rows]
             words = [*part.overrides, *row.overrides, *self.keys]
-            place = f"results_dir={self.store.folder}"
+            place = text_override(RESULTS_DIR, str(self.store.folder))
             words += [f"seed={','.join(missing)}", place]
             command = f"qprune {'sweep' if missing[1:] else 'run'} {shlex.join(words)}"
             if row.decimal_from:  # of each seed first the run whose fraction bits are used
@@ -199,16 +200,16 @@ def order_text(
     for heading, group in itertools.groupby(found, key=lambda comparison: comparison.heading):
         comparisons = list(group)
         shown = [comparison for comparison in comparisons if all_pairs or comparison.can_decide]
-        lines += [f"### {heading}", ""]
+        lines += [f"### {in_markdown(heading)}", ""]
         for comparison in shown:
             marks = f" [{'; '.join(comparison.marks)}]" if comparison.marks else ""
-            lines.append(f"- {comparison.sentence()}{marks}")
+            lines.append(in_markdown(f"- {comparison.sentence()}{marks}"))
         if few := len(comparisons) - len(shown):
             lines.append(f"- {too_few_text(few)}; shown by: qprune tables {ORDER} --all-pairs")
         lines.append("")
     lines += [METHOD] if found else ["no seed has been trained in both orders with the same settings"]
     text = "\n".join([*lines, ""])
-    write_atomically(output / "order.md", text.encode())
+    write_atomically(output / "order.md", text.encode(errors="backslashreplace"))
     return text
 
 
@@ -220,13 +221,13 @@ def _run(commands: Sequence[Sequence[str]], folder: Path, config_dir: str | None
     extra = ["--config-dir", config_dir] if config_dir else []
     failed = False
     for i, command in enumerate(unique, 1):
-        print(f"missing run {i} of {len(unique)}: {' '.join(command)}", flush=True)
+        show_text(f"missing run {i} of {len(unique)}: {' '.join(command)}")
         try:
-            failed |= bool(run([*extra, *command, f"results_dir={folder}"]))
+            failed |= bool(run([*extra, *command, text_override(RESULTS_DIR, str(folder))]))
         except SystemExit as stop:
             failed |= bool(stop.code)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            show_text(f"error: {error}", stderr=True)
             failed = True
     return FAILURE if failed else 0
 
@@ -241,7 +242,7 @@ def take(keys: list[str], name: str, default: str) -> str:
 def read_arithmetic(keys: list[str]) -> int | None:
     """Take the key `arithmetic` out of `keys` and return the version, or None."""
     text = take(keys, "arithmetic", "")
-    if text and not (text.isdecimal() and int(text) > 0):
+    if text and not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise UserError(f"arithmetic={text} is no version of the arithmetic; type a whole number >= 1")
     return int(text) if text else None
 

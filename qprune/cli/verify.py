@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qprune.atomic_write import write_json
 from qprune.cli.exit_codes import FAILURE
 from qprune.cli.export import FORM_HELP, add_run_arguments, form_of, load_run, require_packages
+from qprune.cli.output import show_text
 from qprune.errors import one_of
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def verify(arguments: Sequence[str]) -> int:
     found = verify_run(run, form, timed=not options.no_timing)
     write_json(path.parent / f"verified-{form}.json", asdict(found))
     for line in _verdict(found):
-        print(line)
+        show_text(line)
     if missing:
-        print(f"exported: {path}")
+        show_text(f"exported: {path}")
     for line in _details(found):
-        print(f"  {line}")
+        show_text(f"  {line}")
     return 0 if found.kept else FAILURE
 
 

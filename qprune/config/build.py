@@ -19,6 +19,7 @@ class DataOptions:
     root: str | None = None
     verify: bool = True  # refuse a real set whose checksums differ from the published ones
     validation: float = 0.0  # fraction of the training set that is kept apart, to choose by
+    fetch: bool = True  # sets and weights that are missing may be downloaded
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Recipe:
     quantization: QuantizeConfig | None
     schedule: Schedule  # in trained epochs
     limits: Limits
+    fetch: bool = True  # as in DataOptions; false for a stored run, whose config is not to choose where to write
 
     @classmethod
     def from_config(cls, config: Recipe | Config) -> Recipe:
@@ -63,7 +65,7 @@ class Recipe:
     @property
     def data(self) -> DataOptions:
         """Where the data comes from."""
-        return DataOptions(**self.config.data.model_dump())
+        return DataOptions(**self.config.data.model_dump(), fetch=self.fetch)
 
     @property
     def paper_size(self) -> PaperSize:

@@ -1,7 +1,9 @@
 """Compose configs with Hydra, and say what is legal when that fails."""
 
+import functools
 import hashlib
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,15 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qprune.config import signature as identity
 from qprune.config.schema import RETIRED, RunConfig, json_schema, retired_keys
-from qprune.config.trusted import refuse_code_of_hydra
-from qprune.config.types import dotted_keys, unknown_key
+from qprune.config.types import check, dotted_keys, legal, schema_at, unknown_key
 from qprune.errors import UserError, one_of
 
 CONFIG_MODULE, CONFIG_NAME = "qprune.configs", "run"
@@ -38,7 +39,8 @@ _WITHOUT_HYDRA = [
     f"~hydra/{group}" for group in ("launcher", "sweeper", "help", "hydra_help", "output", "hydra_logging")
 ]
 _ANY_RUN, _ANY_SEED = "0" * 64, str(2**62)  # stand for the signature and the seed of a run
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: the choice of a group is no text
+# ValueError: the choice of a group is no text; a number has thousands of digits. RecursionError: as many brackets
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -58,7 +60,8 @@ class Composer(ExitStack):
         super().__init__()
         self.enter_context(initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE))
         self.config_name = config_name or CONFIG_NAME
-        self.places = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+        place = QuotedString(f"file://{Path(config_dir or '').resolve()}", Quote.single).with_quotes()
+        self.places = [f"hydra.searchpath=[{place}]"] if config_dir else []
         self._choices: dict[str, list[str]] = {}  # by group
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], DictConfig] = {}  # by choices of groups
@@ -95,13 +98,19 @@ class Composer(ExitStack):
         return [self._parsed[text] for text in kept]
 
     def _parse(self, text: str) -> Override:
+        parser, quoted = OverridesParser.create(config_loader=self.loader), _quoted(text)
         try:
-            override = OverridesParser.create(config_loader=self.loader).parse_override(text)
-        except HydraException as error:
-            raise UserError(
-                f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
-                "as special, for example 'data.root=\"/a folder\"'"
-            ) from error
+            override = parser.parse_override(text)
+            if quoted and not (override.is_sweep_override() or isinstance(override.value(), str)):
+                text, override = quoted, parser.parse_override(quoted)  # such as a folder called 2026
+        except _REFUSALS as error:
+            try:
+                text, override = quoted, parser.parse_override(quoted)  # as `[a`, or not of the form KEY=VALUE
+            except _REFUSALS:
+                raise UserError(
+                    f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
+                    "as special, for example 'data.root=\"/a folder\"'"
+                ) from error
         override.input_line = text
         if override.is_delete() and not override.key_or_group.startswith("hydra"):
             raise UserError(
@@ -124,6 +133,15 @@ class Composer(ExitStack):
             raise self._explained(error, parsed) from error
         self._check_schedule(config, parsed)
         return config
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return the values of overrides of keys, by key. Raises UserError for several values of one."""
+        self.refuse_several(overrides)
+        found = {override.key_or_group: override.value() for override in self.parse(overrides)}
+        for key in found.keys() & _texts():
+            if found[key] is not None:
+                check(key, found[key], str)
+        return found
 
     def refuse_several(self, overrides: Sequence[str]) -> None:
         """Raise UserError for an override that has several values."""
@@ -219,7 +237,7 @@ class Composer(ExitStack):
 def resolved(full: DictConfig) -> dict[str, Any]:
     """Return the run's part of a composed config, as plain dicts and lists.
 
-    Raises UserError where an interpolation cannot be resolved, or Hydra's section names code that is not trusted.
+    Raises UserError where an interpolation cannot be resolved.
     """
     config = _own_part(full)
     HydraConfig.instance().set_config(full)  # for interpolations such as ${hydra:job.name}
@@ -230,8 +248,7 @@ def resolved(full: DictConfig) -> dict[str, Any]:
 
 
 def _own_part(full: DictConfig) -> DictConfig:
-    """Return a config without `hydra`, which is seen to name no code of strangers."""
-    refuse_code_of_hydra(OmegaConf.to_container(full.hydra))
+    """Return a config without `hydra`."""
     return OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
 
 
@@ -276,6 +293,26 @@ def _dotted(config: Any, path: str = "") -> Iterator[str]:
 def key_of(override: str) -> str:
     """Return the key or group that an override sets."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def text_override(key: str, text: str) -> str:
+    """Return the override that sets a key to this text, quoted where Hydra would read something else."""
+    is_plain = re.fullmatch(r"[\w./][\w./-]*", text) and text.lower() != "null"
+    return f"{key}={text if is_plain else QuotedString(text, Quote.single).with_quotes()}"
+
+
+@functools.cache
+def _texts() -> frozenset[str]:
+    """The keys of a run whose value is text."""
+    return frozenset(key for key in dotted_keys(json_schema()) if legal(schema_at(json_schema(), key))[:4] == "text")
+
+
+def _quoted(text: str) -> str:
+    """Return an override with its value in quotes, if the key's is text; else nothing."""
+    key, _, value = text.partition("=")
+    if "=" not in text or key_of(text) not in _texts() or (value.lower() == "null" and key_of(text) != "results_dir"):
+        return ""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def decimal_from(signature: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from torch import Tensor, fx
 
 from qprune import __version__
-from qprune.atomic_write import write_atomically
+from qprune.atomic_write import own_place, write_atomically
 from qprune.compression.convert import with_plain_weights
 from qprune.compression.operator import Operator
 from qprune.compression.prepare import find_operators
@@ -77,8 +77,8 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
 
 
 def exported_file(folder: Path, form: str) -> Path:
-    """Return where an export of the run in `folder` is stored."""
-    return folder / FOLDER / _FILES.get(form, f"{form}.onnx")
+    """Return where an export of the run in `folder` is stored; UserError where that is a link out of it."""
+    return own_place(folder, FOLDER) / _FILES.get(form, f"{form}.onnx")
 
 
 def onnx_of_run(run: FinishedRun, form: str, weights: str = "auto") -> OnnxNetwork:

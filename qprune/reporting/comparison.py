@@ -12,8 +12,9 @@ import pandas as pd
 
 from qprune.config import signature as identity
 from qprune.config.schema import SlotsSection
-from qprune.errors import counted
+from qprune.errors import UserError, counted
 from qprune.reporting.statistics import LEAST_PAIRS, UNTESTED, Tested, table_of
+from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
 from qprune.runs.scores import unit_of_difference
 from qprune.runs.store import Store, versions_text
@@ -188,17 +189,22 @@ def _runs(store: Store, names: Sequence[str]) -> pd.DataFrame:
     `setting` is that of the run; `prune` and `quantize` are the same with one operator.
     """
     known: dict[str, dict[str, str]] = {}
-    lines = []
+    lines: dict[str, dict[str, Any]] = {}
     for name in names:
         row, folder = store.rows[name], store.folders[name]
-        before, _, after = f"\n{folder.config_text() or ''}".partition("\nseed: ")
+        before, _, after = f"\n{store.stored(name, RunFolder.config_text) or ''}".partition("\nseed: ")
         text = before + after[after.find("\n") :]  # parsing every file would take ten times as long as the rest
         if text not in known or not text.strip():
-            known[text] = _settings(row, folder.config())
+            try:
+                known[text] = _settings(row, folder.config())
+            except UserError as error:
+                store.problems.append(str(error))
+                del store.rows[name]
+                continue
         line = {"order": row.order, "seed": row.seed, "score": row.score, "arithmetic": row.arithmetic}
-        lines.append(line | known[text])
+        lines[name] = line | known[text]
     columns = ["order", "seed", "score", "arithmetic", "setting", "prune", "quantize"]
-    return pd.DataFrame(lines, columns=columns, index=list(names))
+    return pd.DataFrame(list(lines.values()), columns=columns, index=list(lines))
 
 
 def _settings(row: Row, config: Mapping[str, Any] | None) -> dict[str, str]:

@@ -11,12 +11,14 @@ import pandas as pd
 import torch
 from rich.table import Table
 
+from qprune.errors import UserError
 from qprune.reporting.comparison import differing_keys
 from qprune.runs import events as snapshots
 from qprune.runs.events import Event, events_of
-from qprune.runs.folder import METRICS_FILE
+from qprune.runs.folder import METRICS_FILE, RunFolder
 from qprune.runs.load import FinishedRun
 from qprune.runs.scores import unit_of_difference
+from qprune.training.progress import plain
 
 NAMES = ("A", "B")
 # Terms of a score, in the order in which they occur: they add up to it
@@ -118,7 +120,8 @@ def _around_events(
     run: FinishedRun, kept: set[int], start: Mapping[str, torch.Tensor] | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lines of a run's events and of its tensors right after each."""
-    curve = pd.read_csv(run.folder / METRICS_FILE)
+    if (curve := RunFolder(run.folder).metrics()) is None:
+        raise UserError(f"{run.folder / METRICS_FILE} is missing; name a run that has a curve")
     lines, figures = [], []
     for step, group in itertools.groupby(events_of(run.compressor.timeline), key=lambda event: event.step):
         together = list(group)
@@ -278,7 +281,7 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
         heading = _HEADINGS.get(str(name), str(name).replace("_", " "))
         table.add_column(heading, justify="right" if numbers else "left", no_wrap=True)
     for line in frame.itertuples(index=False, name=None):
-        table.add_row(*("-" if pd.isna(v) else _digits(v) if isinstance(v, float) else str(v) for v in line))
+        table.add_row(*("-" if pd.isna(v) else _digits(v) if isinstance(v, float) else plain(v) for v in line))
     return table
 
 

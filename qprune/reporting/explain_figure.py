@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qprune.reporting.explain import NAMES, Explanation
-from qprune.reporting.figures import COLOURS, MARKERS, axes_of
+from qprune.reporting.figures import COLOURS, MARKERS, axes_of, plotted
 
 MOST_TENSORS = 24  # that are named on an axis
 _BESIDE: dict[str, Any] = {"xytext": (4, -8), "textcoords": "offset points"}
@@ -22,7 +22,7 @@ def draw(found: Explanation) -> Figure:
     last = found.tensors[found.tensors["event"] == "end"] if len(found.tensors) else found.tensors
     _per_tensor(axes[2], last, "sqnr_pruned", "signal to quantization noise (dB)")
     _masks(axes[3], found.masks)
-    title = [f"{name}: {label}" for name, label in zip(NAMES, found.labels, strict=True)]
+    title = [plotted(f"{name}: {label}") for name, label in zip(NAMES, found.labels, strict=True)]
     figure.suptitle("\n".join(title), fontsize=9)
     figure.set_layout_engine("constrained")
     return figure
@@ -89,7 +89,8 @@ def _masks(axis: Axes, masks: pd.DataFrame) -> None:
 
 def _name_tensors(axis: Axes, names: list[str]) -> None:
     step = max(1, -(-len(names) // MOST_TENSORS))
-    axis.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=8)
+    shown = [plotted(name) for name in names[::step]]
+    axis.set_xticks(range(0, len(names), step), shown, rotation=60, ha="right", fontsize=8)
 
 
 def _nothing(axis: Axes, why: str) -> None:

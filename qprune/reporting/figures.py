@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from qprune.atomic_write import write_atomically
 from qprune.compression.plan import INPUT
 from qprune.compression.schedule import Timeline
+from qprune.errors import visible
 from qprune.runs.row import Row
 from qprune.runs.scores import pareto_front, unit_of_score
 
@@ -34,11 +36,19 @@ SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6
 TIP = "tip: "  # begins the id of a group in the SVG; the rest is shown where the pointer rests on it
 _ACRONYMS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP"}
+LONGEST = 200  # letters of a label
 _SMALL = 7  # points, of titles over pictures
 
 Pixels = npt.NDArray[Any]
 Names = Mapping[str, str]  # with unit: of scores by metric, or of densities by task
 Entry = Mapping[str, Any]  # of operators.json or histograms.json
+
+
+def plotted(text: object) -> str:
+    """Write text from outside for a plot: no mathematics, no long line, and no `_` in front, which hides a label."""
+    shown = visible(text)
+    shown = (shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}...").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:
@@ -47,7 +57,8 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
     The same figure gives the same bytes.
     """
     svg, png = io.BytesIO(), io.BytesIO()
-    with rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "qprune", "svg.fonttype": "none"}):
+        warnings.filterwarnings("ignore", "Glyph|constrained_layout")  # letters that a font lacks; very long names
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # laid out by now; once more would cost as much as drawing it
         figure.savefig(png, format="png", dpi=150)
@@ -78,7 +89,8 @@ def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
 
 def title_of(row: Row) -> str:
     """Name task, recipe and seed of a row, and say so if it carries marks."""
-    return f"{row.task}  {row.notation}  seed {row.seed}" + ("  (not comparable with the paper)" if row.marks else "")
+    marked = "  (not comparable with the paper)" if row.marks else ""
+    return plotted(f"{row.task}  {row.notation}  seed {row.seed}{marked}")
 
 
 def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] = {}) -> Figure:
@@ -93,7 +105,7 @@ def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, nam
     if row.metric in curve:
         scores = curve[["epoch", row.metric]].dropna()
         axes[1].plot(scores["epoch"], scores[row.metric], color=COLOURS[1], marker=_dots(curve))
-    axes[1].set(xlabel="epoch", ylabel=with_unit(row.metric, names))
+    axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric, names)))
     axes[0].set_title(title_of(row))
     if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(fontsize=7, loc="upper right")
@@ -156,7 +168,8 @@ def fraction_bits(operators: Sequence[Entry], row: Row) -> Figure:
             spread = np.abs([[v.min() for v in values] - means, [v.max() for v in values] - means])
             axis.errorbar(places, means, yerr=spread, fmt=MARKERS[i], ms=4, color=COLOURS[i], label=f"{kind}s", lw=1)
     step = max(1, len(shown) // 24)
-    axis.set_xticks(range(0, len(shown), step), [o["site"] for o in shown[::step]], rotation=60, ha="right", fontsize=7)
+    sites = [plotted(o["site"]) for o in shown[::step]]
+    axis.set_xticks(range(0, len(shown), step), sites, rotation=60, ha="right", fontsize=7)
     axis.set(ylabel="fraction bits d*", title=title_of(row))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ymargin(0.2)  # room for the legend
@@ -180,19 +193,19 @@ def density_against_score(
     few, orders = len(points) <= MOST_IN_LEGEND, sorted(runs["order"].unique())
     named: set[str] = set()
     for i, (recipe, order, score, spread, density, _) in enumerate(points.itertuples(index=False, name=None)):
-        place, label = (i, recipe) if few else (orders.index(order), order.replace("_", " "))
+        place, label = (i, plotted(recipe)) if few else (orders.index(order), order.replace("_", " "))
         style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
         rank = "" if few or i not in front else str(front.index(i) + 1)
         bar: dict[str, Any] = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
-        bar["gid"] = f"{TIP}{recipe}: {_mean(score, spread)} at density {density:.3g}"
+        bar["gid"] = f"{TIP}{visible(recipe)}: {_mean(score, spread)} at density {density:.3g}"
         _point(axis, (score, density), style, rank, 4 if rank else 3, **bar)
         named.add(label)
     axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
     for number, i in enumerate([] if few else front, 1):
-        axis.plot([], [], " ", label=f"{number}  {points['recipe', ''][i]}")
+        axis.plot([], [], " ", label=plotted(f"{number}  {points['recipe', ''][i]}"))
     axis.set(
-        xlabel=with_unit(metric, names) + ("" if higher_is_better else ", smaller is better"),
-        ylabel=f"performance density{f' ({unit})' if unit else ''}",
+        xlabel=plotted(with_unit(metric, names)) + ("" if higher_is_better else ", smaller is better"),
+        ylabel=plotted(f"performance density{f' ({unit})' if unit else ''}"),
         title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
     )
     axis.margins(0.08)
@@ -208,17 +221,17 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
         runs = group.groupby("window")["score"]
         mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
         apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
-        label, marker, colour = f"{recipe} ({_counts(runs.size())})", MARKERS[i % 7], COLOURS[i % 7]
+        label, marker, colour = plotted(f"{recipe} ({_counts(runs.size())})"), MARKERS[i % 7], COLOURS[i % 7]
         axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
         for window in mean.index:
-            tip = f"{TIP}{recipe}, T = {window}: {_mean(mean[window], spread[window])}"
+            tip = f"{TIP}{visible(recipe)}, T = {window}: {_mean(mean[window], spread[window])}"
             axis.plot(window * apart, mean[window], marker, color=colour, gid=tip)
     axis.set_xscale("log", base=2)
     windows = sorted(points["window"].unique())
     axis.set_xticks(windows, [str(window) for window in windows])
     axis.minorticks_off()
     title = f"{task}: mean and standard deviation over seeds"
-    axis.set(xlabel="window T (samples)", ylabel=with_unit(metric, names), title=title)
+    axis.set(xlabel="window T (samples)", ylabel=plotted(with_unit(metric, names)), title=title)
     axis.legend(fontsize=7)
     return figure
 
@@ -242,7 +255,7 @@ def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
         axis.set(yscale="log", ylim=(0.5, 2 * counts.max()))
         outside = (site["below"] + site["above"]) / site["elements"]
         bits = f"{site['bits']} bits, d* = {site['decimal']}, {outside:.2%} outside"
-        axis.set_title(f"{site['site']}\n{bits}", fontsize=_SMALL)
+        axis.set_title(f"{plotted(site['site'])}\n{bits}", fontsize=_SMALL)
         axis.tick_params(labelsize=7)
         axis.set_ylabel("" if i % columns else "elements", fontsize=7)
         axis.set_xlabel("value", fontsize=7)
@@ -255,7 +268,7 @@ def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
 def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
     """Draw how far features reach (Fig. 2): values in units of their feature's root mean square, all features alike.
 
-    runs: histograms.json by the label of a run.
+    runs: histograms.json by `title_of` a run.
     """
     figure, axes = axes_of(1, len(runs), max(WIDTH, 3.2 * len(runs)), 3.0, sharex=True, sharey=True)
     for place, (axis, (label, sites)) in enumerate(zip(axes, runs.items(), strict=True)):
@@ -287,7 +300,7 @@ def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
         lines = [np.concatenate(tiles[start : start + half], axis=1) for start in (0, half)]
         axis.imshow(np.concatenate(lines), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         pruned = f"{1 - whole.mean():.1%} of {' x '.join(map(str, whole.shape))} neurons pruned"
-        axis.set_title(f"{name}: {pruned}; channels 0 to {len(mask) - 1}", fontsize=8)
+        axis.set_title(f"{plotted(name)}: {pruned}; channels 0 to {len(mask) - 1}", fontsize=8)
         axis.axis("off")
     return figure
 
@@ -318,14 +331,14 @@ def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
         for axis, (_, picture) in zip(grid, line, strict=False):
             axis.imshow(picture, interpolation="none")
             axis.set_title(next(titled), fontsize=_SMALL)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(plotted(title), fontsize=9)
     return figure
 
 
 def _wrapped(name: str, inches: float) -> str:
     """Break a recipe before arrows, and where a line would run into the next column."""
     characters = max(1, int(inches * 72 / (0.6 * _SMALL)))  # a letter is some 0.6 of its height wide
-    lines = name.replace("->", "\n->").splitlines()
+    lines = [plotted(line) for line in name.replace("->", "\n->").splitlines()]
     return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
 
 
@@ -378,7 +391,7 @@ def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[
     left.set_xscale("log")
     for set_formatter in (left.xaxis.set_major_formatter, left.xaxis.set_minor_formatter):
         set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # numbers rather than powers, and not too many
-    left.set(xlabel="size of weights, features and input (Mb)", ylabel=with_unit(metric))
+    left.set(xlabel="size of weights, features and input (Mb)", ylabel=plotted(with_unit(metric)))
     right.set(xlabel="performance density")
     for order, colour in colours.items():
         left.plot([], [], "s", color=colour, label=order.replace("_", " "))

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,24 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
-from qprune.errors import counted
+from qprune.errors import UserError, counted, visible
 from qprune.reporting import figures, tables
 from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, too_few_text
 from qprune.reporting.figures import Names, Pixels
 from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
+from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
-from qprune.runs.store import Store, timeline_of
+from qprune.runs.store import Store
+from qprune.runs.stored import HISTOGRAMS, OPERATORS
 
+MOST_PIXELS, HIGHEST = 1 << 25, 100  # of a picture that is drawn; the latter in its width
 RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two lines of panels
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
@@ -58,6 +60,8 @@ def page(
     names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
+    for read in (RunFolder.check_all, RunFolder.config):
+        store.leave_out_bad(read)
     labels: dict[str, str] = {}
     for _, group in itertools.groupby(sorted(store.rows.values(), key=_conditions), key=_conditions):
         labels |= recipes(store, list(group))
@@ -79,10 +83,12 @@ def page(
 
     def details(row: Row) -> dict[str, Any]:
         place, is_drawn = store.folders[row.signature].path, row.signature in chosen
-        paths = [place / name for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))]
-        texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists()}
+        texts = {}
+        for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ())):
+            if (content := store.stored(row.signature, partial(RunFolder.checked_content, name=name))) is not None:
+                texts[name] = content.decode(errors="replace")
         pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
-        return {"name": f"{row.task}/{place.name}", "figures": pictures, "files": texts}
+        return {"name": f"{row.task}/{visible(place.name)}", "figures": pictures, "files": texts}
 
     summary = list(summaries(rows, lambda group: recipes(store, group), names))
     drawn = saved(figures_of_runs(store, rows, names, units))
@@ -114,9 +120,9 @@ def _conditions(row: Row) -> tuple[str, str, str]:
     return row.task, row.budget, row.data_source
 
 
-def _natural(text: str) -> list[str | int]:
+def _natural(text: str) -> list[str]:
     """Return a key for sorting in which numbers count as numbers: T = 8 before T = 16."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [part.zfill(20) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
@@ -165,10 +171,9 @@ def _packed(value: Any) -> str:
 
 
 def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
-    """Draw the figures of one run; a missing or broken file has no figure."""
-    folder = store.folders[row.signature]
-    place, curve, operators = folder.path, folder.metrics(), _list(folder.path / run_files.OPERATORS_FILE)
-    timeline = timeline_of(folder.config(), row)
+    """Draw the figures of one run; a missing file has no figure, a broken one is a problem of the store."""
+    place, timeline = store.folders[row.signature].path, store.timeline(row.signature)
+    curve, operators = store.stored(row.signature, RunFolder.metrics), store.stored(row.signature, _operators) or []
     if curve is not None and len(curve) and set(curve) >= _CURVE:
         drawing = figures.training_curve(curve, timeline, row, names)
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
@@ -178,10 +183,10 @@ def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
     if any(operator["operator"] == "quantize" for operator in operators):
         caption = "Fraction bits by tensor, with their range over channels"
         yield f"{place.name}-decimals", caption, figures.fraction_bits(operators, row)
-    if histograms := sorted(_list(place / run_files.HISTOGRAMS_FILE), key=lambda entry: bool(entry["site"] != INPUT)):
+    if histograms := sorted(store.stored(row.signature, _histograms) or [], key=lambda entry: entry["site"] != INPUT):
         caption = "Features on the test set before quantization, and the range of their grids"
         yield f"{place.name}-features", caption, figures.feature_histograms(histograms, row)
-    if found := _masks(place):
+    if found := store.stored(row.signature, _masks):
         yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
@@ -208,7 +213,7 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):
         runs: dict[str, list[dict[str, Any]]] = {}
         for row in sorted(rows, key=lambda row: (row.task, row.order != "quantize_only", row.notation, row.seed)):
-            sites = _list(store.folders[row.signature].path / run_files.HISTOGRAMS_FILE)
+            sites = store.stored(row.signature, _histograms)
             is_first = not any(label.startswith(row.task) for label in runs)
             if sites and is_first and (row.budget, row.data_source) == conditions:
                 runs[figures.title_of(row)] = sites
@@ -229,7 +234,7 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     by_notation: dict[str, dict[str, dict[str, Any]]] = {}
     names = {row.signature: f"{row.notation} (no config)" for row in rows}
     for row in rows:
-        if (config := store.folders[row.signature].config()) is not None:
+        if (config := store.stored(row.signature, RunFolder.config)) is not None:
             kept = without(config, dropped.union(later_at_default(config))) | {"arithmetic": row.arithmetic}
             by_notation.setdefault(row.notation, {})[row.signature] = kept
     for notation, configs in by_notation.items():
@@ -243,7 +248,7 @@ def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
     pruned = [row for row in rows if row.feature_sparsity]
     labels, points = recipes(store, pruned, ignored=("prune.window",)), []
     for row in pruned:
-        if (config := store.folders[row.signature].config()) is not None:
+        if (config := store.stored(row.signature, RunFolder.config)) is not None:
             points.append((config["prune"]["window"], labels[row.signature], row.score))
     table = pd.DataFrame(points, columns=["window", "recipe", "score"])
     return table[table.groupby("recipe")["window"].transform("nunique") > 1]
@@ -262,11 +267,9 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     found: dict[tuple[str, tuple[int, ...]], dict[str, Pixels]] = {}
     for label, row in [entry for entry in first.items() if entry[0] in shown]:
         for path in sorted((store.folders[row.signature].path / run_files.PICTURES).glob("*.png")):
-            with suppress(OSError), Image.open(path) as image:  # a broken picture is left out
-                pixels = np.asarray(image.convert("RGB"))
-                found.setdefault((path.stem, pixels.shape), {})[
-                    f"{label.replace('prune.window=', 'T = ')}\nseed {row.seed}"
-                ] = pixels
+            if (pixels := store.stored(row.signature, partial(_picture, name=path.name))) is not None:
+                title = f"{label.replace('prune.window=', 'T = ')}\nseed {row.seed}"
+                found.setdefault((path.stem, pixels.shape), {})[title] = pixels
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
         drawing = figures.side_by_side(group, f"{head}: {stem}")
@@ -283,20 +286,38 @@ def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
 
 
-def _list(path: Path) -> list[dict[str, Any]]:
-    """Read a list of objects in JSON; an empty one where there is none."""
-    with suppress(OSError, ValidationError):
-        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
-    return []
+def _operators(run: RunFolder) -> list[dict[str, Any]]:
+    return [operator.model_dump() for operator in run.parsed(run_files.OPERATORS_FILE, OPERATORS) or []]
 
 
-def _masks(place: Path, most: int = 4) -> dict[str, Pixels]:
-    """Read the first feature masks (C, H, W) of a run, by module."""
+def _histograms(run: RunFolder) -> list[dict[str, Any]]:
+    return [histogram.model_dump() for histogram in run.parsed(run_files.HISTOGRAMS_FILE, HISTOGRAMS) or []]
+
+
+def _picture(run: RunFolder, name: str) -> Pixels | None:
+    """Read a picture (H, W, 3) of a run. Raises UserError."""
+    content, path = run.checked_content(f"{run_files.PICTURES}/{name}"), run.path / run_files.PICTURES / name
     try:
-        tensors = load_file(place / run_files.NETWORK_FILE)
-    except (OSError, SafetensorError):
+        with Image.open(io.BytesIO(content or b""), formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS or image.height > HIGHEST * image.width:
+                raise UserError(f"it is {image.width}x{image.height}")
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow reports damage in many ways, depending on the format
+        raise UserError(f"{path} cannot be drawn ({error})") from error
+
+
+def _masks(run: RunFolder, most: int = 4) -> dict[str, Pixels]:
+    """Read the first feature masks (C, H, W) of a run, by module. Raises UserError."""
+    if (content := run.checked_content(run_files.NETWORK_FILE)) is None:
         return {}
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that numpy does not have
+        raise UserError(f"{run.path / run_files.NETWORK_FILE} cannot be read ({error})") from error
     ending = "output_operators.pruner.mask"
     masks = {name.removesuffix(ending).rstrip("."): mask for name, mask in tensors.items() if name.endswith(ending)}
     flat = [(name or "input", mask) for name, mask in masks.items() if mask.ndim == 3 and mask.shape[-1] > 1]
+    for name, mask in flat:
+        if not mask.size or not np.isin(mask, (0, 1)).all():
+            raise UserError(f"{run.path / run_files.NETWORK_FILE}: the mask of {name} holds other values than 0 and 1")
     return dict(flat[:most])

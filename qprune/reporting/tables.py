@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field, ValidationError
 
+from qprune.atomic_write import csv_bytes
 from qprune.config.schema import Section
 from qprune.config.types import explain
-from qprune.errors import UserError
+from qprune.errors import UserError, visible
 from qprune.reporting.statistics import table_of
 from qprune.runs.row import Row
 from qprune.runs.store import Store, versions_text
@@ -265,15 +266,15 @@ def cells(part: pd.DataFrame, costs: bool = False, recovery: bool = False) -> Ce
 
 def markdown(table: Table, parts: Sequence[pd.DataFrame], recovery: bool = False) -> str:
     """Write a whole table as GitHub's Markdown. recovery: as for `layout`."""
-    text = [f"## Table {table.name}. {table.title}", ""]
+    text = [f"## Table {table.name}. {in_markdown(table.title)}", ""]
     headings, shown = layout(parts, recovery)
     for part in shown:
-        text += [f"### {part.heading}", "", _md_line(headings), _md_line(["---", *["---:"] * (len(headings) - 1)])]
-        for line, best in zip(part.lines, part.best, strict=True):
-            text.append(_md_line([f"**{line[0]}**", f"**{line[1]}**", *line[2:]] if best else line))
+        rule = ["---", *["---:"] * (len(headings) - 1)]
+        text += [f"### {in_markdown(part.heading)}", "", _md_line(headings), _md_line(rule)]
+        text += [_md_line(line, 2 if best else 0) for line, best in zip(part.lines, part.best, strict=True)]
         text.append("")
-        text += [f"- [{letter(i)}] {note}" for i, note in enumerate(part.notes)]
-        text += [f"- missing: {label}: `{command}`" for label, command in part.missing]
+        text += [in_markdown(f"- [{letter(i)}] {note}") for i, note in enumerate(part.notes)]
+        text += [f"- missing: {in_markdown(label)}: {_code(command)}" for label, command in part.missing]
         text += [""] if part.notes or part.missing else []
     return "\n".join(text)
 
@@ -305,7 +306,7 @@ def csv(parts: Sequence[pd.DataFrame]) -> str:
     table = table.drop(columns=[name for name in _COSTS if not table[name].notna().any()])
     for column in ("marks", "missing_seeds"):
         table[column] = ["; ".join(map(str, values)) for values in table[column]]
-    return str(table.to_csv(index=False, lineterminator="\n"))
+    return csv_bytes(table).decode()
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -330,8 +331,20 @@ def _pair(first: str, second: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"->|[±\\%&$#_{}|<>~^]", lambda match: _LATEX[match.group()], text)
+    found = re.sub(r"->|[±\\%&$#_{}|<>~^]", lambda match: _LATEX[match.group()], visible(text))
+    return f"{{}}{found}" if found.startswith(("[", "*")) else found  # behind \\ they would be its arguments
 
 
-def _md_line(line: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+def in_markdown(text: str) -> str:
+    """Escape what Markdown reads as markup, but for the footnotes [a]."""
+    return re.sub(r"[\\`*<|$]|&(?=#?\w+;)|\](?=[(:\[])|(?<!\w)_|_(?!\w)|~~", r"\\\g<0>", visible(text))
+
+
+def _code(text: str) -> str:
+    """Write code in Markdown, between more backticks than it has."""
+    return f"`` {visible(text)} ``" if "`" in text else f"`{visible(text)}`"
+
+
+def _md_line(line: Sequence[str], bold: int = 0) -> str:
+    cells = [in_markdown(cell) for cell in line]
+    return f"| {' | '.join([*(f'**{cell}**' for cell in cells[:bold]), *cells[bold:]])} |"

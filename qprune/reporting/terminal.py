@@ -6,31 +6,33 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Column
 from rich.table import Table as Grid
 
 from qprune.reporting.tables import Table, letter, number
+from qprune.training.progress import plain
 
 _COLUMNS = ("score", "n", "paper", "diff", "Mb", "density", "paper")
 
 
 def print_table(console: Console, table: Table, parts: Sequence[pd.DataFrame]) -> None:
     """Print a table: sizes as stored, densities as the paper counts; rows without a run have no score."""
-    console.print(f"Table {table.name}. {table.title}", style="bold", markup=False)
+    console.print(plain(f"Table {table.name}. {table.title}"), style="bold")
     for part in parts:
         rows = part.to_dict("records")
         notes = list(dict.fromkeys(mark for row in rows for mark in row["marks"]))
-        grid = Grid("{part}: {unit}".format_map(rows[0]), box=None, pad_edge=False, header_style="dim")
+        title = plain("{part}: {unit}".format_map(rows[0]))
+        grid = Grid(Column(title), box=None, pad_edge=False, header_style="dim")
         for heading in _COLUMNS:
             grid.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
             letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
             style = "bold" if row["best"] else "" if row["n"] or not row["command"] else "dim"
             cells = [f"{row['label']}{f' [{letters}]' if letters else ''}", *_cells(row)]
-            grid.add_row(*map(escape, cells), style=style)
+            grid.add_row(*map(plain, cells), style=style)
         console.print(grid)
         for place, note in enumerate(notes):
-            console.print(f"  [{letter(place)}] {note}", markup=False, highlight=False)
+            console.print(plain(f"  [{letter(place)}] {note}"))
         console.print()
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors.torch import save as safetensors_bytes
 
 import qprune
-from qprune.atomic_write import png_bytes, write_atomically, write_json
+from qprune.atomic_write import csv_bytes, json_bytes, png_bytes
 from qprune.compression.activation_trace import uncovered_features
 from qprune.compression.cost import cost
 from qprune.compression.distributed import rank_and_world
@@ -40,7 +40,7 @@ from qprune.runs.row_text import cost_lines, format_row, recovery_lines
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
-from qprune.training.progress import say
+from qprune.training.progress import plain, say
 from qprune.training.setup import attach_operators, build_task, learning_rates, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
@@ -74,7 +74,8 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
         folder.note_failed(None)
         say(f"run folder: {folder.path}")
         try:
-            row = make_row(**launch(config.trainer.ranks, _train, recipe, folder, watch))
+            fields, sums = launch(config.trainer.ranks, _train, recipe, folder, watch)
+            row = make_row(**fields)
         except UserError:
             # Refused before the first checkpoint: leave nothing half-written. Looked at only now: a data file that
             # vanished in the middle of training must not take the checkpoints with it.
@@ -88,7 +89,7 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
                 if folder.path.is_dir():  # or its folder was taken away
                     folder.note_failed(str(error))
             raise
-        folder.store(row)
+        folder.store(row, sums)
         folder.remove_checkpoints()
         _say_row(folder, row, config)
         return row
@@ -120,7 +121,7 @@ def _finished(folder: RunFolder, recipe: Recipe) -> Row:
 
 
 def _say_row(folder: RunFolder, row: Row, config: RunConfig) -> None:
-    [marks] = marks_of_trees([folder.environment()])
+    [marks] = marks_of_trees([folder.environment().model_dump()])
     say(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
 
 
@@ -147,8 +148,9 @@ def plan(config: Recipe | identity.Config) -> str:
     return text.getvalue()
 
 
-def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, Any]:
-    """Do the work of one rank; return the row's fields."""
+def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Do the work of one rank; return the row's fields and the checksums of the files that were written."""
+    sums: dict[str, str] = {}
     config, first_rank = recipe.config, rank_and_world()[0] == 0
     device = _set_up_process(config)
     task = build_task(recipe, device)
@@ -161,7 +163,7 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
         copy_fraction_bits(task.network, source)
     task.to(device)
     if first_rank:
-        _describe(config, folder, task, sites, device)
+        _describe(config, folder, task, sites, device, sums)
     names = {"precision", "evaluate_every", "checkpoint_minutes", "warm_start_at", "compile"}
     options = config.trainer.model_dump(include=names)
     options["events"] = folder.path / files.EVENTS if config.trainer.keep_events else None
@@ -174,8 +176,8 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> dict[str, 
     metrics = trainer.fit()
     fields = _row_fields(recipe, trainer, metrics)
     if first_rank:
-        _write_results(config, folder, trainer)
-    return fields
+        _write_results(config, folder, trainer, sums)
+    return fields, sums
 
 
 def _set_up_process(config: RunConfig) -> torch.device:
@@ -193,35 +195,46 @@ def _set_up_process(config: RunConfig) -> torch.device:
     return device
 
 
-def _describe(config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device) -> None:
-    """Write what is known before training, and print the plan."""
-    write_atomically(folder.path / files.CONFIG_FILE, yaml.safe_dump(config.plain(), sort_keys=False).encode())
+def _describe(
+    config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device, sums: dict[str, str]
+) -> None:
+    """Write what is known before training, and print the plan. sums: gets the checksums of what is written."""
+    folder.write(files.CONFIG_FILE, _config_bytes(config), sums)
     table = _plan_table(task, sites)
-    write_atomically(folder.path / files.PLAN_FILE, table.to_csv(index=False).encode())
-    write_json(folder.path / files.ENVIRONMENT_FILE, describe_environment(config.seed, device, task.dataset))
+    folder.write(files.PLAN_FILE, csv_bytes(table), sums)
+    environment = describe_environment(config.seed, device, task.dataset)
+    folder.write(files.ENVIRONMENT_FILE, json_bytes(environment), sums)
     say(_plan_line(table))
 
 
-def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
-    """Write what a trained run leaves beside its row."""
-    task, path = trainer.task, folder.path
+def _config_bytes(config: RunConfig) -> bytes:
+    return yaml.safe_dump(config.plain(), sort_keys=False).encode()
+
+
+def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer, sums: dict[str, str]) -> None:
+    """Write what a trained run leaves beside its row. sums: gets the checksums of what is written."""
+    task = trainer.task
     tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
-    write_atomically(path / files.NETWORK_FILE, safetensors_bytes(tensors))
+    folder.write(files.NETWORK_FILE, safetensors_bytes(tensors), sums)
     with trainer.evaluation_context():
         pictures = task.pictures()
     for name, picture in pictures.items():
-        write_atomically(path / files.PICTURES / f"{name}.png", png_bytes(picture))
-    write_json(path / files.OPERATORS_FILE, trainer.compressor.describe())
-    log_curve(config.logger.name, path, config.plain(), trainer.metrics)
+        folder.write(f"{files.PICTURES}/{name}.png", png_bytes(picture), sums)
+    folder.write(files.OPERATORS_FILE, json_bytes(trainer.compressor.describe()), sums)
+    sums[files.METRICS_FILE] = files.sum_of(trainer.curve)
+    if folder.content(files.CONFIG_FILE) != (written := _config_bytes(config)):
+        say(f"{folder.path / files.CONFIG_FILE} was changed while the run trained; it is written again as it was used")
+        folder.write(files.CONFIG_FILE, written, sums)
+    log_curve(config.logger.name, folder.path, config.plain(), trainer.metrics)
     timing = {
         "steps": trainer.steps,
         "steps_taken_over": trainer.steps_taken_over,
         "training_seconds": trainer.seconds,
         "compile_seconds": trainer.compiled.seconds if trainer.compiled else 0.0,
     }
-    write_json(path / files.TIMING_FILE, timing)
+    folder.write(files.TIMING_FILE, json_bytes(timing), sums)
     with trainer.evaluation_context(), torch.no_grad():
-        write_json(path / files.HISTOGRAMS_FILE, feature_histograms(task.network, task.evaluate))
+        folder.write(files.HISTOGRAMS_FILE, json_bytes(feature_histograms(task.network, task.evaluate)), sums)
 
 
 def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
@@ -298,5 +311,5 @@ def _plan_line(plan: pd.DataFrame) -> str:
 def _print_plan(console: Console, plan: pd.DataFrame) -> None:
     table = Table(*plan.columns, box=None, pad_edge=False)
     for *row, prune, quantize in plan.itertuples(index=False):
-        table.add_row(*row, "yes" if prune else "-", "yes" if quantize else "-")
+        table.add_row(*map(plain, row), "yes" if prune else "-", "yes" if quantize else "-")
     console.print(table)

@@ -6,22 +6,26 @@ Checksums are in the format of the tool `sha256sum`, which can check them too: s
 from __future__ import annotations
 
 import hashlib
-import json
-import math
+import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from qprune.atomic_write import explained, json_bytes, remove_left_temporaries, write_atomically, write_json
+from qprune.config.schema import RunConfig
 from qprune.errors import UserError
+from qprune.runs import stored
 from qprune.runs.row import Row, parse_row
 
 if TYPE_CHECKING:
@@ -35,9 +39,17 @@ CHECKPOINTS, PICTURES, EXPORT, EVENTS = "checkpoints", "pictures", "export", "ev
 PUBLISHED = "published"  # folder beside that of the runs: rows that are committed with a project
 SHORTEST_SIGNATURE = 6  # digits
 
-_SUMMED = (CONFIG_FILE, METRICS_FILE, NETWORK_FILE, OPERATORS_FILE)
-_SUM = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
+# What has a checksum wherever there are some; of older runs, nothing else has
+_SUMMED = (CONFIG_FILE, METRICS_FILE, NETWORK_FILE, OPERATORS_FILE, ROW_FILE)
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f]+)")
 _DAMAGED = "delete the run's folder, or run its command again with force=true"
+_DEEPEST = 50  # levels of a config
+T = TypeVar("T")
+
+
+def sum_of(content: bytes) -> str:
+    """Return the checksum of a file's content."""
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,8 @@ class RunFolder:
                     pass
             except Timeout:
                 return "running", None
+            except OSError:  # no lock of ours: a link, a folder
+                pass
         if (self.path / FAILED_FILE).exists():
             return "failed", None
         return "interrupted" if self.resumable else "to do", None
@@ -137,7 +151,7 @@ class RunFolder:
 
     def row(self) -> Row:
         """Return the row as its run left it. Raises UserError naming file and field."""
-        path, content = self.path / ROW_FILE, self._content(ROW_FILE)
+        path, content = self.path / ROW_FILE, self.content(ROW_FILE)
         if content is None:
             raise UserError(f"{path} is missing; finish the run with the command that began it")
         self._check(ROW_FILE, content, self._sums())
@@ -146,39 +160,62 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{path}: {error}; delete the file, or run its command again with force=true") from error
 
-    def store(self, row: Row) -> None:
-        """Write checksums, and the row last: where one is, its run is whole."""
-        self.write_sums(_SUMMED, **{ROW_FILE: json_bytes(asdict(row))})
-        write_json(self.path / ROW_FILE, asdict(row))
+    def store(self, row: Row, sums: Mapping[str, str]) -> None:
+        """Write the checksums of the run's files, and the row last: where one is, its run is whole."""
+        content = json_bytes(asdict(row))
+        self.write_sums({**sums, ROW_FILE: sum_of(content)})
+        write_atomically(self.path / ROW_FILE, content)
 
     def config(self) -> dict[str, Any] | None:
-        """Return the resolved config, or None where the file is missing or unreadable."""
-        with suppress(ValueError, yaml.YAMLError):
-            config = yaml.load(self.config_text() or "", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            return config if isinstance(config, dict) else None
-        return None
-
-    def environment(self) -> dict[str, Any]:
-        """Return what is known of the environment; nothing where the file is missing or unreadable."""
+        """Return the resolved config, checked, or None where the file is missing. Raises UserError."""
+        if (content := self.checked_content(CONFIG_FILE)) is None:
+            return None
         try:
-            found = json.loads(self._content(ENVIRONMENT_FILE) or b"{}")
-        except (UserError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            config = _plain_yaml(content)
+            if not isinstance(config, dict):
+                raise UserError(f"it holds {stored.shown(config)}")
+            json_bytes(checked := RunConfig.check(config).plain())  # arguments of tasks are of any type
+            return checked
+        except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+            raise UserError(
+                f"{self.path / CONFIG_FILE} is not the config of a run ({_line(error)}); {_DAMAGED}"
+            ) from error
 
-    def config_text(self) -> str | None:
-        """Return the text of the config, or None where it is missing or unreadable."""
-        with suppress(OSError, ValueError):
-            return (self.path / CONFIG_FILE).read_text(encoding="utf-8")
-        return None
+    def config_text(self) -> str:
+        """Return the text of the config; nothing where it is missing. Raises UserError."""
+        return (self.content(CONFIG_FILE) or b"").decode(errors="replace")
 
     def metrics(self) -> pd.DataFrame | None:
-        """Return the curve, one line per epoch, or None where it is missing or unreadable."""
+        """Return the curve, one line per epoch, or None where the file is missing. Raises UserError."""
         import pandas as pd  # late: most of the command line does not need it
 
-        with suppress(OSError, ValueError):  # pandas' own errors for empty and broken files are ValueErrors
-            return pd.read_csv(self.path / METRICS_FILE)
-        return None
+        if (content := self.checked_content(METRICS_FILE)) is None:
+            return None
+        try:
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # lines of other lengths
+                curve = pd.read_csv(io.BytesIO(content), index_col=False, low_memory=False)
+            lines = [{k: None if v != v else v for k, v in line.items()} for line in curve.to_dict("records")]  # NaN
+            stored.CURVE.validate_python(lines)
+        except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
+            why = stored.first_problem(error) if isinstance(error, ValidationError) else _line(error)
+            raise UserError(f"{self.path / METRICS_FILE} is not the curve of a run ({why}); {_DAMAGED}") from error
+        return curve
+
+    def parsed(self, name: str, schema: TypeAdapter[T]) -> T | None:
+        """Return what a JSON file of the run holds, or None where it is missing. Raises UserError.
+
+        schema: one of those in `stored`.
+        """
+        if (content := self.checked_content(name)) is None:
+            return None
+        try:
+            return schema.validate_json(content)
+        except ValidationError as error:
+            raise UserError(f"{self.path / name}: {stored.first_problem(error)}; {_DAMAGED}") from error
+
+    def environment(self) -> stored.Environment:
+        """Return what is known of the environment. Raises UserError."""
+        return self.parsed(ENVIRONMENT_FILE, stored.ENVIRONMENT) or stored.Environment()
 
     def note_failed(self, reason: str | None) -> None:
         """Note why the run failed, or remove the note where it starts again (None)."""
@@ -193,21 +230,29 @@ class RunFolder:
 
     def stopped(self) -> tuple[str, float] | None:
         """Return reason and optimistic score of a stopped run; UserError if unreadable."""
-        path = self.path / STOPPED_FILE
         try:
-            note = json.loads(path.read_bytes())
-            reason, score = str(note["reason"]), float(note["optimistic_score"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not the note of a stopped run ({error}); delete it") from error
-        return (reason, score) if math.isfinite(score) else None
+            note = self.parsed(STOPPED_FILE, stored.STOPPED)
+        except UserError as error:
+            raise UserError(
+                f"{self.path / STOPPED_FILE} is not the note of a stopped run ({error}); delete it"
+            ) from error
+        return (note.reason, note.optimistic_score) if note is not None else None
 
-    def write_sums(self, names: Sequence[str], **to_come: bytes) -> None:
-        """Write the checksums of files, and of those that are written next by content."""
-        contents = {name: (self.path / name).read_bytes() for name in names} | to_come
-        lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
-        write_atomically(self.path / SUMS_FILE, "".join(lines).encode())
+    def write(self, name: str, content: bytes, sums: dict[str, str]) -> None:
+        """Write a file of the run, and note in `sums` the checksum of what is written, whatever stands there later."""
+        write_atomically(self.path / name, content)
+        sums[name] = sum_of(content)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a further file of a finished run, with its checksum where it has checksums."""
+        self.write(name, content, sums := self._sums() or {})
+        if len(sums) > 1:
+            self.write_sums(sums)
+
+    def write_sums(self, sums: Mapping[str, str]) -> None:
+        """Write the checksums of the run's files."""
+        lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
+        write_atomically(self.path / SUMS_FILE, os.fsencode("".join(lines)))
 
     def check(self, *names: str) -> bool:
         """Raise UserError unless these files are as the run wrote them.
@@ -216,14 +261,20 @@ class RunFolder:
         """
         sums = self._sums()
         for name in names if sums is not None else ():
-            if (content := self._content(name)) is not None:
+            if (content := self.content(name)) is not None:
                 self._check(name, content, sums)
         return sums is not None
 
+    def check_all(self) -> None:
+        """Raise UserError unless every file that has a checksum is as the run wrote it, or missing."""
+        self.check(*(self._sums() or ()))
+
     def _check(self, name: str, content: bytes, sums: Mapping[str, str] | None) -> None:
-        if sums is not None and name not in sums:
+        if sums is None or (sums and name not in (*sums, *_SUMMED)):
+            return
+        if name not in sums:
             raise UserError(f"{self.path / SUMS_FILE} is damaged, so that {name} cannot be checked; {_DAMAGED}")
-        if sums is not None and sums[name] != hashlib.sha256(content).hexdigest():
+        if sums[name] != sum_of(content):
             raise UserError(
                 f"{self.path / name} is not as its run wrote it: its checksum differs from that in {SUMS_FILE} "
                 f"beside it; {_DAMAGED}"
@@ -231,21 +282,48 @@ class RunFolder:
 
     def _sums(self) -> dict[str, str] | None:
         """Return the checksums by file: none if damaged, None where there are none."""
-        if (content := self._content(SUMS_FILE)) is None:
+        if (content := self.content(SUMS_FILE)) is None:
             return None
-        lines = content.decode("ascii", "replace").splitlines()
+        lines = os.fsdecode(content).removesuffix("\n").split("\n")
         sums = {match[2]: match[1] for match in map(_SUM.fullmatch, lines) if match}
         return sums if len(sums) == len(lines) else {}  # damaged: no file is in it, so that each is refused
 
-    def _content(self, name: str) -> bytes | None:
+    def checked_content(self, name: str) -> bytes | None:
+        """Return the content of a file as the run wrote it, or None where it is missing. Raises UserError."""
+        if (content := self.content(name)) is not None:
+            self._check(name, content, self._sums())
+        return content
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of a file, or None where it is missing. Raises UserError for what is no file."""
         try:
-            # not Path.open: with it, ten thousand rows take twice the time
-            with open(f"{self.path}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+            # not Path.open: with it, ten thousand rows take twice the time; a pipe or device would be read for ever
+            with open(f"{self.path}/{name}", "rb", buffering=0, opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise UserError(f"{self.path / name} is no file; {_DAMAGED}")
                 return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(f"{self.path / name} cannot be read ({error.strerror}); {_DAMAGED}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _plain_yaml(content: bytes) -> Any:
+    """Read YAML as a run writes it. With aliases, a short text can stand for a value that is endless."""
+    depth, loader = 0, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for event in yaml.parse(content, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
+            raise yaml.YAMLError("it has aliases, or is nested too deep")
+    return yaml.load(content, loader)
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
@@ -259,7 +337,7 @@ def read_runs(folder: Path) -> tuple[list[tuple[RunFolder, Row]], list[str]]:
     found: dict[tuple[str, int], tuple[RunFolder, Row]] = {}
     problems = []
     # not Path.rglob: it takes longer than reading ten thousand rows
-    paths = sorted(Path(place) for place, _, files in os.walk(folder) if ROW_FILE in files)
+    paths = sorted(Path(place) for place, others, files in os.walk(folder) if ROW_FILE in (*files, *others))
     for run in map(RunFolder, paths):
         try:
             row = run.row()

@@ -1,6 +1,5 @@
 """The runs that a sweep makes: which there are, how far each is, and how long the rest takes."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from qprune.errors import UserError, counted, one_of
 from qprune.runs.folder import TIMING_FILE, RunFolder
 from qprune.runs.lookup import folder_of
 from qprune.runs.row import Row
+from qprune.runs.stored import TIMING
 from qprune.training.progress import duration
 
 
@@ -105,10 +105,10 @@ def seconds_left(jobs: Sequence[Job]) -> dict[Path, float | None]:
     measured: dict[tuple[Any, ...], list[float]] = {}
     for folder in {Path(job.config.results_dir) / job.config.task.name for job in jobs}:
         for path in sorted(folder.glob(f"*/{TIMING_FILE}")):
-            with suppress(ValueError, KeyError, TypeError):  # no measurement; the run itself is judged elsewhere
-                seconds = float(json.loads(path.read_bytes())["training_seconds"])
-                kind = _kind(RunConfig.check(RunFolder(path.parent).config() or {}))
-                measured.setdefault(kind, []).append(seconds)
+            with suppress(UserError):  # no measurement; the run itself is judged elsewhere
+                if (timing := RunFolder(path.parent).parsed(TIMING_FILE, TIMING)) is not None:
+                    kind = _kind(RunConfig.check(RunFolder(path.parent).config() or {}))
+                    measured.setdefault(kind, []).append(timing.training_seconds)
     left: dict[Path, float | None] = {}
     for job in jobs:
         if job.state != "done":
@@ -136,8 +136,8 @@ def _kind(config: RunConfig) -> tuple[Any, ...]:
 
 def _progress(job: Job) -> float:
     """Return the fraction of an interrupted run that its curve shows as trained."""
-    curve = RunFolder(job.folder).metrics()
-    if curve is None or "epoch" not in curve or curve.empty:
-        return 0.0
-    epochs = min(job.config.epochs, job.config.budget.epochs or job.config.epochs)
-    return min(1.0, float(curve["epoch"].max()) / epochs)
+    with suppress(UserError):  # as if nothing was trained
+        curve = RunFolder(job.folder).metrics()
+        if curve is not None and len(curve):
+            return min(1.0, float(curve["epoch"].max()) / job.config.trained_epochs)
+    return 0.0

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from qprune.atomic_write import write_json
+from qprune.atomic_write import json_bytes
 from qprune.compression.compressor import Compressor
 from qprune.compression.prepare import find_operators
 from qprune.compression.quantizer import Quantizer
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
-from qprune.errors import UserError
+from qprune.errors import TRUST_VARIABLE, UserError
 from qprune.runs.folder import CONFIG_FILE, HISTOGRAMS_FILE, NETWORK_FILE, RunFolder
 from qprune.runs.histograms import feature_histograms
 from qprune.runs.row import Row
@@ -44,21 +44,21 @@ class FinishedRun:
     def load(cls, run: str, results_dir: Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Reload a run, found by folder or signature, on the CPU. Raises UserError.
 
+        The folder is data, whoever made it: its config names a task that is qprune's or trusted, and no place to write.
+
         `changes` are keys of the config by dotted name: machine keys (`data.root`), or such as say what the network is
         tested on (`budget.test_samples`, `task.test_folder`).
         """
         folder = RunFolder.find(run, results_dir)
         row, stored = folder.row(), folder.config()
         if stored is None:
-            raise UserError(
-                f"{folder.path / CONFIG_FILE} is missing or cannot be read; run the run's command with force=true"
-            )
-        folder.check(CONFIG_FILE)
+            raise UserError(f"{folder.path / CONFIG_FILE} is missing; run the run's command with force=true")
         for key, value in (changes or {}).items():
             section, _, name = key.partition(".")
             stored[section][name] = value
         recipe = Recipe.from_config(stored)
-        task = build_task(recipe)
+        _require_trusted(recipe.config.task.class_path)
+        task = build_task(replace(recipe, fetch="data.root" in (changes or {})))
         compressor = attach_operators(recipe, task)
         try:
             task.network.load_state_dict(_trained_tensors(folder))
@@ -134,6 +134,18 @@ class FinishedRun:
             self.task.network = own
 
 
+def _require_trusted(target: str) -> None:
+    """Raise UserError unless a stored run's task is qprune's, or of a package that the user trusts."""
+    trusted = ("qprune.tasks", *filter(None, os.environ.get(TRUST_VARIABLE, "").replace(" ", "").split(",")))
+    if not any(target.startswith(f"{package}.") for package in trusted):
+        package = target.partition(".")[0]
+        raise UserError(
+            f"task._target_={target} is code outside qprune, and this command would import it for a stored run; if you "
+            f"trust the package {package}, add --trust {package} to the command, or for good: export "
+            f"{TRUST_VARIABLE}={package}"
+        )
+
+
 class _FunctionAsNetwork(nn.Module):
     """A function in the place of a network; modes that a task sets do not reach it."""
 
@@ -154,7 +166,7 @@ def count_features(folder: Path) -> None:
     root = os.environ.get("QPRUNE_DATA")
     run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
     with run.evaluating():
-        write_json(folder / HISTOGRAMS_FILE, feature_histograms(run.task.network, run.task.evaluate))
+        RunFolder(folder).add(HISTOGRAMS_FILE, json_bytes(feature_histograms(run.task.network, run.task.evaluate)))
 
 
 def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
@@ -181,10 +193,12 @@ def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
 
 def _trained_tensors(run: RunFolder) -> dict[str, Tensor]:
     run.check(NETWORK_FILE)
-    path = run.path / NETWORK_FILE
+    path, content = run.path / NETWORK_FILE, run.content(NETWORK_FILE)
+    if content is None:
+        raise UserError(f"{path} is missing; run the run's command with force=true")
     try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that this torch does not have
         raise UserError(f"{path} cannot be read ({error})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,15 +47,12 @@ def require_same_data(folder: RunFolder, dataset: Mapping[str, str]) -> None:
 
     dataset: checksum of the present data by name, as in `Task.dataset`.
     """
-    path = folder.path / ENVIRONMENT_FILE
-    try:
-        then = json.loads(path.read_bytes())["dataset"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # a run from before the data was recorded
-    if differing := sorted(name for name in {*then, *dataset} if then.get(name) != dataset.get(name)):
+    then = folder.environment().dataset
+    # Names that only one of them has came later than the run: what data a config names is part of its signature.
+    if differing := sorted(name for name in then.keys() & dataset.keys() if then[name] != dataset[name]):
         raise UserError(
             f"{folder.path} is of other data: {' and '.join(differing)} of data.root are not what the run was trained "
-            f"on (checksums in {path.name}); set data.root=FOLDER to that data, or type force=true to train again"
+            f"on (checksums in {ENVIRONMENT_FILE}); set data.root=FOLDER to that data, or type force=true"
         )
 
 

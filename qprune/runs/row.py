@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from qprune.config.schema import Name
 from qprune.errors import RunFailure
+from qprune.runs.stored import first_problem
 
 SCHEMA_VERSION = 1
 
@@ -27,8 +29,8 @@ class Row:
 
     schema_version: Literal[1]
     signature: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    task: str
-    order: str
+    task: Name  # names become parts of paths
+    order: Name
     notation: str
     seed: Annotated[int, Field(ge=0)]
     metric: str  # name of the score of the last epoch, with its unit
@@ -36,8 +38,8 @@ class Row:
     higher_is_better: bool
     epochs: Count
     steps: Count
-    budget: str
-    data_source: str
+    budget: Name
+    data_source: Name
     marks: list[str]  # reasons why the row may not pass for the paper's
     weight_sparsity: Fraction
     feature_sparsity: Fraction
@@ -68,7 +70,7 @@ def make_row(**fields: Any) -> Row:
     try:
         return Row(**fields)
     except ValidationError as error:
-        raise RunFailure(f"the run ended with a result that cannot be stored: {_explained(error)}") from error
+        raise RunFailure(f"the run ended with a result that cannot be stored: {first_problem(error)}") from error
 
 
 def parse_row(content: bytes) -> Row:
@@ -76,21 +78,4 @@ def parse_row(content: bytes) -> Row:
     try:
         return _ROW.validate_json(content)
     except ValidationError as error:
-        raise ValueError(_explained(error)) from error
-
-
-def _explained(error: ValidationError) -> str:
-    """Return the first problem in one line, that of the schema's version above all."""
-    problems = error.errors(include_url=False)
-    problem = next((each for each in problems if each["loc"] == ("schema_version",)), problems[0])
-    field, given = ".".join(map(str, problem["loc"])), problem["input"]
-    match problem["type"]:
-        case "json_invalid":
-            return f"not readable JSON ({problem['ctx']['error']})"
-        case "missing":
-            return f"the field {field} is missing"
-        case "unexpected_keyword_argument":
-            return f"{field!r} is not a field of a result row"
-        case "literal_error":
-            return f"schema_version is {given!r}, and this version of qprune reads {SCHEMA_VERSION}"
-    return f"{field} is {given!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        raise ValueError(first_problem(error)) from error

@@ -3,10 +3,10 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 from qprune.compression.schedule import Timeline
 from qprune.config import signature as identity
@@ -15,6 +15,8 @@ from qprune.errors import UserError, counted
 from qprune.runs.environment import marks_of_trees
 from qprune.runs.folder import CONFIG_FILE, METRICS_FILE, PUBLISHED, ROW_FILE, RunFolder, read_runs
 from qprune.runs.row import Row
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -41,10 +43,16 @@ class Store:
                 "qprune run"
             )
         (own, problems), (others, more) = read_runs(folder), read_runs(published)
-        runs = [(run, row) for run, row in (*own, *others) if arithmetic in (None, row.arithmetic)]
-        marks = marks_of_trees([run.environment() for run, _ in runs])
         store = cls(folder, {}, {}, problems + more)
-        for (run, row), found in zip(runs, marks, strict=True):
+        runs, environments = [], []
+        for run, row in (*own, *others):
+            if arithmetic in (None, row.arithmetic):
+                try:
+                    environments.append(run.environment().model_dump())
+                    runs.append((run, row))
+                except UserError as error:
+                    store.problems.append(str(error))
+        for (run, row), found in zip(runs, marks_of_trees(environments), strict=True):
             known = store.rows.get(row.signature)
             if known is None or known.arithmetic < row.arithmetic:
                 store.folders[row.signature] = run
@@ -61,15 +69,43 @@ class Store:
                 self.problems.append(str(error))
                 del self.rows[name]
 
+    def stored(self, signature: str, read: Callable[[RunFolder], T]) -> T | None:
+        """Return what `read` finds in a run's folder; None, and a problem, where a file is not as it should be."""
+        try:
+            return read(self.folders[signature])
+        except UserError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+    def leave_out_bad(self, read: Callable[[RunFolder], object]) -> None:
+        """Leave out and name the rows of which `read` raises UserError."""
+        for name, run in [(name, self.folders[name]) for name in self.rows]:
+            try:
+                read(run)
+            except UserError as error:
+                self.problems.append(str(error))
+                del self.rows[name]
+
     def recovery(self, signature: str) -> dict[str, float]:
         """Return the training left after the last events, for old rows from config and curve; empty where unknown."""
-        row, folder = self.rows[signature], self.folders[signature]
+        row = self.rows[signature]
         if row.recovery:
             return row.recovery
-        curve, timeline = folder.metrics(), timeline_of(folder.config(), row)
+        curve, timeline = self.stored(signature, RunFolder.metrics), self.timeline(signature)
         if curve is None or timeline is None or "learning_rate" not in curve or len(curve) != row.epochs:
             return {}
         return timeline.recovery(curve["learning_rate"].tolist())
+
+    def timeline(self, signature: str) -> Timeline | None:
+        """Return the schedule of a run in its own steps, if its config is there and fits the row."""
+        row, config = self.rows[signature], self.stored(signature, RunFolder.config)
+        if config is None or row.steps % row.epochs:
+            return None
+        try:
+            return RunConfig.check(config).events().in_steps(row.steps // row.epochs)
+        except UserError:
+            return None
 
     def newest(self, signatures: Iterable[str]) -> set[str]:
         """Return the rows of the newest arithmetic among these."""
@@ -94,16 +130,6 @@ def versions_text(left_out: Iterable[int]) -> list[str]:
     ]
 
 
-def timeline_of(config: Mapping[str, Any] | None, row: Row) -> Timeline | None:
-    """Return the schedule of a run in its own steps; None for an invalid config."""
-    if config is None or row.steps % row.epochs:
-        return None
-    try:
-        return RunConfig.check(config).events().in_steps(row.steps // row.epochs)
-    except (UserError, KeyError, TypeError):
-        return None
-
-
 def _compare(run: RunFolder, row: Row) -> None:
     """Raise UserError when a row is not that of its run; missing files pass."""
     advice = "it was edited or copied; run its command again with force=true"
@@ -111,12 +137,9 @@ def _compare(run: RunFolder, row: Row) -> None:
         return  # the run wrote the checksums of row, config and curve together
     path = run.path / ROW_FILE
     if (config := run.config()) is not None:
-        try:
-            stated = {"signature": identity.signature(config)}
-            stated |= {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
-            stated |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
-        except Exception as error:
-            raise UserError(f"{run.path / CONFIG_FILE} is not the config of a run ({error}); {advice}") from error
+        stated = {"signature": identity.signature(config)}
+        stated |= {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}
+        stated |= {"budget": config["budget"]["name"], "data_source": config["data"]["source"]}
         for name, value in stated.items():
             if getattr(row, name) != value:
                 raise UserError(f"{path}: {name} is {getattr(row, name)!r}, and {CONFIG_FILE} says {value!r}; {advice}")

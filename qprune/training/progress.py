@@ -6,12 +6,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from qprune.errors import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def say(text: str | Text, stderr: bool = False) -> None:
-    """Print a line for people, which is never wrapped."""
-    Console(soft_wrap=True, highlight=False, stderr=stderr).print(text)
+def plain(text: object) -> Text:
+    """Return lines as rich prints them unchanged: it reads no markup and no emoji codes in a Text."""
+    return Text("\n".join(map(visible, str(text).split("\n"))))
+
+
+def say(text: object, stderr: bool = False) -> None:
+    """Print lines for people, which are never wrapped."""
+    Console(soft_wrap=True, highlight=False, stderr=stderr).print(plain(text))
 
 
 def duration(seconds: float) -> str:
@@ -31,7 +38,7 @@ class Reporter:
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
-            columns = TextColumn("{task.fields[epoch]}"), BarColumn(24), TextColumn("{task.description}")
+            columns = TextColumn("{task.fields[epoch]}"), BarColumn(24), TextColumn("{task.description}", markup=False)
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.add_task("", total=self.steps, completed=first_step, epoch="")
 
@@ -48,6 +55,6 @@ class Reporter:
         epoch, steps = f"epoch {(step - 1) // self.steps_per_epoch + 1}/{self.epochs}", f"step {step:,}/{self.steps:,}"
         if self.bar:
             task = self.bar.task_ids[0]
-            self.bar.update(task, completed=step, description=f"{steps}  left {left}  {status}", epoch=epoch)
+            self.bar.update(task, completed=step, description=f"{steps}  left {left}  {visible(status)}", epoch=epoch)
         if not self.bar or permanent:
-            self.console.print(f"{epoch}  {steps}  {status}  left {left}")
+            self.console.print(plain(f"{epoch}  {steps}  {status}  left {left}"))

@@ -249,10 +249,15 @@ class Trainer:
         if not (folder := self.loop.metrics.parent).is_dir():
             raise explained(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), folder)
 
+    @property
+    def curve(self) -> bytes:
+        """The content of metrics.csv."""
+        return pd.DataFrame(self.metrics).to_csv(index=False).encode()
+
     def _write_metrics(self) -> None:
         if self.main:
             self._require_folder()
-            write_atomically(self.loop.metrics, pd.DataFrame(self.metrics).to_csv(index=False).encode())
+            write_atomically(self.loop.metrics, self.curve)
 
     def _evaluate(self) -> dict[str, float]:
         """Return the task's metrics with rank 0's norms; training is not changed."""

@@ -32,11 +32,12 @@ class ClassifiedPictures(NamedTuple):
     test_labels: Tensor
 
 
-def load_cifar10(root: str | Path, verify: bool = True) -> tuple[ClassifiedPictures, list[str]]:
+def load_cifar10(root: str | Path, verify: bool = True, fetch: bool = True) -> tuple[ClassifiedPictures, list[str]]:
     """Read ROOT/cifar-10-batches-py, downloading it if none of its files is there.
 
     Args:
         root: Folder above.
+        fetch: Download the set where none of its files is there.
         verify: Refuse files whose md5 is not the published one; without it such a copy is read, and marked.
 
     Returns:
@@ -47,7 +48,7 @@ def load_cifar10(root: str | Path, verify: bool = True) -> tuple[ClassifiedPictu
     """
     folder = Path(root) / CIFAR10.base_folder
     files = TRAIN_FILES | TEST_FILES
-    if not any((folder / name).is_file() for name in files):
+    if fetch and not any((folder / name).is_file() for name in files):
         _download(Path(root), folder)
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise UserError(_absent(folder, missing))

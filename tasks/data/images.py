@@ -10,6 +10,7 @@ from PIL import Image
 from qprune.errors import UserError
 
 SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP")  # whatever a file's name: some others start programs
 
 
 class NamedImage(NamedTuple):
@@ -44,7 +45,7 @@ def read_images(folder: Path, key: str) -> list[NamedImage]:
 def decoded(path: Path) -> Image.Image:
     """Decode the image of a file to RGB, or raise UserError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
     # Pillow reports damage by any of these, depending on the format and on where the file ends
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -46,6 +46,7 @@ class VocPictures:
         root: Folder of VOCdevkit.
         split: Name of the list.
         key: The config key of the split, for messages.
+        fetch: Whether to download.
 
     Raises:
         UserError: A file is missing or not valid.
@@ -53,9 +54,9 @@ class VocPictures:
 
     class_names: Sequence[str] = CLASSES
 
-    def __init__(self, root: str | Path, split: str, key: str) -> None:
+    def __init__(self, root: str | Path, split: str, key: str, fetch: bool = True) -> None:
         self.folder = Path(root) / FOLDER
-        if not self.folder.is_dir():
+        if fetch and not self.folder.is_dir():
             _download(Path(root), split, key)
         self.names = _names(self.folder, split, key)
         self.annotations = [read_annotation(self.folder / "Annotations" / f"{name}.xml") for name in self.names]

@@ -11,11 +11,13 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from qprune.cli import main as cli
+from tests.attacks.hostile import finished_runs
 
 TRIALS = int(os.environ.get("QPRUNE_ATTACKS", "6"))  # per kind
 FAULTS = ("tracebacks", "silent differences", "lost rows")
@@ -84,6 +86,18 @@ class Attacks:
                 said.append(f"{what}: random.Random({seed!r})\n{''.join(traceback.format_exception(error))}")
         self.record("attack", [kind, trials, *(counts[fault] for fault in FAULTS)])
         assert not said, f"{len(said)} of {trials} trials ended badly; the first ones:\n" + "\n".join(said[:3])
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folders of two finished toy runs with pictures, which tests copy."""
+    return finished_runs(tmp_path_factory.mktemp("trained") / "runs")
+
+
+@pytest.fixture(autouse=True)
+def _no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `qprune report` join no tables of the paper, which takes half a minute and reads no run."""
+    monkeypatch.setattr("qprune.cli.report.presets", lambda *_: {})
 
 
 @pytest.fixture

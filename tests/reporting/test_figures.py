@@ -71,12 +71,21 @@ def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
 
 def test_the_timeline_of_a_run_is_that_of_its_config(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
-    timeline = report.timeline_of(store.folders[row.signature].config(), row)
+    timeline = store.timeline(row.signature)
     assert timeline is not None
     assert (timeline.steps_per_epoch, timeline.weight_step, timeline.feature_step) == (10, 32, 34)  # 160, 170 of 200
     assert timeline.prune_steps == (29, 30, 31, 32)  # 140 + 5 k of 200 epochs, in 40 steps
-    assert report.timeline_of(None, row) is None
-    assert report.timeline_of({"seed": 1}, row) is None
+    path = store.folders[row.signature].path / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    try:
+        path.write_text("seed: 1\n", encoding="utf-8")
+        assert store.timeline(row.signature) is None
+        assert "config.yaml is not the config of a run (epochs is missing; give it a value" in store.problems[-1]
+        path.unlink()
+        assert store.timeline(row.signature) is None
+        assert len(store.problems) == 1
+    finally:
+        path.write_text(text, encoding="utf-8")
 
 
 def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
             "task._target_=tests.training.toy.ToyBatches",
             "toy.ToyBatches is not a subclass of qprune.training.task.Task",
         ),
-        ("task._target_=pathlib.Path", "task._target_=pathlib.Path is code outside qprune, and a run would execute it"),
+        ("task._target_=pathlib.Path", "task._target_=pathlib.Path is not a subclass of qprune.training.task.Task"),
         ("task.factor=much", "task.factor='much' is not a number"),
         ("task.name=../toy", "task.name='../toy' is not a name of at most 64 letters, digits, '_', '-' and '.'"),
         ("trainer.thread=1", "unknown key 'trainer.thread'; did you mean 'trainer.threads'?"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qprune.errors import UserError
-from qprune.runs.folder import RunFolder
+from qprune.runs.folder import RunFolder, sum_of
 from tests.runs.test_row import FIELDS, stored
 
 
@@ -14,7 +14,7 @@ def test_files_are_checked_where_a_folder_has_checksums(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     (tmp_path / "a.txt").write_bytes(b"a")
     assert not folder.check("a.txt")
-    folder.write_sums(["a.txt"])
+    folder.write_sums({"a.txt": sum_of(b"a")})
     assert folder.check("a.txt", "missing.txt")
     (tmp_path / "a.txt").write_bytes(b"b")
     with pytest.raises(UserError, match=r"a.txt is not as its run wrote it: its checksum differs from that in SHA256"):
@@ -24,7 +24,7 @@ def test_files_are_checked_where_a_folder_has_checksums(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda t: t + t, lambda t: "", str.upper, lambda t: t + "more\n"])
 def test_damaged_checksums_refuse_every_file(tmp_path: Path, damage: Any) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
-    RunFolder(tmp_path).write_sums(["a.txt"])
+    RunFolder(tmp_path).write_sums({"a.txt": sum_of(b"a")})
     sums = tmp_path / "SHA256SUMS"
     sums.write_text(damage(sums.read_text()))
     with pytest.raises(UserError, match="SHA256SUMS is damaged, so that a.txt cannot be checked"):

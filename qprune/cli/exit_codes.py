@@ -21,6 +21,10 @@ USER, FAILURE, STOPPED, INTERRUPTED, TERMINATED = 2, 1, 75, 130, 143  # exit cod
 TRAINING_VERBS = ("run", "sweep", "frontier")
 _NO_MEMORY = ("Cannot allocate memory", "failed to map segment")  # what a loader of libraries says
 _asked: list[str] = []  # signals that came inside `stopping`
+NOTHING_TYPED = (
+    "qprune {verb} trains networks, for hours with a task's whole recipe; type what to train, for example: "
+    "qprune {verb} {example} (all choices: qprune list; all keys: qprune run --help)"
+)
 
 
 class Stopped(KeyboardInterrupt):

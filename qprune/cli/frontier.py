@@ -43,6 +43,9 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--exhaustive", action="store_true", help="carry out every run of the grid to its end")
     parser.add_argument("--config-dir", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
+    if not arguments:
+        example = "task=espcn data=synthetic budget=smoke bits=4,8"
+        raise UserError(exit_codes.NOTHING_TYPED.format(verb="frontier", example=example))
     arithmetic = None if options.finished else qprune.ARITHMETIC
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive, arithmetic)
     for text in grid.left_out:

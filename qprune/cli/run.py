@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
@@ -33,9 +35,9 @@ from qprune.config.types import legal, schema_at
 from qprune.errors import DEBUG_VARIABLE, RunFailure, UserError, counted
 from qprune.runs.folder import LOCK_FILE
 from qprune.runs.jobs import Job, expand, first_events, jobs_of, seconds_left, time_left_text
-from qprune.runs.lookup import folder_of
-from qprune.runs.row_text import gain_text
-from qprune.training.progress import duration
+from qprune.runs.lookup import float_row, folder_of
+from qprune.runs.row_text import digits, gain_text, score_text
+from qprune.training.progress import duration, plain
 
 _WARM_STARTS = "trainer.warm_start_at"
 _DESCRIPTIONS = {
@@ -100,10 +102,7 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
         print(_help(verb, options), end="")
         return 0
     if not arguments:
-        raise UserError(
-            f"qprune {verb} trains a network, for hours with a task's whole recipe; type what to train, for example: "
-            f"qprune {verb} {_EXAMPLES[verb]} (all choices: qprune list; all keys: qprune {verb} --help)"
-        )
+        raise UserError(failures.NOTHING_TYPED.format(verb=verb, example=_EXAMPLES[verb]))
     if options.info or options.hydra_help or options.shell_completion:
         _hand_over(verb, for_hydra)
         return 0
@@ -191,7 +190,7 @@ def _job(cfg: DictConfig) -> None:
             config = RunConfig.check(as_dict(cfg))
             note["before"] = folder_of(config).finished
             if (row := runner.execute(config, wait=True)) is not None:  # another sweep may have this run
-                note["result"] = gain_text(row)
+                note["result"] = gain_text(row, float_row(config))
     except (Exception, KeyboardInterrupt) as error:
         note["exit_code"], note["message"] = failures.explain(error)
         if os.environ.get(DEBUG_VARIABLE) == "1":
@@ -241,7 +240,7 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         counts = {"finished": len(outcomes) - len(failed) - len(stopped), "failed": len(failed)}
         begun = len(outcomes) + len(cut := _cut_short(folder))
         counts |= {"interrupted": len(stopped) + len(cut), "not started": len(jobs) - begun}
-        show_text(_summary_text(jobs_of(overrides, options.config_dir)))
+        _print_summary(jobs_of(overrides, options.config_dir))
         shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
         show_text(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
         for outcome in failed:
@@ -257,11 +256,13 @@ def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
     jobs = jobs_of(overrides, config_dir)
     left = seconds_left(jobs)
     done = sum(job.state == "done" for job in jobs)
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     lines = [f"{counted(len(jobs), 'run')}: {done} done, {len(jobs) - done} left"]
+    lines += [f"  each with {' '.join(text for text in jobs[0].overrides if text in common)}"] if common else []
     for job in jobs:
         seconds = left.get(job.folder)
         state = job.state + ("" if seconds is None else f", about {duration(seconds)}")
-        lines.append(f"  {' '.join(job.overrides)}  [{state}]")
+        lines.append(f"  {' '.join(text for text in job.overrides if text not in common)}  [{state}]")
     return "\n".join([*lines, *([time_left_text(jobs)] if done < len(jobs) else [])])
 
 
@@ -287,14 +288,25 @@ def _remove_left_notes(folder: Path) -> None:
             continue
 
 
-def _summary_text(jobs: Sequence[Job]) -> str:
-    """Summarize the finished runs of a sweep over seeds; the table is stored too."""
+def _print_summary(jobs: Sequence[Job]) -> None:
+    """Print the finished runs of a sweep, summarized over seeds; the table is stored too."""
     table = _summary(jobs)
     name = short_hash(str(job.folder.name) for job in jobs)
     path = Path(jobs[0].config.results_dir) / "sweeps" / f"sweep-{name}.csv"
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
-    shown = table.drop(columns=["marks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
-    return f"{shown}\nsummary: {path}"
+    grid = Table("overrides", "recipe", box=None, pad_edge=False)
+    for heading in ("score", "n", "missing", "weights Mb", "features Mb", "density"):
+        grid.add_column(heading, justify="right")
+    for row in table.to_dict("records"):
+        cells = ["-", *(str(row[name]) for name in ("n", "missing")), "-", "-", "-"]
+        if row["n"]:
+            cells[0] = score_text(row["metric"], row["mean"], name=False) + (
+                f" ± {row['sd']:.2f}" if row["n"] > 1 else ""
+            )
+            cells[3:] = [digits(row[name]) for name in ("weight_mb", "feature_mb", "density")]
+        grid.add_row(plain(row["overrides"]), plain(row["recipe"]), *cells)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(grid)
+    show_text(f"summary: {path}")
 
 
 def _summary(jobs: Sequence[Job]) -> pd.DataFrame:

@@ -304,6 +304,8 @@ def _plan_line(plan: pd.DataFrame) -> str:
     """Count the operators by kind."""
     sums = plan.groupby("kind")[["quantize", "prune"]].sum()
     counts = [f"{counted(sums['quantize'][kind], kind)} quantized, {sums['prune'][kind]} pruned" for kind in sums.index]
+    if not sums.to_numpy().any():
+        return f"plan: no tensor is pruned or quantized ({files.PLAN_FILE})"
     without = int((~(plan["prune"] | plan["quantize"])).sum())
     return f"plan: {'; '.join(counts)}; {counted(without, 'tensor')} not compressed ({files.PLAN_FILE})"
 

@@ -27,7 +27,7 @@ def format_row(row: Row, reference: Row | None = None) -> Text:
         f"  density {digits(row.density_actual)}{unit}; {as_paper}",
         f"  zeros: {zeros}; {counted(row.epochs, 'epoch')}, {counted(row.steps, 'step')}",
     ]
-    if row.mask_bits_actual is not None:
+    if row.mask_bits_actual:
         density = _or_dash(row.density_with_masks)
         lines.append(f"  with masks stored: {_mb(row.mask_bits_actual)} Mb more, density {density}")
     if row.costs:

@@ -53,10 +53,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == "qprune 0.1.0\n"
 
 
-@pytest.mark.parametrize("verb", ["run", "sweep"])
+@pytest.mark.parametrize("verb", ["run", "sweep", "frontier"])
 def test_a_verb_alone_says_what_to_type_and_trains_nothing(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(capsys, verb)
-    assert said.startswith(f"qprune {verb} trains a network, for hours with a task's whole recipe; type what to train")
+    assert said.startswith(f"qprune {verb} trains networks, for hours with a task's whole recipe; type what to train")
     assert "task=espcn" in said
 
 

@@ -51,7 +51,7 @@ def test_plan_counts_runs_and_estimates_the_rest(tmp_path: Path, capsys: pytest.
     assert cli.main(["plan", *keys, "order=baseline", "seed=0,1"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("2 runs: 0 done, 2 left\n")
-    assert printed.endswith("time left: 2 runs of unknown length: no run of their task and budget is finished\n")
+    assert printed.endswith("time left: 2 runs of unknown length: no run of this task and budget is finished\n")
     assert cli.main(["run", *keys, "order=baseline", "seed=0"]) == 0
     [timing] = tmp_path.rglob("timing.json")
     timing.write_text('{"steps": 48, "training_seconds": 600.0}', encoding="utf-8")
@@ -90,7 +90,7 @@ def test_a_published_row_counts_as_finished_unless_its_arithmetic_is_another(
     assert cli.main(["plan", *keys]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("3 runs: 1 done, 2 left\n")
-    assert "order=baseline seed=0  [done]" in printed or "seed=0" in printed.splitlines()[1]
+    assert "\n  seed=0  [done]\n  seed=1  [to do]\n" in printed
 
 
 def test_the_summary_is_written_when_runs_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,7 +245,7 @@ class _Lowering:
         x, a = values[0], arguments(node)
         holds_zero = x.grid is not None and x.grid.low <= 0 <= x.grid.high
         if a["mode"] != "constant" or a["value"] or not holds_zero or not all(isinstance(n, int) for n in a["pad"]):
-            return self.other(node, values)
+            return self.moved(node, values)
         made = self.call(torch.constant_pad_nd, x.node, list(a["pad"]), x.zero if x.stored else 0.0)
         return replace(x, node=made)
 
@@ -441,7 +441,7 @@ class _Lowering:
         **dict.fromkeys(("adaptive_avg_pool2d", "avg_pool2d", "mean"), averaged),
         **dict.fromkeys(REARRANGING, rearranged),
         **dict.fromkeys(("clamp", "clamp_min", "hardtanh", "relu", "relu6"), clipped),
-        **dict.fromkeys(("constant_pad_nd", "pad", "repeat"), moved),
+        **dict.fromkeys(("constant_pad_nd", "repeat"), moved),
         **dict.fromkeys(("sigmoid", "silu", "tanh"), smooth),
         "add": added,
         "batch_norm": normed,

@@ -59,6 +59,7 @@ class Moment:
                 return verb(*arguments)
             finally:
                 sys.setprofile(None)
+                self.count = 0  # whoever keeps a function from inside sends no signal later
                 for hook in hooks:
                     hook.remove()
 

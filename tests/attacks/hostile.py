@@ -50,7 +50,7 @@ _PIECES = (
     ),
     *("2026", "yes", "null", "a: b", "[a", "a,b", "&", "${seed}", "x", " ", "\u00a0", "1e5", "0x1F", "(", "a=b", "???"),
 )
-VALUES = (
+VALUES: tuple[Any, ...] = (
     *(
         None,
         True,

@@ -65,7 +65,8 @@ sys.addaudithook(_audit)
 def watched() -> Iterator[list[tuple[str, Any]]]:
     """Note what is opened to write, started and imported meanwhile."""
     global seen
-    seen = found = []
+    found: list[tuple[str, Any]] = []
+    seen = found
     try:
         yield found
     finally:

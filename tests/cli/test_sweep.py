@@ -55,6 +55,7 @@ def test_plan_counts_runs_and_estimates_the_rest(tmp_path: Path, capsys: pytest.
     assert cli.main(["run", *keys, "order=baseline", "seed=0"]) == 0
     [timing] = tmp_path.rglob("timing.json")
     timing.write_text('{"steps": 48, "training_seconds": 600.0}', encoding="utf-8")
+    (timing.parent / "SHA256SUMS").unlink()  # which the file does not match now
     capsys.readouterr()
     assert cli.main(["plan", *keys, "order=baseline,prune_first", "seed=range(2)"]) == 0
     printed = capsys.readouterr().out

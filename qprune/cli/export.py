@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qprune.atomic_write import write_atomically
 from qprune.cli.output import DEFAULT_RESULTS, RESULTS_DIR, show_text
 from qprune.config.compose import Composer
-from qprune.errors import UserError, closest
+from qprune.errors import UserError, closest, counted
 
 if TYPE_CHECKING:
     from qprune.runs.load import FinishedRun
@@ -72,14 +72,13 @@ def form_of(options: argparse.Namespace) -> str:
 
 def _summary(notes: Sequence[dict[str, Any]]) -> list[str]:
     """Return how many layers are computed how, and why."""
-    grids = "grids of 8 bits added where training had none"
-    counts = Counter(
-        grids
-        if note["kernel"] == "grid"
-        else f"layers: {note['kernel']}" + (f" ({note['why']})" if note["why"] else "")
-        for note in notes
-    )
-    return [f"{count} {what}" for what, count in counts.items()]
+    counts = Counter((note["kernel"], "" if note["kernel"] == "grid" else note["why"]) for note in notes)
+    return [
+        f"{counted(number, 'grid')} of 8 bits added where training had none"
+        if kernel == "grid"
+        else f"{kernel}: {counted(number, 'layer')}{why and f' ({why})'}"
+        for (kernel, why), number in counts.items()
+    ]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +168,8 @@ def test_the_code_of_the_page_loads_what_was_exported(
         "pictures": x,
         "network": FinishedRun.load(str(run), run.parent).task.network,
     }
-    if find_spec("hls4ml") is None:
-        library = library.replace("export_hls4ml(network", "# export_hls4ml(network")
+    # g++ takes a quarter of an hour and 5 GB for this network; tests/export/test_hls.py compiles smaller ones
+    library = library.replace("export_hls4ml(network", "# export_hls4ml(network")
     exec(library, names)
     assert capsys.readouterr().out.startswith("Difference(elements=")
     names |= {"pictures": x.numpy(), "network": converted(run)}

@@ -171,14 +171,14 @@ def compare_orders(
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write for each config the keys, with values, in which it is not as most are."""
+    """Write for each config the keys, with values, in which it is not as most are; null is left out."""
     flat = [pd.json_normalize(dict(config)).to_dict("records")[0] for config in configs]
     texts: list[list[str]] = [[] for _ in flat]
     for key in dict.fromkeys(key for config in flat for key in config):
         values = [str(config.get(key)) for config in flat]
         [(usual, count)] = Counter(values).most_common(1)
         for text, value in zip(texts, values, strict=True):
-            if value != usual or 2 * count <= len(values):
+            if value != "None" and (value != usual or 2 * count <= len(values)):
                 text.append(f"{key}={value}")
     return [", ".join(text) for text in texts]
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
+from qprune.config.schema import SlotsSection
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError, counted, visible
 from qprune.reporting import figures, tables
@@ -236,6 +237,8 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     for row in rows:
         if (config := store.stored(row.signature, RunFolder.config)) is not None:
             kept = without(config, dropped.union(later_at_default(config))) | {"arithmetic": row.arithmetic}
+            if slots := (kept.get("schedule") or {}).pop("slots", None):
+                kept["slots"] = str(SlotsSection.model_validate(slots)).removeprefix("slots ")
             by_notation.setdefault(row.notation, {})[row.signature] = kept
     for notation, configs in by_notation.items():
         keys = differing_keys(list(configs.values()))

@@ -52,7 +52,8 @@ def require_same_data(folder: RunFolder, dataset: Mapping[str, str]) -> None:
     if differing := sorted(name for name in then.keys() & dataset.keys() if then[name] != dataset[name]):
         raise UserError(
             f"{folder.path} is of other data: {' and '.join(differing)} of data.root are not what the run was trained "
-            f"on (checksums in {ENVIRONMENT_FILE}); set data.root=FOLDER to that data, or type force=true"
+            f"on (checksums in {ENVIRONMENT_FILE}); set data.root=FOLDER to that data, or type force=true to train "
+            "again"
         )
 
 

@@ -95,7 +95,7 @@ def _or_dash(value: float | None) -> str:
 def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
     """Say how much training is left after the last event of each operator."""
     return [
-        f"after the last {name} event: {counted(round(recovery[f'epochs_after_{name}'], 2), 'epoch')}, "
+        f"after the last {name} event: {counted(round(recovery[f'epochs_after_{name}'], 4), 'epoch')}, "
         f"their learning rates sum to {recovery[f'rates_after_{name}']:.3g}"
         for name in ("pruning", "quantization")
         if f"epochs_after_{name}" in recovery

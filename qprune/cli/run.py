@@ -294,16 +294,19 @@ def _print_summary(jobs: Sequence[Job]) -> None:
     name = short_hash(str(job.folder.name) for job in jobs)
     path = Path(jobs[0].config.results_dir) / "sweeps" / f"sweep-{name}.csv"
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
-    grid = Table("overrides", "recipe", box=None, pad_edge=False)
-    for heading in ("score", "n", "missing", "weights Mb", "features Mb", "density"):
-        grid.add_column(heading, justify="right")
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("overrides", "recipe"):
+        grid.add_column(heading, overflow="fold")
+    for heading in ("score", "n", *(["missing"] if table["missing"].any() else []), "w+f Mb", "density"):
+        grid.add_column(heading, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
-        cells = ["-", *(str(row[name]) for name in ("n", "missing")), "-", "-", "-"]
+        counts = [str(row["n"]), *([str(row["missing"])] if table["missing"].any() else [])]
+        cells = ["-", *counts, "-", "-"]
         if row["n"]:
             cells[0] = score_text(row["metric"], row["mean"], name=False) + (
                 f" ± {row['sd']:.2f}" if row["n"] > 1 else ""
             )
-            cells[3:] = [digits(row[name]) for name in ("weight_mb", "feature_mb", "density")]
+            cells[-2:] = [digits(row["weight_mb"] + row["feature_mb"]), digits(row["density"])]
         grid.add_row(plain(row["overrides"]), plain(row["recipe"]), *cells)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(grid)
     show_text(f"summary: {path}")

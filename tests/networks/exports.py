@@ -1,4 +1,4 @@
-"""Print docs/exports.md: `python -m tests.networks.exports > docs/exports.md`, with all libraries installed."""
+"""Print results/exports.md: `python -m tests.networks.exports > results/exports.md`, with all libraries installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tests.networks.report import attached, train
 from tests.networks.zoo import ZOO, Network
 
 FORMS = ("float", "qdq")
-PAGE = Path(__file__).parents[2] / "docs" / "exports.md"
 _HEAD = """# Exports of networks of others
 
 Each network of [](networks.md), compressed and trained as there, written by `qprune.export_onnx` and compared with
@@ -60,7 +59,7 @@ def main() -> None:
         written = len(chosen) - sum(kind == form for kind, _ in refused)
         print(f"{chr(10) if form == FORMS[0] else ''}`{form}` is written of {written} of {len(chosen)} networks.")
     print("".join(f"\n{text}" for _, text in refused))
-    print("\n`python -m tests.networks.exports > docs/exports.md` prints this page.")
+    print("\n`python -m tests.networks.exports > results/exports.md` prints this page.")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def test_run_and_other_verbs_read_a_path_alike(attacks: Attacks) -> None:
     attacks.run("override: run and other verbs", trial, 2 * TRIALS)
 
 
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")  # a warning of Hydra, which a command prints
 def test_any_value_of_any_key_is_answered_in_words(
     attacks: Attacks, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

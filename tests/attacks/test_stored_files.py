@@ -78,11 +78,12 @@ def rewritten(draw: random.Random, path: Path) -> None:
         tensors: dict[str, Any] = load_file(path)
         name = draw.choice(sorted(tensors))
         shape = draw.choice(((0,), (), (1, 1), (3, 0, 2), (2, 2, 2)))
-        tensors[
-            draw.choice((name, f"{hostile.name(draw).encode(errors='replace').decode()}.output_operators.pruner.mask"))
-        ] = np.full(
-            shape, draw.choice((0.5, np.nan, np.inf, 1e30, -1)), draw.choice((np.float32, np.float64, np.float16))
+        place = draw.choice(
+            (name, f"{hostile.name(draw).encode(errors='replace').decode()}.output_operators.pruner.mask")
         )
+        with np.errstate(over="ignore"):  # 1e30 in float16
+            values = np.full(shape, draw.choice((0.5, np.nan, np.inf, 1e30, -1)))
+            tensors[place] = values.astype(draw.choice((np.float32, np.float64, np.float16)))
         save_file(tensors, path)
     else:
         path.write_bytes(draw.randbytes(draw.randrange(1, 200)))

@@ -157,8 +157,9 @@ def _adopt_sizes(module: nn.Module, state_dict: dict[str, Any], prefix: str, *ar
         state_dict.pop(prefix + name, None)
     for name, buffer in module.named_buffers(recurse=False):
         saved = state_dict.get(prefix + name)
-        fits = saved is not None and (not buffer.numel() or not buffer.dim() or saved.dim() == buffer.dim())
-        if fits and saved.shape != buffer.shape:
+        if saved is None or saved.shape == buffer.shape:
+            continue
+        if not buffer.numel() or not buffer.dim() or saved.dim() == buffer.dim():
             setattr(module, name, torch.empty(saved.shape, dtype=buffer.dtype, device=buffer.device))
 
 

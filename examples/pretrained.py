@@ -167,7 +167,7 @@ def in_onnxruntime(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def equal_weights(path: Path, small: nn.Module) -> str:
-    """Return how many weights of an archive are those of the converted network, and of how many."""
+    """Count the weights of an archive that equal those of the converted network, and all of them."""
     with np.load(path) as archive:
         operations = json.loads(str(archive["network"]))["operations"]
         weights = [entry["arguments"] for entry in operations if entry["operation"] == "weight"]

@@ -1,4 +1,4 @@
-"""Where tables and reports are written: below results_dir, under names that say of which rows they are."""
+"""What the command line prints, and where it writes tables and reports: below results_dir, named by their rows."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ _LONGEST = 80  # letters
 
 
 def show_text(text: object, stderr: bool = False) -> None:
-    """Print lines, of which a terminal acts on nothing."""
+    """Print lines, with control characters escaped."""
     print(plain(text), file=sys.stderr if stderr else sys.stdout)
 
 

@@ -37,7 +37,7 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
 
     Args:
         run: The finished run.
-        form: One of those of `export_onnx`, `integers`, `sparse`, or `hls4ml`, which is a folder.
+        form: A form of `export_onnx`, or `integers`, `sparse` or `hls4ml` (a folder).
         weights: Type of integer weights: `auto`, chosen by the CPU that loads the file, `safe` or `signed`.
 
     Returns:

@@ -16,7 +16,8 @@ from hypothesis import settings
 settings.register_profile("qprune", deadline=None, derandomize=True)
 settings.load_profile("qprune")
 os.environ["QPRUNE_TRUST"] = "tests"  # tasks that tests define
-torch.set_num_threads(1)  # test processes run side by side, one per core
+torch.set_num_threads(1)  # test processes run side by side, one per core,
+os.environ["OMP_NUM_THREADS"] = "1"  # and those that they start
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from qprune.cli.output import show_text
 from qprune.errors import RunFailure, UserError, one_of
+from qprune.training.progress import print_text
 
 TIMEOUT = 60  # seconds without a byte
 SUMS_FILE = "SHA256SUMS"  # of what was unpacked, in its folder, as the tool sha256sum reads it
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     get.add_argument("--url", help="another address of the same archive, such as a mirror's")
     options = parser.parse_args(arguments)
     one_of("qprune data get: NAME", options.name, ARCHIVES)
-    show_text(f"{options.name}: {fetch(options.name, options.root, options.url)}")
+    print_text(f"{options.name}: {fetch(options.name, options.root, options.url)}")
     return 0
 
 
@@ -97,7 +97,7 @@ def _alone(root: Path, name: str) -> AbstractContextManager[Any]:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        show_text(f"another process fetches {name} into {root}; waiting for it")
+        print_text(f"another process fetches {name} into {root}; waiting for it")
         return lock.acquire()
 
 

@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli.export import KEYS, add_run_arguments, load_run
-from qprune.cli.output import show_text
-from qprune.training.progress import plain
+from qprune.training.progress import plain, print_text
 
 FOLDERS = ("test_folder", "further_test_folders", "folder", "train_folder", "test_split", "train_split")
 
@@ -29,8 +28,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     table = Table("score", "now", "stored with the run", box=None, pad_edge=False)
     for name in dict.fromkeys([*scores, *stored]):
         table.add_row(plain(name), *(f"{values[name]:.6g}" if name in values else "-" for values in (scores, stored)))
-    show_text(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
+    print_text(f"{run.row.task}  {run.row.notation}  seed {run.row.seed}  {run.row.signature[:10]}")
     Console(soft_wrap=True, highlight=False).print(table)
     if run.task.marks:
-        show_text(f"not comparable with the paper: {'; '.join(run.task.marks)}")
+        print_text(f"not comparable with the paper: {'; '.join(run.task.marks)}")
     return 0

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from qprune.atomic_write import csv_bytes, own_place, write_atomically
 from qprune.cli.export import KEYS, load_run
-from qprune.cli.output import show_text
 from qprune.errors import UserError
+from qprune.training.progress import print_text
 
 
 def explain(arguments: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def explain(arguments: Sequence[str]) -> int:
     found = explanation(first, second)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in sentences(found):
-        show_text(sentence)
+        print_text(sentence)
     for table in tables(found):
         console.print("", table)
     name = f"{first.row.task}-{first.row.signature[:10]}-{second.row.signature[:10]}"
@@ -50,13 +50,13 @@ def explain(arguments: Sequence[str]) -> int:
     )
     for part in ("terms", "events", "tensors", "masks", "exchanged"):
         write_atomically(folder / f"{part}.csv", csv_bytes(getattr(found, part)))
-    show_text(f"tables: {folder}")
+    print_text(f"tables: {folder}")
     if find_spec("matplotlib") is None:  # installed with the extra `report`
-        show_text("no figure: type pip install 'qprune[report]'")
+        print_text("no figure: type pip install 'qprune[report]'")
     else:
         from qprune.reporting.explain_figure import draw
         from qprune.reporting.figures import save
 
         save(draw(found), folder, "explain")
-        show_text(f"figure: {folder / 'explain.png'}")
+        print_text(f"figure: {folder / 'explain.png'}")
     return 0

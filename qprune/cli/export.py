@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qprune.atomic_write import write_atomically
-from qprune.cli.output import DEFAULT_RESULTS, RESULTS_DIR, show_text
+from qprune.cli.output import DEFAULT_RESULTS, RESULTS_DIR
 from qprune.config.compose import Composer
 from qprune.errors import UserError, closest, counted
+from qprune.training.progress import print_text
 
 if TYPE_CHECKING:
     from qprune.runs.load import FinishedRun
@@ -38,11 +39,11 @@ def export(arguments: Sequence[str]) -> int:
         "qprune export", description="Write the network of a finished run into the folder `export` of its run folder."
     )
     add_run_arguments(parser)
-    parser.add_argument("--form", help=f"{FORM_HELP}; {_ARCHIVES_HELP}")
+    parser.add_argument("--form", default="integer", help=f"{FORM_HELP}; {_ARCHIVES_HELP}")
     parser.add_argument("--weights", default="auto", help=_WEIGHTS_HELP)
     parser.add_argument("--output", metavar="FILE", help="a further copy of the file")
     options = parser.parse_intermixed_args(arguments)
-    form = form_of(options)
+    form = options.form
     if options.output and form == "hls4ml":
         raise UserError("--output copies a file, and --form hls4ml writes a folder; leave --output out")
     require_packages()
@@ -52,22 +53,12 @@ def export(arguments: Sequence[str]) -> int:
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
     size = f"{path.stat().st_size / 1e6:.3f} MB" if path.is_file() else ""
-    show_text(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
+    print_text(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
     for line in _summary(notes):
-        show_text(f"  {line}")
+        print_text(f"  {line}")
     if form not in ("hls4ml", "integers", "sparse"):
-        show_text(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
+        print_text(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")
     return 0
-
-
-def form_of(options: argparse.Namespace) -> str:
-    """Return the form to write; options of version 0.1 name the one that took their place."""
-    old = {"fold": {"exact": "float"}, "to": {"onnx": "integer"}}
-    for option, names in old.items():
-        value = getattr(options, option)
-        if value is not None:
-            raise UserError(f"--{option} {value} has become --form; type --form {names.get(value, value)}")
-    return options.form or "integer"
 
 
 def _summary(notes: Sequence[dict[str, Any]]) -> list[str]:
@@ -88,8 +79,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="as for `qprune run`; a run's folder holds all that is read"
     )
-    for old in ("--to", "--fold"):
-        parser.add_argument(old, help=argparse.SUPPRESS)
 
 
 def require_packages() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import qprune
 from qprune.atomic_write import csv_bytes, write_atomically
-from qprune.cli import exit_codes
+from qprune.cli import exit_codes, failures, signals
 from qprune.config.signature import short_hash
 from qprune.errors import Interrupted, StoppedEarly, UserError, counted
 from qprune.runs.folder import ROW_FILE
@@ -20,7 +20,7 @@ from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
 from qprune.search.text import asked_text, outcome, outcome_text, plan_text
 from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
-from qprune.training.progress import say
+from qprune.training.progress import print_text
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
 
@@ -45,16 +45,16 @@ def show(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if not arguments:
         example = "task=espcn data=synthetic budget=smoke bits=4,8"
-        raise UserError(exit_codes.NOTHING_TYPED.format(verb="frontier", example=example))
+        raise UserError(failures.NOTHING_TYPED.format(verb="frontier", example=example))
     arithmetic = None if options.finished else qprune.ARITHMETIC
     grid = grid_of(options.overrides, options.config_dir, options.exhaustive, arithmetic)
     for text in grid.left_out:
-        say(f"left out: {text}", stderr=True)
-    say(asked_text(grid, runs=not options.finished))
+        print_text(f"left out: {text}", stderr=True)
+    print_text(asked_text(grid, runs=not options.finished))
     if not options.finished:
         jobs = {run: Job((), grid.configs[run], folder.path, *folder.state()) for run, folder in grid.folders.items()}
         done = [run for run, job in jobs.items() if job.state == "done"]
-        say(plan_text(grid, done, time_left_text(list(jobs.values()))))
+        print_text(plan_text(grid, done, time_left_text(list(jobs.values()))))
     if options.plan:
         return 0
     failed: dict[Run, str] = {}
@@ -64,7 +64,7 @@ def show(arguments: Sequence[str]) -> int:
     finally:
         _print_outcome(grid, searched(grid), failed)
         for run, reason in failed.items():
-            say(f"failed: {' '.join(grid.overrides[run])}: {reason}", stderr=True)
+            print_text(f"failed: {' '.join(grid.overrides[run])}: {reason}", stderr=True)
     return exit_codes.FAILURE if failed else 0
 
 
@@ -132,24 +132,24 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
     left_out: set[Point] = set()
     waiting = False
     while True:
-        exit_codes.stop_if_asked()
+        signals.stop_if_asked()
         search = searched(grid)
         for point in [] if grid.exhaustive else grid.points:
             is_open = point not in left_out and len(search.known[point].scores) < len(grid.seeds)
             if is_open and (verdict := search.verdict(point)):
                 left_out.add(point)
-                say(f"left out: {point.name}: {verdict}")
+                print_text(f"left out: {point.name}: {verdict}")
         run, elsewhere = next_run(grid, search, failed)
         if run is None and not elsewhere:
             return
         if run is None:
             if not waiting:
-                say(f"waiting for {counted(elsewhere, 'run')} of other processes")
+                print_text(f"waiting for {counted(elsewhere, 'run')} of other processes")
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         waiting = False
-        say(f"next run: {run[0].name}, seed {run[1]}")
+        print_text(f"next run: {run[0].name}, seed {run[1]}")
         watch, folder = watch_of(grid, search, run[0]), grid.folders[run]
         try:
             execute(grid.configs[run], wait=True, watch=watch)
@@ -160,25 +160,25 @@ def _run_all(grid: Grid, failed: dict[Run, str]) -> None:
         except (UserError, Interrupted):  # would hold for the other runs as well
             raise
         except Exception as error:
-            failed[run] = exit_codes.report(error)[1]
+            failed[run] = failures.report(error)[1]
             if run[0].is_float:
-                say("the float network has failed, and nothing can be compared with it", stderr=True)
+                print_text("the float network has failed, and nothing can be compared with it", stderr=True)
                 return
 
 
 def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     """Print table and answer, and write the table as CSV and the figure."""
     if not search.finished:
-        say("no run is finished")
+        print_text("no run is finished")
         return
     table = outcome(grid, search, failed)
-    say(outcome_text(grid, search, table))
+    print_text(outcome_text(grid, search, table))
     asked = [str(grid.question), f"stops {grid.stops}", f"exhaustive {grid.exhaustive}"]
     name = short_hash([*(folder.path.name for folder in grid.folders.values()), *asked])
     task = grid.config().task.name
     path = Path(grid.config().results_dir, "frontier", f"{task}-{name}.csv")
     write_atomically(path, csv_bytes(table))
-    say(f"table: {path}")
+    print_text(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
         from qprune.reporting.figures import save, search_fronts
 
@@ -186,4 +186,4 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}
         figure = search_fronts(table, grid.question.metric, task, limits, grid.exhaustive)
         save(figure, path.parent, path.stem)
-        say(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")
+        print_text(f"figure: {path.with_suffix('.png')}\nfigure: {path.with_suffix('.svg')}")

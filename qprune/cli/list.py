@@ -44,7 +44,7 @@ def show(arguments: Sequence[str]) -> int:
             from qprune.cli.list_runs import print_runs
             from qprune.cli.output import results_folder
 
-            code = max(code, print_runs(*results_folder(keys, must_exist=False)))
+            code = max(code, print_runs(*results_folder(keys)))
         else:
             print(f"{chr(10) if i else ''}{_choices_text(word, options.config_dir)}")
     return code

@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import show_text
 from qprune.config.compose import Composer, values_of
 from qprune.errors import UserError, counted, one_of
 from qprune.runs.folder import CONFIG_FILE, LOCK_FILE, PUBLISHED, ROW_FILE, RunFolder
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
-from qprune.training.progress import plain
+from qprune.training.progress import plain, print_text
 
 STATES = ("running", "interrupted", "failed", "finished", "published")
 # Keys that stand for a group, with the field of the config that holds the choice
@@ -50,15 +49,15 @@ def print_runs(folder: Path, filters: Sequence[str]) -> int:
         console.print(_table(good, wide=console.width >= _WIDE))
         states = Counter(run.state for run in good)
         counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-        show_text(f"{counted(len(good), 'run')}: {counts}")
+        print_text(f"{counted(len(good), 'run')}: {counts}")
         places = [folder] if states.total() > states["published"] else []
         places += [folder.parent / PUBLISHED] if states["published"] else []
-        show_text(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
+        print_text(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
     else:
-        show_text(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
+        print_text(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
     for run in runs:
         if run.problem:
-            show_text(f"left out: {run.problem}", stderr=True)
+            print_text(f"left out: {run.problem}", stderr=True)
     return FAILURE if any(run.problem for run in runs) else 0
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from qprune.cli import exit_codes as failures
+from qprune.cli import exit_codes, failures, signals, streams
 from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 
 # Verb -> its line in the help, and the function that takes the arguments behind it and returns the exit code
@@ -55,33 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 or 143 when SIGINT or SIGTERM stopped anything else, and 130 when a second SIGINT did not wait for a step.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    failures.open_streams()
+    streams.open_streams()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         # Before torch is imported: threads of OpenMP that wait spin for long, and beside another busy process a step
         # of MobileNetV2 then takes 7 s instead of 1.4 s. The library reads this when it is loaded.
         os.environ["GOMP_SPINCOUNT"] = "10000"
     verb = next((word for word in words if word in VERBS), "")
     try:
-        with failures.stopping():
+        with signals.stopping():
             code = _dispatch(_without_own_flags(words))
             sys.stdout.flush()
             return code
     except SystemExit as stop:  # argparse's and Hydra's way out, and that of a failed run
         if isinstance(stop.__context__, BrokenPipeError):  # rich's, when the reader of our output has left
-            return failures.output_lost(stop.__context__, verb)
+            return streams.output_lost(stop.__context__, verb)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt as error:
-        code, text = failures.stopped_text(error, verb)
-        failures.say(text)
+        code, text = signals.stopped_text(error, verb)
+        streams.print_error(text)
         return code
     except Exception as error:
         unnamed = isinstance(error, OSError) and error.filename is None and not isinstance(error, FileNotFoundError)
-        if unnamed and (lost := failures.flush(sys.stdout, "\n")) is not None:
-            return failures.output_lost(lost, verb)
+        if unnamed and (lost := streams.flush(sys.stdout, "\n")) is not None:
+            return streams.output_lost(lost, verb)
         return failures.report(error)[0]
     finally:
-        failures.flush(sys.stdout)
-        failures.flush(sys.stderr)
+        streams.flush(sys.stdout)
+        streams.flush(sys.stderr)
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
@@ -104,7 +104,7 @@ def _dispatch(words: list[str]) -> int:
         width = max(map(len, VERBS))
         verbs = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in VERBS.items())
         print(_HELP.format(verbs=verbs), end="")
-        return 0 if words else failures.USER
+        return 0 if words else exit_codes.USER
     name, *arguments = words
     if "--version" in words:
         from qprune import __version__

@@ -1,14 +1,12 @@
 """What the command line prints, and where it writes tables and reports: below results_dir, named by their rows."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qprune.config.compose import Composer, key_of
 from qprune.config.signature import MACHINE_KEYS, short_hash
 from qprune.errors import UserError
-from qprune.training.progress import plain
 
 DEFAULT_RESULTS = "results/runs"
 RESULTS_DIR = "results_dir"
@@ -16,27 +14,20 @@ _OF_NO_ROW = (*MACHINE_KEYS, "task", "seed")  # they choose among the rows of a 
 _LONGEST = 80  # letters
 
 
-def show_text(text: object, stderr: bool = False) -> None:
-    """Print lines, with control characters escaped."""
-    print(plain(text), file=sys.stderr if stderr else sys.stdout)
-
-
-def results_folder(keys: Sequence[str], make: bool = False, must_exist: bool = True) -> tuple[Path, list[str]]:
-    """Return the folder that `results_dir=...` among the keys names, or the default one, and the other keys.
-
-    Args:
-        keys: KEY=VALUE.
-        make: Make a folder that was named.
-        must_exist: Raise UserError where a folder was named and is not there.
-    """
+def results_folder(keys: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the folder that `results_dir=...` among KEY=VALUE names, or the default one, and the other keys."""
     given = [key for key in keys if key_of(key) == RESULTS_DIR]
     with Composer() as composer:
         folder = Path(composer.values(given).get(RESULTS_DIR, DEFAULT_RESULTS))
-    if given and make:
-        folder.mkdir(parents=True, exist_ok=True)
-    if given and must_exist and not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS_DIR}=...")
     return folder, [key for key in keys if key not in given]
+
+
+def existing_results(keys: Sequence[str]) -> tuple[Path, list[str]]:
+    """As `results_folder`; raise UserError where a folder was named and is not there."""
+    folder, others = results_folder(keys)
+    if len(others) < len(keys) and not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS_DIR}=...")
+    return folder, others
 
 
 def table_file(name: str, keys: Sequence[str]) -> str:

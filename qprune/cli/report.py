@@ -10,13 +10,13 @@ from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import results_folder, show_text
+from qprune.cli.output import existing_results
 from qprune.cli.tables import join_all, read_arithmetic
 from qprune.config.compose import TABLE
 from qprune.errors import UserError, counted
 from qprune.runs.jobs import presets
 from qprune.runs.store import Store
-from qprune.training.progress import plain
+from qprune.training.progress import plain, print_text
 
 
 def make(arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def make(arguments: Sequence[str]) -> int:
             raise UserError(f"qprune report takes KEY=VALUE, not {word!r}; for example results_dir=results/runs")
     if options.runs < 0:
         raise UserError(f"--runs={options.runs} is not a whole number >= 0")
-    folder, keys = results_folder(options.keys)
+    folder, keys = existing_results(options.keys)
     output = Path(options.output) if options.output else folder / "report.html"
     figures = output.parent / "figures" if options.output else own_place(folder, "figures")
     store = Store.read(folder, read_arithmetic(keys))
@@ -54,14 +54,14 @@ def make(arguments: Sequence[str]) -> int:
 
     if options.histograms:
         _count_features(store)
-    show_text(f"{counted(len(store.rows), 'run')} below {folder}: drawing the figures")
+    print_text(f"{counted(len(store.rows), 'run')} below {folder}: drawing the figures")
     with Console(stderr=True).status("") as status:
         shown = [(table, parts) for table, parts, _ in joined]
         text = page(store, shown, figures, options.runs, lambda what: status.update(plain(what)))
     write_atomically(output, text.encode(errors="backslashreplace"))
-    show_text(f"report: {output}\nfigures: {figures}")
+    print_text(f"report: {output}\nfigures: {figures}")
     for problem in store.problems:
-        show_text(f"left out: {problem}", stderr=True)
+        print_text(f"left out: {problem}", stderr=True)
     if options.open:
         webbrowser.open(output.resolve().as_uri())
     return FAILURE if store.problems else 0
@@ -77,6 +77,6 @@ def _count_features(store: Store) -> None:
         if not (folder / HISTOGRAMS_FILE).exists():
             try:
                 count_features(folder)
-                show_text(f"counted features: {folder}")
+                print_text(f"counted features: {folder}")
             except UserError as error:
                 store.problems.append(f"no histograms of {folder.name}: {error}")

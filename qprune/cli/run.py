@@ -25,8 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.atomic_write import write_atomically, write_json
-from qprune.cli import exit_codes as failures
-from qprune.cli.output import show_text
+from qprune.cli import exit_codes, failures, signals
 from qprune.cli.sweep_progress import SweepProgress
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
@@ -37,7 +36,7 @@ from qprune.runs.folder import LOCK_FILE
 from qprune.runs.jobs import Job, expand, first_events, jobs_of, seconds_left, time_left_text
 from qprune.runs.lookup import float_row, folder_of
 from qprune.runs.row_text import digits, gain_text, score_text
-from qprune.training.progress import duration, plain
+from qprune.training.progress import duration, plain, print_text
 
 _WARM_STARTS = "trainer.warm_start_at"
 _DESCRIPTIONS = {
@@ -75,7 +74,7 @@ def plan(arguments: Sequence[str]) -> int:
     with Composer() as composer:
         is_sweep = any(override.is_sweep_override() for override in composer.parse(overrides))
     if is_sweep:
-        show_text(_sweep_text(overrides, options.config_dir))
+        print_text(_sweep_text(overrides, options.config_dir))
         return 0
     config = compose_run(overrides, options.config_dir)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
@@ -125,7 +124,7 @@ def _start(verb: str, arguments: Sequence[str], multirun: bool = False) -> int:
     checked = RunConfig.check(config)
     from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
 
-    failures.stop_if_asked()
+    signals.stop_if_asked()
     runner.execute(checked)
     return 0
 
@@ -182,8 +181,8 @@ def _job(cfg: DictConfig) -> None:
     place, started = Path(job.sweep.dir) / f"job-{job.job.num}", time.monotonic()
     log = place.with_suffix(".log").open("a", encoding="utf-8")
     try:
-        with failures.stopping(), log, contextlib.redirect_stdout(log):
-            failures.stop_if_asked()
+        with signals.stopping(), log, contextlib.redirect_stdout(log):
+            signals.stop_if_asked()
             print(*overrides, flush=True)  # first, as `_cut_short` expects
             from qprune.runs import execute as runner
 
@@ -198,7 +197,7 @@ def _job(cfg: DictConfig) -> None:
     code = note["exit_code"]
     write_json(place.with_suffix(".json"), note | {"seconds": time.monotonic() - started})
     # jobs behind a failed one still run; not so behind one that was told to stop
-    if code in (failures.STOPPED, failures.INTERRUPTED):
+    if code in (exit_codes.STOPPED, exit_codes.INTERRUPTED):
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
 
 
@@ -235,18 +234,18 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
         ) from error
     finally:
         outcomes = _outcomes(folder)
-        stopped = [outcome for outcome in outcomes if outcome["exit_code"] == failures.STOPPED]
+        stopped = [outcome for outcome in outcomes if outcome["exit_code"] == exit_codes.STOPPED]
         failed = [outcome for outcome in outcomes if outcome["exit_code"] and outcome not in stopped]
         counts = {"finished": len(outcomes) - len(failed) - len(stopped), "failed": len(failed)}
         begun = len(outcomes) + len(cut := _cut_short(folder))
         counts |= {"interrupted": len(stopped) + len(cut), "not started": len(jobs) - begun}
         _print_summary(jobs_of(overrides, options.config_dir))
         shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
-        show_text(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
+        print_text(f"{counted(len(jobs), 'run')}: {', '.join(shown)}")
         for outcome in failed:
-            show_text(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", stderr=True)
+            print_text(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", stderr=True)
     if failed:
-        return failures.FAILURE
+        return exit_codes.FAILURE
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 
@@ -309,7 +308,7 @@ def _print_summary(jobs: Sequence[Job]) -> None:
             cells[-2:] = [digits(row["weight_mb"] + row["feature_mb"]), digits(row["density"])]
         grid.add_row(plain(row["overrides"]), plain(row["recipe"]), *cells)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(grid)
-    show_text(f"summary: {path}")
+    print_text(f"summary: {path}")
 
 
 def _summary(jobs: Sequence[Job]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import RESULTS_DIR, results_folder, show_text, table_file
+from qprune.cli.output import RESULTS_DIR, existing_results, results_folder, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import tables
@@ -24,6 +24,7 @@ from qprune.reporting.tables import Part, Table, TableRow, Wanted, in_markdown
 from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
+from qprune.training.progress import print_text
 
 ORDER = "order"
 # A table, its joined parts, and the runs that are missing, as arguments of `qprune run`
@@ -50,7 +51,9 @@ def show(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
-    folder, keys = results_folder(keys, make=options.run_missing)
+    if options.run_missing:
+        results_folder(keys)[0].mkdir(parents=True, exist_ok=True)
+    folder, keys = existing_results(keys)
     arithmetic, margin = read_arithmetic(keys), _margin(keys)
     output = Path(options.output) if options.output else own_place(folder, "tables")
     sources = presets(TABLE, options.config_dir)
@@ -71,23 +74,23 @@ def show(arguments: Sequence[str]) -> int:
                 output / f"{table_file(table.name, keys)}.{suffix}", text.encode(errors="backslashreplace")
             )
         if options.markdown or options.recovery or not sys.stdout.isatty():
-            show_text(texts["md"])
+            print_text(texts["md"])
         else:
             print_table(Console(), table, parts)
     for table, _, _ in joined:
-        show_text(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
+        print_text(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
-        show_text(order_text(store, output, keys, margin, options.all_pairs))
+        print_text(order_text(store, output, keys, margin, options.all_pairs))
     if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
-        show_text(missing)
+        print_text(missing)
     for problem in store.problems:
-        show_text(f"left out: {problem}", stderr=True)
+        print_text(f"left out: {problem}", stderr=True)
     if chosen and store.rows and not any((part["n"] > 0).any() for _, parts, _ in joined for part in parts):
         row = next(iter(store.rows.values()))
         more = [f"budget={row.budget}"] if row.budget != "paper" else []
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
         keys_text = shlex.join([*more, text_override(RESULTS_DIR, str(folder))])
-        show_text(
+        print_text(
             f"none of the {len(store.rows)} rows below {folder} is in these tables; rows of another budget or data are "
             f"shown, with notes, by: qprune tables {keys_text}",
             stderr=True,
@@ -221,13 +224,13 @@ def _run(commands: Sequence[Sequence[str]], folder: Path, config_dir: str | None
     extra = ["--config-dir", config_dir] if config_dir else []
     failed = False
     for i, command in enumerate(unique, 1):
-        show_text(f"missing run {i} of {len(unique)}: {' '.join(command)}")
+        print_text(f"missing run {i} of {len(unique)}: {' '.join(command)}")
         try:
             failed |= bool(run([*extra, *command, text_override(RESULTS_DIR, str(folder))]))
         except SystemExit as stop:
             failed |= bool(stop.code)
         except UserError as error:
-            show_text(f"error: {error}", stderr=True)
+            print_text(f"error: {error}", stderr=True)
             failed = True
     return FAILURE if failed else 0
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from qprune.atomic_write import write_json
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.export import FORM_HELP, add_run_arguments, form_of, load_run, require_packages
-from qprune.cli.output import show_text
+from qprune.cli.export import FORM_HELP, add_run_arguments, load_run, require_packages
 from qprune.errors import one_of
+from qprune.training.progress import print_text
 
 if TYPE_CHECKING:
     from qprune.export.verification import Difference, Verification
@@ -26,10 +26,10 @@ def verify(arguments: Sequence[str]) -> int:
         "difference exceeds its bound. A missing file is exported first.",
     )
     add_run_arguments(parser)
-    parser.add_argument("--form", help=FORM_HELP)
+    parser.add_argument("--form", default="integer", help=FORM_HELP)
     parser.add_argument("--no-timing", action="store_true", help="measure no latencies, as on a busy machine")
     options = parser.parse_intermixed_args(arguments)
-    form = form_of(options)
+    form = options.form
     require_packages()
     from qprune.export.files import export_run, exported_file
     from qprune.export.onnx_files import FORMS
@@ -44,11 +44,11 @@ def verify(arguments: Sequence[str]) -> int:
     found = verify_run(run, form, timed=not options.no_timing)
     write_json(path.parent / f"verified-{form}.json", asdict(found))
     for line in _verdict(found):
-        show_text(line)
+        print_text(line)
     if missing:
-        show_text(f"exported: {path}")
+        print_text(f"exported: {path}")
     for line in _details(found):
-        show_text(f"  {line}")
+        print_text(f"  {line}")
     return 0 if found.kept else FAILURE
 
 

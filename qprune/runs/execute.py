@@ -40,7 +40,7 @@ from qprune.runs.row_text import cost_lines, format_row, recovery_lines
 from qprune.training.allocator import keep_freed_memory
 from qprune.training.distributed import choose_device, launch
 from qprune.training.loggers import check_logger, log_curve
-from qprune.training.progress import plain, say
+from qprune.training.progress import plain, print_text
 from qprune.training.setup import attach_operators, build_task, learning_rates, plan_of
 from qprune.training.task import Task
 from qprune.training.trainer import Loop, Trainer, Watch
@@ -65,14 +65,14 @@ def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch |
     if folder.finished and not config.force:
         return _finished(folder, recipe)
     if version := superseded(config):
-        say(f"published with version {version} of the arithmetic; trained again with {qprune.ARITHMETIC}")
+        print_text(f"published with version {version} of the arithmetic; trained again with {qprune.ARITHMETIC}")
     with folder.locked(wait or config.wait):
         if folder.finished and not config.force:  # another process was faster
             return _finished(folder, recipe)
         if config.force:
             folder.empty()
         folder.note_failed(None)
-        say(f"run folder: {folder.path}")
+        print_text(f"run folder: {folder.path}")
         try:
             fields, sums = launch(config.trainer.ranks, _train, recipe, folder, watch)
             row = make_row(**fields)
@@ -115,14 +115,14 @@ def _finished(folder: RunFolder, recipe: Recipe) -> Row:
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
     other = f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
     other = "" if row.arithmetic == qprune.ARITHMETIC else other
-    say(f"finished before: {folder.path} (force=true runs it again{other})")
+    print_text(f"finished before: {folder.path} (force=true runs it again{other})")
     _say_row(folder, row, config)
     return row
 
 
 def _say_row(folder: RunFolder, row: Row, config: RunConfig) -> None:
     [marks] = marks_of_trees([folder.environment().model_dump()])
-    say(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
+    print_text(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
 
 
 def plan(config: Recipe | identity.Config) -> str:
@@ -204,7 +204,7 @@ def _describe(
     folder.write(files.PLAN_FILE, csv_bytes(table), sums)
     environment = describe_environment(config.seed, device, task.dataset)
     folder.write(files.ENVIRONMENT_FILE, json_bytes(environment), sums)
-    say(_plan_line(table))
+    print_text(_plan_line(table))
 
 
 def _config_bytes(config: RunConfig) -> bytes:
@@ -223,7 +223,8 @@ def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer, sums:
     folder.write(files.OPERATORS_FILE, json_bytes(trainer.compressor.describe()), sums)
     sums[files.METRICS_FILE] = files.sum_of(trainer.curve)
     if folder.content(files.CONFIG_FILE) != (written := _config_bytes(config)):
-        say(f"{folder.path / files.CONFIG_FILE} was changed while the run trained; it is written again as it was used")
+        path = folder.path / files.CONFIG_FILE
+        print_text(f"{path} was changed while the run trained; it is written again as it was used")
         folder.write(files.CONFIG_FILE, written, sums)
     log_curve(config.logger.name, folder.path, config.plain(), trainer.metrics)
     timing = {

@@ -1,5 +1,6 @@
 """Progress of training: a live line on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 
 from rich.console import Console
@@ -16,9 +17,9 @@ def plain(text: object) -> Text:
     return Text("\n".join(map(visible, str(text).split("\n"))))
 
 
-def say(text: object, stderr: bool = False) -> None:
-    """Print lines for people, which are never wrapped."""
-    Console(soft_wrap=True, highlight=False, stderr=stderr).print(plain(text))
+def print_text(text: object, stderr: bool = False) -> None:
+    """Print lines, never wrapped, with control characters escaped."""
+    print(plain(text), file=sys.stderr if stderr else sys.stdout)
 
 
 def duration(seconds: float) -> str:

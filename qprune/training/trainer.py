@@ -31,7 +31,7 @@ from qprune.training.distributed import (
     share_of,
     take_from_first_rank,
 )
-from qprune.training.progress import Reporter, say
+from qprune.training.progress import Reporter, print_text
 from qprune.training.task import Task
 from qprune.training.warm_start import WarmStart, steps_to_leave
 
@@ -105,7 +105,7 @@ class Trainer:
         self.loop.metrics.parent.mkdir(parents=True, exist_ok=True)
         if self._restore():
             if self.main and not self.steps_taken_over:
-                say(f"resumed at step {self.step:,} of {self.steps:,}")
+                print_text(f"resumed at step {self.step:,} of {self.steps:,}")
             self._write_metrics()
         else:
             self._initial = copy.deepcopy(self.state_dict())
@@ -305,7 +305,7 @@ class Trainer:
                 self.load_state_dict(self._initial)
             else:
                 self._restore()
-            say(f"{noticed}; the steps from {self.step} on are trained again to find the layer", stderr=True)
+            print_text(f"{noticed}; the steps from {self.step} on are trained again to find the layer", stderr=True)
             found = nonfinite.trace(self.task, self._finite_names, self._replay(last))
         return RunFailure(
             f"{noticed}{found}; the newest checkpoint is from before; try a lower learning rate or "

@@ -23,7 +23,7 @@ from qprune.compression.schedule import Timeline
 from qprune.config import signature as identity
 from qprune.config.schema import RunConfig
 from qprune.training import checkpoint
-from qprune.training.progress import say
+from qprune.training.progress import print_text
 from qprune.training.task import Task
 
 FOLDER = "warm_starts"
@@ -99,7 +99,7 @@ class WarmStart:
             places = [{"params": [number[parameter] for parameter in group]} for group in groups]
             merged = [old | new for old, new in zip(state["param_groups"], places, strict=True)]
             optimizers_state[name] = state | {"param_groups": merged}
-        say(
+        print_text(
             f"warm start: the first {saved['step']} steps are loaded from {self.folder}, where a run with the same "
             "float prefix left them (trainer.warm_start=false trains them again)"
         )

@@ -23,7 +23,7 @@ from qprune.reporting.report import figures_of_run, figures_of_runs
 from qprune.reporting.terminal import print_table
 from qprune.runs.row import Row
 from qprune.runs.store import Store
-from qprune.training.progress import say
+from qprune.training.progress import print_text
 from tests.attacks import hostile
 from tests.attacks.conftest import TRIALS, Answer, Attacks, LostRowError, SilentDifferenceError, verb
 from tests.reporting.rows import FIELDS
@@ -92,7 +92,7 @@ def test_a_terminal_shows_names_and_acts_on_none(
 def test_text_is_printed_as_it_is(attacks: Attacks, capsys: pytest.CaptureFixture[str]) -> None:
     def trial(draw: random.Random) -> None:
         text = hostile.name(draw, path=False)
-        say(text)
+        print_text(text)
         assert capsys.readouterr().out == f"{visible(text)}\n"
         if text.isprintable() and visible(text) != text:
             raise SilentDifferenceError(text)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qprune.cli import exit_codes as failures
+from qprune.cli import failures
 from qprune.runs.execute import execute
 from qprune.runs.folder import RunFolder
 from tests.attacks.conftest import Answer, explained

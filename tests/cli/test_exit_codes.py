@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qprune.cli import exit_codes as failures
+from qprune.cli import failures
 from qprune.cli import main as cli
 from qprune.errors import RunFailure, UserError
 from tests.cli.errors import fails_with

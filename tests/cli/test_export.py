@@ -205,8 +205,6 @@ def test_what_is_typed_wrong_is_told_with_what_is_legal(
         error_of(capsys, "verify", str(run), "--form", "sparse")
         == "--form='sparse' is not one of float, qdq, qonnx, integer"
     )
-    for old, new in ((("--fold", "exact"), "float"), (("--to", "onnx"), "integer"), (("--to", "sparse"), "sparse")):
-        assert error_of(capsys, "export", str(run), *old) == f"{' '.join(old)} has become --form; type --form {new}"
     assert "--weights='x' is not one of auto, safe, signed" in error_of(capsys, "export", str(run), "--weights", "x")
     assert "'data.rot=1' is not KEY=VALUE with one of" in error_of(capsys, "export", str(run), "data.rot=1")
     assert not list(run.glob("export/*"))

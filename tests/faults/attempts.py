@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from qprune.atomic_write import write_json
-from qprune.cli import exit_codes as failures
+from qprune.cli import failures
 from qprune.runs import execute as run
 from qprune.tasks import cifar, cyclegan, espcn
 from qprune.tasks.data.batches import TensorBatches

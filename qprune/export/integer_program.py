@@ -13,6 +13,7 @@ equality is not promised, and `rounds` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -28,6 +29,7 @@ from qprune.export.fixed_point import Affine, FixedPoint, affine_of, folded, nee
 from qprune.export.trace import (
     GridWeight,
     arguments,
+    averaged_values,
     bounds_of,
     followers,
     is_identity,
@@ -306,20 +308,16 @@ class _Lowering:
 
     def averaged(self, node: fx.Node, values: Sequence[Value]) -> Value:
         """Average on a grid if the divisor is a power of two; else as the sum of a whole map and one division."""
-        x, a, name = values[0], arguments(node), operation(node)
-        size = list(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
-        pool = name == "avg_pool2d" and not (any(a["padding"]) or a["ceil_mode"])
-        window = list(a["kernel_size"]) * 2 if pool else size
-        whole = window[:2] == size or (name == "adaptive_avg_pool2d" and list(a["output_size"]) == [1, 1])
-        whole = whole or (name == "mean" and sorted(n % 4 for n in a["dim"] or ()) == [2, 3])
-        if x.grid is None or not (pool or whole) or not all(isinstance(n, int) for n in window):
+        x, a, count = values[0], arguments(node), averaged_values(node)
+        if x.grid is None or not count:
             return self.other(node, values)
-        count = window[0] * window[1]
-        divisor = (a.get("divisor_override") if pool else None) or count
+        divisor = a.get("divisor_override") or count
         sums = FixedPoint(x.grid.decimal, x.grid.low * count, x.grid.high * count)
         if sums.fits and divisor & (divisor - 1) == 0:
             return self.in_floats(node, replace(sums, decimal=sums.decimal + divisor.bit_length() - 1))
-        if not sums.fits or not whole:
+        size = [n for n in node.args[0].meta["val"].shape[2:] if isinstance(n, int)]  # type: ignore[union-attr]
+        whole = operation(node) != "mean" or sorted(n % 4 for n in a["dim"]) == [2, 3]
+        if not (sums.fits and whole and len(size) == 2 and count == math.prod(size)):
             return self.other(node, values)
         total = self.call(torch.sum, self.to_float(x).node, [2, 3], a.get("keepdim", True))
         return Value(self.call(torch.div, total, float(divisor)))

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from qprune.compression.functional import fake_quantize
 from qprune.export.fixed_point import EXACT_BITS, affine_of
 from qprune.export.integer_program import CONVOLUTIONS, REARRANGING
-from qprune.export.trace import arguments, operation, site_of
+from qprune.export.trace import arguments, averaged_values, operation, site_of
 
 LAYERS = (*CONVOLUTIONS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 _RISING = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
@@ -131,15 +131,15 @@ def _inexact(traced: fx.GraphModule) -> str:
         elif name in LAYERS:
             fits = {x, node.args[1]} <= bits.keys() and _largest_sum(node.args[1], name) << (bits[x] - 1) <= 1 << 24
         elif name in ("adaptive_avg_pool2d", "avg_pool2d", "mean"):
-            window = (arguments(node)["kernel_size"] * 2)[:2] if name == "avg_pool2d" else x.meta["val"].shape[2:]
-            count = math.prod(window) if all(isinstance(size, int) for size in window) else 0
-            fits = x in bits and count.bit_count() == 1 and bits[x] + count.bit_length() <= EXACT_BITS
-            bits[node] = bits.get(x, 0) + count.bit_length() - 1
+            count = averaged_values(node)
+            divisor = arguments(node).get("divisor_override") or count
+            bits[node] = bits.get(x, EXACT_BITS + 1) + (count - 1).bit_length()
+            fits = divisor.bit_count() == 1 and bits[node] <= EXACT_BITS
         else:
             fits = name in ("", *_KEEP_THE_GRID, *_ROUND_ONCE, *_OF_SIZES)
         if not fits:
             place = f" at {site_of(node)}" if node.name != site_of(node) else ""
-            return f"{name}{place} adds or rounds values that lie on no grid, each runtime in its own way"
+            return f"{name}{place} is not known to be exact in float32, so runtimes may round it differently"
     return ""
 
 

@@ -6,6 +6,7 @@ Three custom operators carry the numbers of a compressed network through `torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -312,6 +313,18 @@ def bounds_of(node: fx.Node) -> tuple[float, float] | None:
     if any(isinstance(bound, fx.Node) for bound in (low, high)):
         return None
     return -infinity if low is None else float(low), infinity if high is None else float(high)
+
+
+def averaged_values(node: fx.Node) -> int:
+    """Return how many values each average of a pooling or a mean adds; 0 where the number varies or is not known."""
+    a, x = arguments(node), node.args[0].meta["val"]  # type: ignore[union-attr]
+    if operation(node) == "avg_pool2d":
+        sizes = [0] if any(a["padding"]) or a["ceil_mode"] else (list(a["kernel_size"]) * 2)[:2]
+    elif operation(node) == "mean":
+        sizes = [x.shape[dim] for dim in a.get("dim") or range(x.dim())]
+    else:
+        sizes = x.shape[2:] if list(a["output_size"]) == [1, 1] else [0]
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
 
 
 def followers(layer: fx.Node) -> dict[str, fx.Node]:

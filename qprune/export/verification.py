@@ -125,7 +125,9 @@ class Difference:
 
 
 def verify_onnx(network: nn.Module, path: Path | str, data: Any) -> Difference:
-    """Compare a file of `export_onnx` in onnxruntime with the network in PyTorch.
+    """Compare a file of `export_onnx` with the network in PyTorch.
+
+    A file with Quant nodes runs in the executor of the package qonnx, any other in onnxruntime.
 
     Args:
         network: The network that was exported.

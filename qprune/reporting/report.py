@@ -43,7 +43,8 @@ RECIPES_IN_A_PICTURE = 10  # with the task's input and target beside them, two l
 _CURVE = {"epoch", "step", "phase", "loss", "weight_sparsity", "feature_sparsity"}
 _FILES = (run_files.CONFIG_FILE, run_files.ENVIRONMENT_FILE)
 _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
-_HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", "budget", "data", "notes")
+_PER_BOP = "density per effective BOP"
+_HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", _PER_BOP, "budget", "data", "notes")
 _FILTERS = ("task", "budget", "data")
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
 Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
@@ -71,6 +72,8 @@ def page(
         key=lambda row: (*_conditions(row), row.notation, _natural(labels[row.signature]), row.seed),
     )
     chosen = {row.signature for row in _first(store, rows, runs_drawn)}
+    lines = [_cells(row, labels) for row in rows]
+    headings = [name for name in _HEADINGS if name != _PER_BOP or any(line[name] for line in lines)]
 
     def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
         found = []
@@ -108,9 +111,9 @@ def page(
         tables=[{"name": t.name, "title": t.title, "layout": tables.layout(parts)} for t, parts in joined],
         letter=tables.letter,
         figures=[each for each in drawn if each is not opening],
-        run_headings=_HEADINGS,
-        runs=[{"key": row.signature[:10], "cells": _cells(row, labels)} for row in rows],
-        filters={name: sorted({_cells(row, labels)[_HEADINGS.index(name)] for row in rows}) for name in _FILTERS},
+        run_headings=headings,
+        runs=[{"key": line["run"], "cells": [line[name] for name in headings]} for line in lines],
+        filters={name: sorted({line[name] for line in lines}) for name in _FILTERS},
         details=_packed({row.signature[:10]: details(row) for row in rows}),
         left=len(rows) - len(chosen),
         problems=store.problems,
@@ -126,19 +129,13 @@ def _natural(text: str) -> list[str]:
     return [part.zfill(20) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
-def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
-    """Return a row's cells, one for each of _HEADINGS."""
+def _cells(row: Row, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return a row's cells by heading."""
     score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
-    numbers = [str(row.seed), score, size, digits(row.density_actual)]
-    return [
-        row.signature[:10],
-        row.task,
-        labels[row.signature],
-        *numbers,
-        row.budget,
-        row.data_source,
-        "; ".join(row.marks),
-    ]
+    per_bop = "" if row.density_effective_bops is None else digits(row.density_effective_bops)
+    recipe = [row.signature[:10], row.task, labels[row.signature], str(row.seed)]
+    numbers = [score, size, digits(row.density_actual), per_bop]
+    return dict(zip(_HEADINGS, [*recipe, *numbers, row.budget, row.data_source, "; ".join(row.marks)], strict=True))
 
 
 def _webp(path: Path) -> str:

@@ -174,7 +174,7 @@ def test_the_code_of_the_page_loads_what_was_exported(
     assert capsys.readouterr().out.startswith("Difference(elements=")
     names |= {"pictures": x.numpy(), "network": converted(run)}
     exec(in_onnx, names)
-    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f) integer\n"
+    assert capsys.readouterr().out == "P0.5(w,f)->Q8(w,f)\n"
     with torch.no_grad():
         for parameter in names["network"].parameters():
             parameter.zero_()

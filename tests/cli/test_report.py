@@ -38,7 +38,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 score = 30.0 + i + seed / 10
                 marks = ["<script>console.error('x')</script>"] if (i, seed) == (0, 0) else []
                 words = ["task=espcn", f"order={order}", f"seed={seed}"]
-                row = store_row(composer, words, runs, score=score, density_actual=9.0 - i, marks=marks)
+                densities = {"density_actual": 9.0 - i, "density_effective_bops": 4.5 - i if i else None}
+                row = store_row(composer, words, runs, score=score, marks=marks, **densities)
                 [place] = runs.glob(f"espcn/*{row.signature[:10]}")
                 (place / "metrics.csv").write_text(CURVE.format(score=score), encoding="utf-8")
     assert cli.main(["report", f"results_dir={runs}", "task=espcn", "seed=range(5)", "--runs", "4"]) == 0
@@ -55,6 +56,12 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(report: Path) -> No
     assert len(list((report.parent / "figures").glob("*.svg"))) == len(list((report.parent / "figures").glob("*.png")))
     for path in (report.parent / "figures").glob("*.svg"):
         assert "<text" in path.read_text(encoding="utf-8"), "text stays text"
+
+
+def test_the_density_per_bit_operation_stands_beside_that_per_bit_where_runs_have_costs(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    cells = re.findall(r'"density">([^<]*)</td><td data-heading="density per effective BOP">([^<]*)<', text)
+    assert sorted(cells) == sorted([("9.00", "")] * 2 + [("8.00", "3.50")] * 2 + [("7.00", "2.50")] * 2)
 
 
 def test_comparisons_of_too_few_seeds_are_folded(report: Path) -> None:

@@ -26,8 +26,9 @@ from qprune.export.grid_forms import QDQ, QONNX
 from qprune.export.integers import fixed_type
 from qprune.export.onnx_files import OPSET, plain_onnx, quant_graph_of, to_onnx
 from qprune.export.quant_graph import rewrite
-from qprune.export.trace import Inputs, trace
+from qprune.export.trace import Inputs, quantized_weights, trace
 from qprune.export.verification import QuantSession, Session
+from qprune.tasks.models.espcn import ESPCN
 from tests.export.networks import RESIDUAL_PLAN, TANHS_PLAN, Residual, Tanhs, compressed
 
 EXAMPLE = (1, 3, 8, 8)
@@ -96,6 +97,48 @@ def test_quant_nodes_are_promised_to_compute_every_bit(make: type[nn.Module], ro
     assert ("MultiThreshold" in session.kernels) == (make is Tanhs)
 
 
+ESPCN_PLAN = Plan(
+    (
+        *(Site(path, "weight", prune=True, quantize=True) for path in ("conv1", "conv2", "conv3")),
+        *(Site(path, "feature", quantize=True) for path in (INPUT, "tanh1", "tanh2")),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "plan", "shape", "axis", "feature_bits"),
+    [
+        (Residual, RESIDUAL_PLAN, EXAMPLE, "output", (8, 7, 7, 8)),
+        (ESPCN, ESPCN_PLAN, (1, 1, 9, 9), "authors", (8, 32, 32)),
+    ],
+)
+def test_bit_operations_of_a_file_are_those_of_qonnx(
+    make: type[nn.Module], plan: Plan, shape: tuple[int, ...], axis: str, feature_bits: tuple[int, ...]
+) -> None:
+    """They differ where the file has other bits than training: a grid that only a ReLU reads has one bit less, and
+    weights with a scale per input channel have the bits that the finest scale needs. qonnx takes what MultiThreshold
+    made for floats of 32 bits. It discounts zeros of weights, and neither masks of features nor padding.
+    """
+    tool = pytest.importorskip("qonnx.util.inference_cost", reason="the extra `qonnx` is not installed")
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    network, x = compressed(make(), plan, shape, weight_axis=axis).network, torch.zeros(2, *shape[1:])
+    model = plain_onnx(network, Inputs.of(x), "qonnx").model
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = len(x)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    dense, sparse = (
+        tool.inference_cost(ModelWrapper(model), discount_sparsity=zeros, cost_breakdown=True)["node_cost"].values()
+        for zeros in (False, True)
+    )
+    weights, layers = quantized_weights(network), qprune.cost(network, x).layers
+    for layer, bits, whole, kept in zip(layers, feature_bits, dense, sparse, strict=True):
+        weight_bits = weights[layer.name].on_one_grid.bits if axis == "authors" else 8
+        assert (layer.feature_bits, layer.weight_bits) == (8, 8)
+        assert (layer.macs, layer.macs * bits * weight_bits) == (whole["total_macs"], whole["total_bops"])
+        assert layer.effective_macs <= kept["total_macs"] <= layer.macs
+        assert layer.weight_bytes * weight_bits == kept["total_mem_w_bits"]
+
+
 class Functions(nn.Module):
     """Functions before a grid, in all roundings; `wide`: computed in float64."""
 
@@ -128,7 +171,27 @@ def test_what_may_round_otherwise_elsewhere_is_named() -> None:
     plan = Plan((Site("0", "weight", quantize=True), Site(INPUT, "feature", quantize=True)))
     compressor = compressed(network, plan, EXAMPLE, prune=None)
     _, rounds = quant_graph_of(compressor.network, Inputs.of(X))
-    assert rounds == "gelu adds or rounds values that lie on no grid, each runtime in its own way"
+    assert rounds == "gelu is not known to be exact in float32, so runtimes may round it differently"
+
+
+@pytest.mark.parametrize(
+    ("pool", "exact"),
+    [
+        (nn.AvgPool2d(2), True),
+        (nn.AvgPool2d(2, divisor_override=3), False),
+        (nn.AvgPool2d(4, 2, padding=1, count_include_pad=False), False),
+        (nn.AdaptiveAvgPool2d(1), True),
+        (nn.AdaptiveAvgPool2d(3), False),  # windows of 9, 12 and 16 of 64 values
+    ],
+    ids=str,
+)
+def test_an_average_is_promised_to_be_equal_where_its_divisor_is_a_power_of_two(pool: nn.Module, exact: bool) -> None:
+    plan = Plan(tuple(Site(path, kind, quantize=True) for path, kind in [(INPUT, "feature"), ("0", "feature")]))
+    network = nn.Sequential(nn.Identity(), pool)
+    compressor = compressed(network, plan, EXAMPLE, prune=None)
+    _, rounds = quant_graph_of(compressor.network, Inputs.of(X))
+    assert (rounds == "") == exact
+    assert exact or rounds.endswith("is not known to be exact in float32, so runtimes may round it differently")
 
 
 def test_quantize_linear_computes_the_network_at_any_batch(tmp_path: Path) -> None:

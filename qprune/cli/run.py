@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 import traceback
 import uuid
@@ -42,7 +43,7 @@ from qprune.training.progress import duration, plain
 _WARM_STARTS = "trainer.warm_start_at"
 _DESCRIPTIONS = {
     "run": "Train one recipe, or find it finished, and print its result row. Results go below results_dir.",
-    "sweep": "Train one recipe for each combination of values, those alone that are not finished, and print a summary.",
+    "sweep": "Train the recipes of all combinations of values that are not finished yet, and print a summary.",
 }
 _EXAMPLES = {
     "run": "task=espcn data=synthetic budget=smoke",
@@ -164,14 +165,17 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 def _help(verb: str, options: argparse.Namespace) -> str:
     """Return usage and flags, groups with their choices, and keys with their meaning."""
-    lines = [_parser(verb).format_help(), "groups (GROUP=CHOICE):"]
+    lines = ["groups (GROUP=CHOICE):"]
     with Composer(options.config_dir, options.config_name) as composer:
         lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]
-    lines.append("\nkeys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:")
+    lines += ["", "keys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:"]
     for key, field in keys():
         found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
-    return "\n".join(lines) + "\n"
+    if sys.stdout.isatty():  # in a file or a pipe a key is one line, to search
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width, subsequent_indent=" " * 6) for line in lines]
+    return "\n".join([_parser(verb).format_help(), *lines, ""])
 
 
 def _job(cfg: DictConfig) -> None:

@@ -155,7 +155,7 @@ class _Rows:
             missing = [str(seed) for seed in self.seeds if signatures[seed] not in self.store.rows]
             words = [*part.overrides, *row.overrides, *self.keys]
             place = text_override(RESULTS_DIR, str(self.store.folder))
-            words += [f"seed={','.join(missing)}", place]
+            words += [f"seed={','.join(missing or map(str, self.seeds))}", place]
             command = f"qprune {'sweep' if missing[1:] else 'run'} {shlex.join(words)}"
             if row.decimal_from:  # of each seed first the run whose fraction bits are used
                 runs = [run for seed in missing or self.seeds for run in self.commands[signatures[int(seed)]]]

@@ -67,6 +67,18 @@ def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtu
     assert printed.startswith(f"usage: qprune {verb}")
 
 
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("verb", [*cli.VERBS, ""])
+def test_in_a_terminal_help_is_folded_between_words(
+    verb: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cli.main([*filter(None, [verb]), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > width and "{all,config," not in line] == []  # Hydra's choices
+
+
 def test_hydra_s_own_flags_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "task=espcn", "seed=5", "--cfg", "job", "--package", "prune"]) == 0
     assert "sparsity: 0.5\n" in capsys.readouterr().out

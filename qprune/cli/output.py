@@ -1,7 +1,9 @@
 """What the command line prints, and where it writes tables and reports: below results_dir, named by their rows."""
 
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,12 @@ _LONGEST = 80  # letters
 def show_text(text: object, stderr: bool = False) -> None:
     """Print lines, with control characters escaped."""
     print(plain(text), file=sys.stderr if stderr else sys.stdout)
+
+
+def fold(line: str, indent: int) -> str:
+    """Break a line between words at the width of a terminal; elsewhere it stays one line, to be searched."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line) + 1
+    return textwrap.fill(line, width, subsequent_indent=" " * indent)
 
 
 def results_folder(keys: Sequence[str], make: bool = False, must_exist: bool = True) -> tuple[Path, list[str]]:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 import time
 import traceback
 import uuid
@@ -27,7 +26,7 @@ from rich.table import Table
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes as failures
-from qprune.cli.output import show_text
+from qprune.cli.output import fold, show_text
 from qprune.cli.sweep_progress import SweepProgress
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
@@ -70,7 +69,7 @@ def plan(arguments: Sequence[str]) -> int:
         "which of them are done, and about how long the others take.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
-    parser.add_argument("--config-dir", help="a further folder of configs")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
     overrides = expand(options.overrides, options.config_dir)
     with Composer() as composer:
@@ -172,10 +171,7 @@ def _help(verb: str, options: argparse.Namespace) -> str:
     for key, field in keys():
         found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
-    if sys.stdout.isatty():  # in a file or a pipe a key is one line, to search
-        width = shutil.get_terminal_size().columns
-        lines = [textwrap.fill(line, width, subsequent_indent=" " * 6) for line in lines]
-    return "\n".join([_parser(verb).format_help(), *lines, ""])
+    return "\n".join([_parser(verb).format_help(), *(fold(line, 6) for line in lines), ""])
 
 
 def _job(cfg: DictConfig) -> None:

@@ -270,10 +270,8 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
 
     runs: histograms.json by `title_of` a run.
     """
-    lines = -(-len(runs) // 2)
-    figure, axes = axes_of(lines, 2, WIDTH, 3.0 * lines, sharex=True, sharey=True)
-    for axis in axes[len(runs) :]:
-        axis.set_visible(False)
+    figure, axes = axes_of(-(-len(runs) // 2), 2, WIDTH, 1.6 * len(runs), sharex=True, sharey=True)
+    axes[-1].set_visible(len(runs) % 2 == 0)
     for place, (axis, (label, sites)) in enumerate(zip(axes, runs.items(), strict=False)):
         values, shares = [], []
         for site in sites:
@@ -288,8 +286,7 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
             yscale="log", xlabel="value / root mean square", title="\n".join([*label.split("  "), f"up to {far:.0f}"])
         )
         axis.title.set_fontsize(_SMALL)
-    for axis in axes[::2]:
-        axis.set_ylabel("share of values")
+    axes[0].set_ylabel("share of values")
     return figure
 
 

@@ -130,15 +130,8 @@ def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
     """Return a row's cells, one for each of _HEADINGS."""
     score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
     numbers = [str(row.seed), score, size, digits(row.density_actual)]
-    return [
-        row.signature[:10],
-        row.task,
-        labels[row.signature],
-        *numbers,
-        row.budget,
-        row.data_source,
-        "; ".join(row.marks),
-    ]
+    trained = [row.budget, row.data_source, "; ".join(row.marks)]
+    return [row.signature[:10], row.task, labels[row.signature], *numbers, *trained]
 
 
 def _webp(path: Path) -> str:

@@ -34,13 +34,13 @@ def results_folder(keys: Sequence[str], make: bool = False, must_exist: bool = T
 
     Args:
         keys: KEY=VALUE.
-        make: Make a folder that was named.
+        make: Make the folder where it is not there.
         must_exist: Raise UserError where a folder was named and is not there.
     """
     given = [key for key in keys if key_of(key) == RESULTS_DIR]
     with Composer() as composer:
         folder = Path(composer.values(given).get(RESULTS_DIR, DEFAULT_RESULTS))
-    if given and make:
+    if make:
         folder.mkdir(parents=True, exist_ok=True)
     if given and must_exist and not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS_DIR}=...")

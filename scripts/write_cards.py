@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from qprune.atomic_write import write_atomically, write_json
-from qprune.errors import UserError
+from qprune.errors import UserError, counted
 from qprune.reporting.report import recipes
 from qprune.runs.folder import ENVIRONMENT_FILE, PUBLISHED, TIMING_FILE
 from qprune.runs.row import Row
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         write_atomically(results / "cards" / f"{task}.md", card(task, table).encode())
         tasks[task] = facts(task, table)
     write_json(results / "completeness.json", completeness(tasks))
-    print(f"{len(tasks)} cards in {results / 'cards'}\nlist: {results / 'completeness.json'}")
+    print(f"{counted(len(tasks), 'card')} in {results / 'cards'}\nlist: {results / 'completeness.json'}")
     for problem in store.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 1 if store.problems else 0
@@ -99,11 +99,11 @@ def card(task: str, runs: pd.DataFrame) -> str:
     text += ["", "## How it was trained", ""]
     text += [f"- `{command}`" for command in known["trained"]]
     text += ["", "## How it is evaluated", "", f"- `{known['evaluated']}`", "", "## With what", ""]
-    text += [f"- commit {commit}: {n} rows" for commit, n in known["commits"].items()]
+    text += [f"- commit {commit}: {counted(n, 'row')}" for commit, n in known["commits"].items()]
     text += [f"- rows from a tree with changes: {known['rows_from_changed_trees']}"]
-    text += [f"- torch {version}: {n} rows" for version, n in known["torch"].items()]
+    text += [f"- torch {version}: {counted(n, 'row')}" for version, n in known["torch"].items()]
     text += [f"- data, {name}: sha256 {sums}" for name, sums in known["data"].items()]
-    text += [f"- {known['training_hours']:.1f} hours of training, {known['rows']} rows", ""]
+    text += [f"- {known['training_hours']:.1f} hours of training, {counted(known['rows'], 'row')}", ""]
     return "\n".join(text)
 
 

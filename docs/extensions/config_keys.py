@@ -6,7 +6,6 @@ arguments of a task from the comment on the key's line or above it (a test holds
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,7 @@ def markdown_table(keys: list[Key]) -> str:
     """Key, default and meaning; what a backslash or a bar would end is escaped."""
     rows = ["| key | default | what it means: unit and range |", "| --- | --- | --- |"]
     for key in keys:
-        meaning = escaped(re.sub(r" \(spec [^)]*\)", "", key.meaning))
+        meaning = escaped(key.meaning)
         machine = " *(machine key)*" if key.path in MACHINE_KEYS else ""
         rows.append(f"| `{key.path}` | `{key.default}` | {meaning}{machine} |".replace("| `` |", "| |"))
     return "\n".join(rows)

@@ -55,9 +55,9 @@ def _draw_orders(axes: list[Any]) -> None:
             (times["t_qf"], "features", "left", 1),
         ):
             axis.axvline(start, color=ORANGE, linewidth=1)
-            axis.text(start + shift, 4, f"{what}\nquantized,\nd frozen", color=ORANGE, fontsize=7.5, ha=side)
-        axis.set_title(f"order={name}", loc="left", fontsize=9)
-        axis.set(ylabel="zeros in %", xlim=(120, 200), ylim=(0, 56))
+            axis.text(start + shift, 55, f"{what}\nquantized", color=ORANGE, fontsize=7.5, ha=side)
+        axis.set_title(name.replace("_", " "), loc="left", fontsize=9)
+        axis.set(ylabel="zeros in %", xlim=(120, 200), ylim=(0, 80), yticks=(0, 25, 50))
     axes[-1].set_xlabel("epoch of 200 (the first 120 are float training in both)")
 
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("qprune data", description="Fetch the published data sets.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="get")
     get = verbs.add_parser("get", help="fetch, check and unpack a set; a broken download is resumed")
-    get.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
+    get.add_argument("name", metavar="|".join(ARCHIVES), help="the data set")
     root, text = os.environ.get("QPRUNE_DATA", "data"), "folder of the data sets (default: QPRUNE_DATA, or data)"
     get.add_argument("--root", type=Path, default=root, help=text)
     get.add_argument("--url", help="another address of the same archive, such as a mirror's")

@@ -17,8 +17,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "qprune evaluate",
         description="Evaluate the trained network of a finished run and print every score beside the stored one.",
-        epilog="on other data: qprune evaluate RUN task.test_folder=set14, or beside the test set "
-        'qprune evaluate RUN "task.further_test_folders=[set14,/data/bsd100]"; nothing is written',
+        epilog="On other data: qprune evaluate RUN task.test_folder=set14, or beside the test set "
+        'qprune evaluate RUN "task.further_test_folders=[set14,/data/bsd100]". Nothing is written.',
     )
     add_run_arguments(parser)
     options = parser.parse_intermixed_args(arguments)

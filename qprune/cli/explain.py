@@ -24,7 +24,8 @@ def explain(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("first", metavar="RUN", help="a run folder, or the first digits of a signature (6 or more)")
     parser.add_argument("second", metavar="RUN", help="another run of the same task")
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="for both runs, such as budget.test_samples=1000")
+    text = "for both runs, such as budget.test_samples=1000"
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", default=[], help=text)
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: explain/ below results_dir")
     options = parser.parse_intermixed_args(arguments)
     first, second = (

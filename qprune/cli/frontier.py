@@ -29,10 +29,10 @@ def show(arguments: Sequence[str]) -> int:
     """Search the grid. Exit code 1 when runs failed, 75 when a signal stopped it."""
     parser = argparse.ArgumentParser(
         "qprune frontier",
-        description="Find the models that no other one of a grid of bits and sparsities beats in size and score, and "
-        "the one that answers the question: the smallest that loses no more than max_loss against the float network, "
-        "or the best that is no larger than max_size. Runs that cannot matter are left out or stopped early.",
-        epilog="own keys: bits=3,4,6,8 (32: not quantized); sparsity=0,0.25,0.5,0.75; max_loss=1% or 0.3dB; "
+        description="Search a grid of bits and sparsities for the models that no other beats in both size and score, "
+        "and name the one that is asked for: the smallest that loses at most max_loss against the float network, or "
+        "the best that is no larger than max_size. Runs that cannot change the answer are skipped or stopped early.",
+        epilog="Own keys: bits=3,4,6,8 (32: not quantized); sparsity=0,0.25,0.5,0.75; max_loss=1% or 0.3dB; "
         "max_size=20Mb (10^6 bits); margin=1% (what may be chance); stop=early or never. Several values of order, "
         "seed or any key of qprune run are searched too: qprune frontier task=espcn order=prune_first,quantize_first "
         '"seed=range(3)" max_loss=1%',
@@ -41,7 +41,7 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("--plan", action="store_true", help="print models, sizes and runs, and run nothing")
     parser.add_argument("--finished", action="store_true", help="run nothing; table, figure and answer so far")
     parser.add_argument("--exhaustive", action="store_true", help="carry out every run of the grid to its end")
-    parser.add_argument("--config-dir", help="a further folder of configs")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
     if not arguments:
         example = "task=espcn data=synthetic budget=smoke bits=4,8"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from qprune.config.compose import SWEEP, TABLE
+from qprune.cli.output import fold
+from qprune.config.compose import SWEEP, TABLE, check_folder
 from qprune.errors import UserError, one_of
 from qprune.runs.jobs import presets
 
@@ -32,6 +33,7 @@ def show(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
+    check_folder(options.config_dir)
     keys = [word for word in options.what if "=" in word]
     words = [word for word in options.what if "=" not in word]
     for word in words:
@@ -67,7 +69,7 @@ def _choices_text(word: str, config_dir: str | None) -> str:
     else:
         found, usage = choices(GROUPS[word], config_dir), f"{GROUPS[word]}=..."
     width = max((len(name) for name, _ in found), default=0)
-    lines = [f"  {name:<{width}}  {description}".rstrip() for name, description in found]
+    lines = [fold(f"  {name:<{width}}  {description}", width + 4).rstrip() for name, description in found]
     return "\n".join([f"{word} ({usage})", *lines])
 
 

@@ -31,7 +31,7 @@ VERBS = {
 _HELP = """\
 usage: qprune VERB [ARGUMENTS] [--debug] [--trust PACKAGE]
 
-Train networks whose weights and features are pruned and quantized, in either order, and measure what it gains.
+Prune and quantize weights and features, in either order; measure what it gains.
 
 verbs:
 {verbs}
@@ -40,7 +40,7 @@ options:
   --help     this text; behind a verb, the verb's own
   --version  the version of qprune
   --debug    anywhere: show the traceback of an error
-  --trust PACKAGE  anywhere: import tasks of this package for stored runs, as QPRUNE_TRUST=PACKAGE does
+  --trust PACKAGE  anywhere: import its tasks for stored runs (as QPRUNE_TRUST)
 
 examples:
   qprune run task=espcn order=prune_first data=synthetic budget=smoke

@@ -1,6 +1,9 @@
 """What the command line prints, and where it writes tables and reports: below results_dir, named by their rows."""
 
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +15,12 @@ DEFAULT_RESULTS = "results/runs"
 RESULTS_DIR = "results_dir"
 _OF_NO_ROW = (*MACHINE_KEYS, "task", "seed")  # they choose among the rows of a table, or change no row
 _LONGEST = 80  # letters
+
+
+def fold(line: str, indent: int) -> str:
+    """Break a line between words at the width of a terminal; elsewhere it stays one line, to be searched."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line) + 1
+    return textwrap.fill(line, width, subsequent_indent=" " * indent)
 
 
 def results_folder(keys: Sequence[str]) -> tuple[Path, list[str]]:

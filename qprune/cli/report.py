@@ -35,7 +35,7 @@ def make(arguments: Sequence[str]) -> int:
         action="store_true",
         help="first count the features of runs that have no histograms.json, from their trained network and its data",
     )
-    parser.add_argument("--config-dir", help="a further folder of configs")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
     for word in options.keys:
         if "=" not in word:

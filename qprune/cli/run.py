@@ -26,6 +26,7 @@ from rich.table import Table
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.cli import exit_codes, failures, signals
+from qprune.cli.output import fold
 from qprune.cli.sweep_progress import SweepProgress
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
@@ -41,7 +42,7 @@ from qprune.training.progress import duration, plain, print_text
 _WARM_STARTS = "trainer.warm_start_at"
 _DESCRIPTIONS = {
     "run": "Train one recipe, or find it finished, and print its result row. Results go below results_dir.",
-    "sweep": "Train one recipe for each combination of values, those alone that are not finished, and print a summary.",
+    "sweep": "Train the recipes of all combinations of values that are not finished yet, and print a summary.",
 }
 _EXAMPLES = {
     "run": "task=espcn data=synthetic budget=smoke",
@@ -68,7 +69,7 @@ def plan(arguments: Sequence[str]) -> int:
         "which of them are done, and about how long the others take.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
-    parser.add_argument("--config-dir", help="a further folder of configs")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
     overrides = expand(options.overrides, options.config_dir)
     with Composer() as composer:
@@ -163,14 +164,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 def _help(verb: str, options: argparse.Namespace) -> str:
     """Return usage and flags, groups with their choices, and keys with their meaning."""
-    lines = [_parser(verb).format_help(), "groups (GROUP=CHOICE):"]
+    lines = ["groups (GROUP=CHOICE):"]
     with Composer(options.config_dir, options.config_name) as composer:
         lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]
-    lines.append("\nkeys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:")
+    lines += ["", "keys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:"]
     for key, field in keys():
         found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([_parser(verb).format_help(), *(fold(line, 6) for line in lines), ""])
 
 
 def _job(cfg: DictConfig) -> None:

@@ -44,10 +44,10 @@ def show(arguments: Sequence[str]) -> int:
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"names of tables, {ORDER}, or KEY=VALUE; default: all")
     parser.add_argument("--run-missing", action="store_true", help="carry out the runs that are missing, then join")
     parser.add_argument("--all-pairs", action="store_true", help=f"{ORDER}: also the pairs of too few seeds to decide")
-    parser.add_argument("--recovery", action="store_true", help="columns of the training left after the last events")
+    parser.add_argument("--recovery", action="store_true", help="add columns: training left after the last events")
     parser.add_argument("--markdown", action="store_true", help="print Markdown in a terminal too")
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: tables/ below results_dir")
-    parser.add_argument("--config-dir", help="a further folder of configs, with tables in its folder table/")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs, with tables in table/")
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
@@ -70,9 +70,8 @@ def show(arguments: Sequence[str]) -> int:
         texts = {"md": tables.markdown(table, parts, options.recovery), "csv": tables.csv(parts)}
         texts["tex"] = tables.latex(table, parts, options.recovery)
         for suffix, text in texts.items():
-            write_atomically(
-                output / f"{table_file(table.name, keys)}.{suffix}", text.encode(errors="backslashreplace")
-            )
+            path = output / f"{table_file(table.name, keys)}.{suffix}"
+            write_atomically(path, text.encode(errors="backslashreplace"))
         if options.markdown or options.recovery or not sys.stdout.isatty():
             print_text(texts["md"])
         else:
@@ -158,7 +157,7 @@ class _Rows:
             missing = [str(seed) for seed in self.seeds if signatures[seed] not in self.store.rows]
             words = [*part.overrides, *row.overrides, *self.keys]
             place = text_override(RESULTS_DIR, str(self.store.folder))
-            words += [f"seed={','.join(missing)}", place]
+            words += [f"seed={','.join(missing or map(str, self.seeds))}", place]
             command = f"qprune {'sweep' if missing[1:] else 'run'} {shlex.join(words)}"
             if row.decimal_from:  # of each seed first the run whose fraction bits are used
                 runs = [run for seed in missing or self.seeds for run in self.commands[signatures[int(seed)]]]

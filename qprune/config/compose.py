@@ -43,6 +43,12 @@ _ANY_RUN, _ANY_SEED = "0" * 64, str(2**62)  # stand for the signature and the se
 _REFUSALS = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
 
 
+def check_folder(config_dir: str | None) -> None:
+    """Raise UserError where a further folder of configs is named and not there."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"there is no folder {config_dir}; name one that holds configs with --config-dir")
+
+
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """Compose and check the config of one run; UserError says what to type instead."""
     with Composer(config_dir) as composer:
@@ -58,6 +64,7 @@ class Composer(ExitStack):
 
     def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
         super().__init__()
+        check_folder(config_dir)
         self.enter_context(initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE))
         self.config_name = config_name or CONFIG_NAME
         place = QuotedString(f"file://{Path(config_dir or '').resolve()}", Quote.single).with_quotes()
@@ -107,6 +114,9 @@ class Composer(ExitStack):
             try:
                 text, override = quoted, parser.parse_override(quoted)  # as `[a`, or not of the form KEY=VALUE
             except _REFUSALS:
+                if "=" not in text:
+                    found = [f"{group}={text}" for group in self.groups if text in self.choices(group)]
+                    raise UserError(f"{text!r} is not KEY=VALUE; type {[*found, 'task=espcn'][0]}") from error
                 raise UserError(
                     f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
                     "as special, for example 'data.root=\"/a folder\"'"

@@ -58,37 +58,37 @@ class PruneSection(Section):
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = _key("fraction of zeros at the end")
     targets: Targets = _key("weights, features, or both")
-    window: Window = _key("T, set by the task: |x| is summed over so many before each event; d* of features likewise")
-    granularity: Literal["element", "channel", "last"] = _key("of features: neurons, channels, the last dimension")
-    rule: Literal["exact", "threshold"] = _key("floor(sparsity * n) zeros, or the authors' `>=` on an order statistic")
-    border: Literal["tile", "keep"] = _key("at the rim of larger inputs: continue the mask, or prune nothing (authors)")
+    window: Window = _key("T: |x| is summed over so many before a pruning event; d* of features is found on so many")
+    granularity: Literal["element", "channel", "last"] = _key("of feature masks: neurons, channels, the last dimension")
+    rule: Literal["exact", "threshold"] = _key("floor(sparsity * n) zeros, or what is below an order statistic")
+    border: Literal["tile", "keep"] = _key("on larger inputs: tile masks to the edge, or keep what exceeds whole tiles")
 
 
 class QuantizeSection(Section):
     """What quantization does."""
 
-    bits: Bits = _key("of a weight")
-    feature_bits: Bits | None = _key("of a feature; null: those of a weight")
+    bits: Bits = _key("of each weight")
+    feature_bits: Bits | None = _key("of each feature; null: as many as a weight has")
     targets: Targets = _key("weights, features, or both")
     rounding: Literal["trunc", "floor", "nearest"] = _key("toward zero (authors), down (Eq. 1), or to the nearest")
-    gradient: Literal["clip_value", "ste", "in_range"] = _key("Eq. 2, passed through, or so where nothing is clipped")
-    saturate: list[Fraction] = _key("quantiles (low, high) of features that the grid covers (Eq. 6), low < high")
+    gradient: Literal["clip_value", "ste", "in_range"] = _key("of Eq. 2, or straight through, everywhere or in range")
+    saturate: list[Fraction] = _key("[low, high]: the quantiles of features between which the grid is fitted (Eq. 6)")
     objective: Literal["saturated", "literal"] = _key(
-        "error that d* of features minimizes: of Q(S(x)), as the authors' code, or of Q(x), Eq. 7", default="saturated"
+        "of d* of features: the error of Q(S(x)) (the authors' code) or of Q(x) (Eq. 7)", default="saturated"
     )
-    weight_axis: Literal["authors", "tensor", "output"] = _key("which weights share decimal bits (spec 1.4)")
-    decimal: Digits | None = _key("decimal bits d, the same everywhere; null: d* of least squared error (Eq. 7)")
-    candidates: Literal["any", "authors"] = _key("of d*: any, or the authors' 0 to 19", default="authors")
-    decimal_from: Text | None = _key("signature of a finished run whose d are used from the start", default=None)
+    weight_axis: Literal["authors", "tensor", "output"] = _key("what has its own d; authors: as in the authors' code")
+    decimal: Digits | None = _key("fraction bits d of every tensor; null: d* of least squared error (Eq. 7)")
+    candidates: Literal["any", "authors"] = _key("for d*: any, or 0 to 19 as in the authors' code", default="authors")
+    decimal_from: Text | None = _key("signature of a finished run whose fraction bits are used", default=None)
 
 
 class OrderSection(Section):
     """Which operators there are, and which comes first."""
 
-    name: Name = _key("of the order, in the result row")
+    name: Name = _key("name of the order in the result row")
     steps: list[Literal["prune", "quantize"]] = _key("operators in the order in which they begin")
     slots: list[Literal[1, 2]] | None = _key(
-        "slot of each step with schedule.slots; null: the first, then the second; in one slot, events may interleave",
+        "with schedule.slots: the slot (1 or 2) of each step; null: 1, then 2; events in one slot may interleave",
         default=None,
     )
 
@@ -114,7 +114,7 @@ class ScheduleSection(Section):
     dt_p: Interval | None = _key("time between pruning events, which are at t_p + k * dt_p, k = 1..n")
     n: Events = _key("number of pruning events")
     slots: SlotsSection | None = _key(
-        "first, second, length: two equal slots in place of the times above (protocol=mirrored)", default=None
+        "first, second and length of two equal slots that replace the times above (protocol=mirrored)", default=None
     )
 
     def at_times(self, order: Sequence[str], targets: str) -> Schedule:
@@ -154,7 +154,7 @@ class ScheduleSection(Section):
 class BudgetSection(Section):
     """How much of the recipe is run; null: all of it."""
 
-    name: Name = _key("of the budget, in the result row")
+    name: Name = _key("name of the budget in the result row")
     epochs: Epochs | None = _key("epochs that are trained at most; fewer than the recipe's scale its schedule too")
     steps_per_epoch: Steps | None = _key("optimizer steps per epoch at most")
     batch_size: Samples | None = _key("samples per step at most; null: the task's")
@@ -168,7 +168,7 @@ class DataSection(Section):
     root: Text | None = _key("folder of the data sets: QPRUNE_DATA in the environment, or ./data", machine=True)
     verify: bool = _key("false: accept a copy whose checksums differ from the published ones; its rows carry a note")
     validation: Annotated[float, Field(ge=0, lt=1)] = _key(
-        "fraction of the training set kept apart, by whose score searches choose; the test set is only reported",
+        "fraction of the training set that is held out, and whose score decides searches instead of the test set's",
         default=0.0,
     )
 
@@ -177,29 +177,29 @@ class TrainerSection(Section):
     """Device, precision and processes."""
 
     device: Text = _key("auto (a GPU if there is one), cpu, cuda or cuda:N", machine=True)
-    precision: Literal["float32", "bfloat16", "float16"] = _key("mixed but for float32; operators stay in float32")
+    precision: Literal["float32", "bfloat16", "float16"] = _key("mixed unless float32; operators stay in float32")
     ranks: Processes = _key("processes that share each batch; one GPU each where there are GPUs")
     threads: Threads | None = _key("CPU threads per process; null: torch's choice", machine=True)
-    evaluate_every: Epochs = _key("between evaluations on the test set; the last epoch has one too", machine=True)
-    checkpoint_minutes: Minutes = _key("between checkpoints inside an epoch; each ends with one as well", machine=True)
+    evaluate_every: Epochs = _key("between evaluations on the test set; the last epoch has one", machine=True)
+    checkpoint_minutes: Minutes = _key("between checkpoints within an epoch; each epoch ends with one", machine=True)
     keep_memory: Annotated[bool, BeforeValidator(lambda given: True if given is None else given)] = _key(
         "on a CPU, keep freed memory for the next step, which is faster; false: return it at once", machine=True
     )
-    kernels: bool = _key("on a CPU with a C compiler, operators in one pass, the same bits", machine=True, default=True)
+    kernels: bool = _key("on a CPU with a C compiler, operators run in one pass; same bits", machine=True, default=True)
     channels_last: bool | None = _key("memory layout of weights and features; null: the task's", default=None)
-    compile: bool = _key("steps through torch.compile: pays after some thousand steps, other last bits", default=False)
+    compile: bool = _key("use torch.compile: pays off after some thousand steps; last bits differ", default=False)
     warm_start_at: list[Time] = _key(
-        "first events of other runs, in trained epochs: a warm start is left for each; qprune sweep fills them in",
+        "trained epochs after which other runs differ: a warm start is saved at each; qprune sweep sets them",
         machine=True,
         default=[],
     )
     keep_events: bool = _key(
-        "keep the network's state before each event, for qprune explain: some ten copies of it",
+        "save the network's state before each event, for qprune explain: about ten copies of it",
         machine=True,
         default=False,
     )
     warm_start: bool = _key(
-        "runs that differ only in order, prune, quantize or schedule train their float part once",
+        "runs that differ only in order, prune, quantize or schedule share the float part of training",
         machine=True,
         default=True,
     )
@@ -221,13 +221,13 @@ class SitesSection(Section):
 
 
 class PaperSizeSection(Section):
-    """What the accounting `paper` charges."""
+    """What the paper's accounting counts."""
 
-    count_input: bool = _key("whether the network's input is charged", default=False)
-    pruned_weights: list[Text] = _key("modules whose weights are charged as pruned", default=["**"])
-    pruned_features: list[Text] = _key("modules whose outputs are charged as pruned", default=["**"])
-    left_float: list[Text] = _key("modules that are neither pruned nor quantized", default=[])
-    feature_bits: Bits | None = _key("bits that a quantized feature is charged; null: those it has", default=None)
+    count_input: bool = _key("whether the network's input counts in the paper's accounting", default=False)
+    pruned_weights: list[Text] = _key("modules whose weights count as pruned", default=["**"])
+    pruned_features: list[Text] = _key("modules whose outputs count as pruned", default=["**"])
+    left_float: list[Text] = _key("modules that count as neither pruned nor quantized", default=[])
+    feature_bits: Bits | None = _key("bits counted for a quantized feature; null: those it has", default=None)
 
 
 class TaskSection(Section):
@@ -236,9 +236,9 @@ class TaskSection(Section):
     model_config = ConfigDict(extra="allow")
 
     class_path: Text = _key("dotted path of the task's class", alias="_target_")
-    name: Name = _key("of the task, in the result row")
+    name: Name = _key("name of the task in the result row")
     sites: SitesSection = _key("which modules get which operator")
-    paper_size: PaperSizeSection = _key("what the accounting `paper` charges")
+    paper_size: PaperSizeSection = _key("what the paper's accounting counts")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
 def legal(node: Mapping[str, Any]) -> str:
     """Describe legal values: `a whole number of bits in [2, 16], or null`."""
     if "anyOf" in node:
-        return ", or ".join(filter(None, map(legal, node["anyOf"])))
+        found = [*filter(None, map(legal, node["anyOf"]))]
+        return "" if found == ["null"] else ", or ".join(found)
     if "legal" in node:
         return str(node["legal"])
     if words := _words(node):

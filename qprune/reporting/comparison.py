@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,18 @@ from qprune.runs.store import Store, versions_text
 METHOD = (
     "Differences are paired by seed; intervals are 95 % t intervals of the mean. A verdict needs six seeds, and both a "
     "paired t test, after Holm's correction over the comparisons of its table, and the exact sign-flip test at 5 %. "
-    "Equality is shown by two one-sided t tests against a margin that is given (margin=...), corrected likewise."
+    "Equality is shown by two one-sided t tests against a margin, where one is given, corrected likewise."
 )
+_WORDS = {
+    "arithmetic": "arithmetic version",
+    "prune.window": "T =",
+}  # where the name of a key or choice says too little
+_WORDS |= {"prune.border=tile": "masks tiled to the edge", "prune.border=keep": "rim not pruned"}
+_WORDS |= {"quantize.rounding=floor": "rounded down", "quantize.rounding=nearest": "rounded to the nearest"}
+_WORDS |= {
+    "quantize.gradient=ste": "straight-through gradient",
+    "quantize.gradient=in_range": "straight-through in range",
+}
 PROTOCOLS = ("paper", "mirrored", "factorial")
 ORDERS = ("prune_first", "quantize_first")
 _BOTH, _PRUNE, _QUANTIZE = ["prune", "quantize"], ["prune"], ["quantize"]
@@ -157,7 +168,7 @@ def compare_orders(
     for place, (one, _) in enumerate(found):
         alike.setdefault((one.task, one.table, one.setting, one.contrast.name), []).append(place)
     for places in alike.values():
-        for place, keys in zip(places, differing_keys([found[place][1] for place in places]), strict=True):
+        for place, keys in zip(places, differing_keys([found[place][1] for place in places], in_words), strict=True):
             one = found[place][0]
             found[place] = (replace(one, setting=", ".join(filter(None, (one.setting, keys)))), {})
     tables: dict[str, list[Comparison]] = {}
@@ -170,7 +181,12 @@ def compare_orders(
     ]
 
 
-def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def in_words(key: str, value: str) -> str:
+    """Write a key of a config and its value for a reader: T = 16, batch size 8."""
+    return _WORDS.get(f"{key}={value}") or f"{_WORDS.get(key) or re.sub('[._]', ' ', key)} {value}"
+
+
+def differing_keys(configs: Sequence[Mapping[str, Any]], write: Callable[..., str] = "{}={}".format) -> list[str]:
     """Write for each config the keys, with values, in which it is not as most are; null is left out."""
     flat = [pd.json_normalize(dict(config)).to_dict("records")[0] for config in configs]
     texts: list[list[str]] = [[] for _ in flat]
@@ -179,7 +195,7 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         [(usual, count)] = Counter(values).most_common(1)
         for text, value in zip(texts, values, strict=True):
             if value != "None" and (value != usual or 2 * count <= len(values)):
-                text.append(f"{key}={value}")
+                text.append(write(key, value))
     return [", ".join(text) for text in texts]
 
 
@@ -246,7 +262,7 @@ def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterat
         return
     scores = runs.pivot(index="seed", columns="order", values="score")
     found = [each for each in (ORDER, *FACTORIAL) if set(each.weights) <= set(scores) and (slots or each is ORDER)]
-    table = f"{slots} (protocol={'factorial' if found[1:] else 'mirrored'})" if slots else "times of each order's own"
+    table = f"{slots} ({'factorial' if found[1:] else 'mirrored'} protocol)" if slots else "times of each order's own"
     setting = f"{' and '.join(sorted(row.notation.split('->')))} ({row.budget}, {row.data_source} data)"
     for contrast in found if protocol != "mirrored" else found[:1]:
         weights = pd.Series(contrast.weights)

@@ -275,7 +275,7 @@ def tables(found: Explanation) -> list[Table]:
 
 
 def _table(title: str, frame: pd.DataFrame) -> Table:
-    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    table = Table(title=title, box=None, pad_edge=False, collapse_padding=True, title_justify="left")
     for name in frame.columns:
         numbers = pd.api.types.is_numeric_dtype(frame[name])
         heading = _HEADINGS.get(str(name), str(name).replace("_", " "))

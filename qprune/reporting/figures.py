@@ -35,6 +35,7 @@ MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are nam
 SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6
 TIP = "tip: "  # begins the id of a group in the SVG; the rest is shown where the pointer rests on it
+BETWEEN_TIPS = " | "  # between those of the points of a line
 _ACRONYMS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP"}
 LONGEST = 200  # letters of a label
 _SMALL = 7  # points, of titles over pictures
@@ -98,13 +99,12 @@ def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, nam
     figure, axes = axes_of(2, height=5.6, sharex=True)
     for axis in axes:
         _shade(axis, curve, timeline)
-    axes[0].plot(curve["epoch"], curve["loss"], color=COLOURS[0], marker=_dots(curve))
+    _curve(axes[0], curve, "loss", COLOURS[0])
     axes[0].set_ylabel("loss (mean of an epoch)")
     if (curve["loss"] > 0).all() and curve["loss"].max() > 10 * curve["loss"].min():
         axes[0].set_yscale("log")
     if row.metric in curve:
-        scores = curve[["epoch", row.metric]].dropna()
-        axes[1].plot(scores["epoch"], scores[row.metric], color=COLOURS[1], marker=_dots(curve))
+        _curve(axes[1], curve, row.metric, COLOURS[1])
     axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric, names)))
     axes[0].set_title(title_of(row))
     if axes[0].get_legend_handles_labels()[0]:
@@ -270,8 +270,9 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
 
     runs: histograms.json by `title_of` a run.
     """
-    figure, axes = axes_of(1, len(runs), max(WIDTH, 3.2 * len(runs)), 3.0, sharex=True, sharey=True)
-    for place, (axis, (label, sites)) in enumerate(zip(axes, runs.items(), strict=True)):
+    figure, axes = axes_of(-(-len(runs) // 2), 2, WIDTH, 1.6 * len(runs), sharex=True, sharey=True)
+    axes[-1].set_visible(len(runs) % 2 == 0)
+    for place, (axis, (label, sites)) in enumerate(zip(axes, runs.items(), strict=False)):
         values, shares = [], []
         for site in sites:
             counts = np.array(site["counts"])
@@ -445,6 +446,14 @@ def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
             axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=names.pop(kind, None))
     axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _curve(axis: Axes, curve: pd.DataFrame, column: str, colour: str) -> None:
+    """Draw a column over epochs; each point has a tip, also where it has no dot."""
+    points = curve.loc[np.isfinite(curve[column]), ["epoch", column]]
+    tips = BETWEEN_TIPS.join(f"epoch {epoch:g}: {value:.4g}" for epoch, value in points.itertuples(index=False))
+    look: dict[str, Any] = {} if _dots(curve) else {"mfc": (0, 0, 0, 0), "mec": (0, 0, 0, 0)}  # for the pointer alone
+    axis.plot(points["epoch"], points[column], color=colour, marker="o", gid=TIP + tips, **look)
 
 
 def _dots(curve: pd.DataFrame) -> str | None:

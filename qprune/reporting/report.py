@@ -28,7 +28,7 @@ from qprune.config.schema import SlotsSection
 from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError, counted, visible
 from qprune.reporting import figures, tables
-from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, too_few_text
+from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, in_words, too_few_text
 from qprune.reporting.figures import Names, Pixels
 from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
@@ -155,9 +155,9 @@ def _element(svg: bytes, label: str) -> Markup:
         element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
         element.attrib = {name.rpartition("}")[2]: value for name, value in element.items()}
         if (name := element.get("id", "")).startswith(figures.TIP):
-            tip = ElementTree.Element("title")
-            tip.text = name.removeprefix(figures.TIP)
-            element.insert(0, tip)
+            tips = name.removeprefix(figures.TIP).split(figures.BETWEEN_TIPS)
+            for place, text in zip(element.findall(".//{*}use") if tips[1:] else [element], tips, strict=True):
+                ElementTree.SubElement(place, "title").text = text
             del element.attrib["id"]
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
@@ -201,7 +201,7 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
             better, unit = group[0].higher_is_better, units.get(key[0], "")
             drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
-            caption = f"{head}{marked_text}: density (accounting actual) against score, means over seeds"
+            caption = f"{head}{marked_text}: density (sizes as stored) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
@@ -238,8 +238,8 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
                 kept["slots"] = str(SlotsSection.model_validate(slots)).removeprefix("slots ")
             by_notation.setdefault(row.notation, {})[row.signature] = kept
     for notation, configs in by_notation.items():
-        keys = differing_keys(list(configs.values()))
-        names |= {name: f"{notation} {own}".strip() for name, own in zip(configs, keys, strict=True)}
+        keys = differing_keys(list(configs.values()), in_words)
+        names |= {name: ", ".join(filter(None, (notation, own))) for name, own in zip(configs, keys, strict=True)}
     return names
 
 
@@ -268,7 +268,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     for label, row in [entry for entry in first.items() if entry[0] in shown]:
         for path in sorted((store.folders[row.signature].path / run_files.PICTURES).glob("*.png")):
             if (pixels := store.stored(row.signature, partial(_picture, name=path.name))) is not None:
-                title = f"{label.replace('prune.window=', 'T = ')}\nseed {row.seed}"
+                title = f"{label}, seed {row.seed}".replace(", ", "\n")
                 found.setdefault((path.stem, pixels.shape), {})[title] = pixels
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""

@@ -40,7 +40,8 @@ def missing_text(parts: Sequence[pd.DataFrame], command: str) -> str:
     """Say in a line how many rows lack runs, and how to train them; nothing where all are there."""
     rows = [row for part in parts for row in part.to_dict("records") if row["command"]]
     missing = sum(bool(row["missing_seeds"]) for row in rows)
-    return f"{missing} of {len(rows)} rows lack runs; to train them: {command}" if missing else ""
+    verb = "lacks" if missing == 1 else "lack"
+    return f"{missing} of {len(rows)} rows {verb} runs; to train them: {command}" if missing else ""
 
 
 def _cells(row: Mapping[Any, Any]) -> list[str]:

@@ -144,8 +144,8 @@ def plan(config: Recipe | identity.Config) -> str:
     size = actual_footprint(task.network, task.size_example, count_masks=True)
     megabits = ", ".join(f"{kind}s {size.size_bits(kind) / 1e6:.4g}" for kind in ("weight", "feature", "input", "mask"))
     counts, rest = cost_lines(cost(task.network, task.size_example).total())
-    console.print(f"sizes in Mb once trained: {megabits}\n{counts}\n{rest}; with random masks")
-    return text.getvalue()
+    console.print(f"sizes in Mb once trained: {megabits}\n{counts}\n{rest}; with masks drawn at random")
+    return text.getvalue().rstrip("\n")
 
 
 def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -204,7 +204,7 @@ def _describe(
     folder.write(files.PLAN_FILE, csv_bytes(table), sums)
     environment = describe_environment(config.seed, device, task.dataset)
     folder.write(files.ENVIRONMENT_FILE, json_bytes(environment), sums)
-    print_text(_plan_line(table))
+    print_text(f"{_plan_line(table)} ({files.PLAN_FILE})")
 
 
 def _config_bytes(config: RunConfig) -> bytes:
@@ -306,9 +306,9 @@ def _plan_line(plan: pd.DataFrame) -> str:
     sums = plan.groupby("kind")[["quantize", "prune"]].sum()
     counts = [f"{counted(sums['quantize'][kind], kind)} quantized, {sums['prune'][kind]} pruned" for kind in sums.index]
     if not sums.to_numpy().any():
-        return f"plan: no tensor is pruned or quantized ({files.PLAN_FILE})"
+        return "plan: no tensor is pruned or quantized"
     without = int((~(plan["prune"] | plan["quantize"])).sum())
-    return f"plan: {'; '.join(counts)}; {counted(without, 'tensor')} not compressed ({files.PLAN_FILE})"
+    return f"plan: {'; '.join(counts)}; {counted(without, 'tensor')} not compressed"
 
 
 def _print_plan(console: Console, plan: pd.DataFrame) -> None:

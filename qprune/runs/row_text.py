@@ -81,7 +81,7 @@ def cost_lines(costs: Mapping[str, float]) -> tuple[str, str]:
     moved = digits((costs["weight_bytes"] + costs["feature_bytes"]) / 1e6)
     products, effective = (digits(costs[name] / 1e6) for name in ("macs", "effective_macs"))
     bops, effective_bops = (digits(costs[name] / 1e9) for name in ("bops", "effective_bops"))
-    width = f"sums of {costs['accumulator_bits']:.0f} bits; " if "accumulator_bits" in costs else ""
+    width = f"accumulators of {costs['accumulator_bits']:.0f} bits; " if "accumulator_bits" in costs else ""
     return (
         f"cost: {products} M products, {effective} M effective; {bops} GBOPs, {effective_bops} effective",
         f"{width}{moved} MB moved; {digits(costs['energy_pj'] / 1e6)} uJ by Horowitz's table",
@@ -96,7 +96,7 @@ def recovery_lines(recovery: Mapping[str, float]) -> list[str]:
     """Say how much training is left after the last event of each operator."""
     return [
         f"after the last {name} event: {counted(round(recovery[f'epochs_after_{name}'], 4), 'epoch')}, "
-        f"their learning rates sum to {recovery[f'rates_after_{name}']:.3g}"
+        f"with learning rates that sum to {recovery[f'rates_after_{name}']:.3g}"
         for name in ("pruning", "quantization")
         if f"epochs_after_{name}" in recovery
     ]

@@ -32,7 +32,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device for auto, cpu, cuda or cuda:N; UserError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    one_of("trainer.device", name.partition(":")[0], ("cpu", "cuda"))
+    one_of("trainer.device", name.partition(":")[0], ("auto", "cpu", "cuda"))
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.device={name} but torch sees no CUDA device; type trainer.device=cpu or auto")
     if name == "cuda":

@@ -5,6 +5,7 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from qprune.errors import visible
@@ -39,8 +40,9 @@ class Reporter:
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
-            columns = TextColumn("{task.fields[epoch]}"), BarColumn(24), TextColumn("{task.description}", markup=False)
-            self.bar = Progress(*columns, console=self.console, transient=True)
+            status = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+            columns = TextColumn("{task.fields[epoch]}"), BarColumn(min(24, self.console.width // 10)), status
+            self.bar = Progress(*columns, console=self.console, transient=True, expand=True)  # cuts the status alone
             self.bar.add_task("", total=self.steps, completed=first_step, epoch="")
 
     def due(self) -> bool:

@@ -67,6 +67,35 @@ def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtu
     assert printed.startswith(f"usage: qprune {verb}")
 
 
+@pytest.mark.parametrize("words", ["run", "sweep", "plan", "list", "tables", "report", "frontier"])
+def test_a_folder_of_configs_that_is_not_there_is_refused(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [] if words in ("list", "tables", "report") else ["task=espcn"]
+    said = error_of(capsys, words, *arguments, "--config-dir", str(tmp_path / "nowhere"))
+    assert said == f"there is no folder {tmp_path / 'nowhere'}; name one that holds configs with --config-dir"
+
+
+@pytest.mark.parametrize(("verb", "missing"), [("export", "RUN"), ("verify", "RUN"), ("explain 123456", "RUN")])
+def test_what_may_be_left_out_is_not_called_required(
+    verb: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(verb.split()) == 2
+    assert capsys.readouterr().err.endswith(f"the following arguments are required: {missing}\n")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("verb", [*cli.VERBS, ""])
+def test_in_a_terminal_help_is_folded_between_words(
+    verb: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cli.main([*filter(None, [verb]), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > width and "{all,config," not in line] == []  # Hydra's choices
+
+
 def test_hydra_s_own_flags_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "task=espcn", "seed=5", "--cfg", "job", "--package", "prune"]) == 0
     assert "sparsity: 0.5\n" in capsys.readouterr().out

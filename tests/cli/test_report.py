@@ -80,6 +80,9 @@ def test_every_run_has_its_config_and_the_first_seeds_have_figures(report: Path)
     assert [sorted(run["files"])[:1] for run in details.values()] == [["config.yaml"]] * 6
     assert sorted(len(run["figures"]) > 0 for run in details.values()) == [False] * 2 + [True] * 4
     assert all(figure["svg"].startswith("<svg viewBox=") for run in details.values() for figure in run["figures"])
+    for run in details.values():
+        for figure in run["figures"]:
+            assert ("<title>epoch 2: 0.03</title>" in figure["svg"]) == figure["name"].endswith("-curve")
     assert len(text) < 3e6 / 180 * 6 + 3e5  # 180 runs stay below 3 MB
     curves = sorted(path.name for path in (report.parent / "figures").glob("*-curve.svg"))
     assert [sum(f"seed{seed}" in name for name in curves) for seed in range(2)] == [3, 1]

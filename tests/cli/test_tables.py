@@ -17,7 +17,7 @@ from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import TABLE, Composer
 from qprune.reporting.tables import OtherMethod, latex, markdown, table_from
-from qprune.reporting.terminal import print_table
+from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
@@ -310,6 +310,13 @@ def test_tables_are_written_below_results_dir_one_name_per_budget_and_data(
     assert f"written: {tmp_path / 'runs' / 'tables' / 'table4-smoke-synthetic'}.md, .tex and .csv\n" in printed
     command = f"qprune tables 4 task=espcn results_dir={tmp_path / 'runs'} --run-missing"
     assert f"3 of 3 rows lack runs; to train them: {command}\n" in printed
+
+
+def test_one_row_lacks_runs_and_several_lack_them() -> None:
+    rows = [{"command": "x", "missing_seeds": seeds} for seeds in ([0], [], [1, 2])] + [{"command": ""}]
+    assert missing_text([pd.DataFrame(rows)], "train").startswith("2 of 3 rows lack runs; to train them: train")
+    assert missing_text([pd.DataFrame(rows[:2])], "train").startswith("1 of 2 rows lacks runs; to train them: train")
+    assert missing_text([pd.DataFrame(rows[1:2])], "train") == ""
 
 
 def test_a_folder_that_is_named_and_not_there_is_an_error_and_stays_so(

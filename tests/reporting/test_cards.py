@@ -33,10 +33,10 @@ def test_cards_say_what_was_run_with_what(tmp_path: Path) -> None:
         )
     script = [sys.executable, ROOT / "scripts" / "write_cards.py", tmp_path]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"1 cards in {tmp_path / 'cards'}"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"1 card in {tmp_path / 'cards'}"), done.stderr
     card = (tmp_path / "cards" / "espcn.md").read_text()
     assert (
-        "| `Baseline arithmetic=1` | paper, real | 1 | 40 psnr_db | 1 |" in card
+        "| `Baseline, arithmetic version 1` | paper, real | 1 | 40 psnr_db | 1 |" in card
     )  # versions of the arithmetic are never averaged
     assert "| `Baseline` | paper, real | 2 | 32 +- 1.4 psnr_db | 2 |" in card
     assert "- `qprune run order=baseline task=espcn`\n" in card

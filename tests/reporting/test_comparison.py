@@ -143,7 +143,7 @@ def test_the_factorial_protocol_subtracts_what_time_alone_predicts(tmp_path: Pat
         "the order itself favors prune first",
     ]
     assert {comparison.heading for comparison in found.values()} == {
-        "espcn, slots 140-155 and 160-175 (protocol=factorial)"
+        "espcn, slots 140-155 and 160-175 (factorial protocol)"
     }
     assert [comparison.contrast.name for comparison in compare_orders(store, "mirrored")] == [
         "prune first minus quantize first"
@@ -158,8 +158,8 @@ def test_protocols_are_never_mixed(tmp_path: Path, capsys: pytest.CaptureFixture
     stored(runs, [30.0] * 6, [30.0], "protocol=mirrored", "schedule.slots.length=10")
     store = Store.read(runs)
     assert {comparison.heading: comparison.verdict for comparison in compare_orders(store)} == {
-        "espcn, slots 140-150 and 160-170 (protocol=mirrored)": "too few seeds, a verdict needs 6",
-        "espcn, slots 140-155 and 160-175 (protocol=mirrored)": "quantize first is better",
+        "espcn, slots 140-150 and 160-170 (mirrored protocol)": "too few seeds, a verdict needs 6",
+        "espcn, slots 140-155 and 160-175 (mirrored protocol)": "quantize first is better",
         "espcn, times of each order's own": "prune first is better",
     }
     assert store.problems == []
@@ -210,8 +210,8 @@ def test_settings_that_read_the_same_are_told_apart(tmp_path: Path) -> None:
     store = stored(tmp_path, [32.0], [30.0], "prune.border=keep")
     said = [comparison.sentence() for comparison in compare_orders(store)]
     assert sorted(text.partition(" data)")[2].partition(":")[0] for text in said) == [
-        ", prune.border=keep",
-        ", prune.border=tile",
+        ", masks tiled to the edge",
+        ", rim not pruned",
     ]
 
 

@@ -51,6 +51,16 @@ def lines(figure: Figure, axis: int) -> list[tuple[list[float], list[float]]]:
     return [(list(map(float, x)), list(map(float, y))) for x, y in data]
 
 
+@pytest.mark.parametrize("epochs", [4, 200])
+def test_every_epoch_has_a_tip_and_few_have_dots(epochs: int, row: Row) -> None:
+    curve = pd.DataFrame({"epoch": range(1, epochs + 1), "phase": "float", "loss": 1.0, "psnr_db": np.nan})
+    curve.loc[1, "psnr_db"] = 29.5  # the other epochs were not evaluated
+    loss, score = (axis.lines[0] for axis in figures.training_curve(curve, None, row).axes)
+    assert score.get_gid() == "tip: epoch 2: 29.5"
+    assert loss.get_gid().removeprefix("tip: ").split(" | ")[-1] == f"epoch {epochs}: 1"
+    assert [line.get_markerfacecolor() == (0, 0, 0, 0) for line in (loss, score)] == [epochs == 200] * 2
+
+
 def test_zeros_step_at_the_events_and_meet_what_was_measured(row: Row) -> None:
     figure = figures.over_time(CURVE, OPERATORS, TIMELINE, row)
     dots, steps = lines(figure, 0)[:2]
@@ -98,7 +108,7 @@ def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     rows = list(store.rows.values())
     found = sorted(report.recipes(store, rows).values())
     first = "P0.5(w,f)->Q8(w,f)"
-    assert found == [first, first, f"{first} prune.window=4", *["Q8(w,f)->P0.5(w,f)"] * 2]
+    assert found == [first, first, f"{first}, T = 4", *["Q8(w,f)->P0.5(w,f)"] * 2]
     windows = report.scores_by_window(store, rows)
     assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only
     assert set(windows["recipe"]) == {"P0.5(w,f)->Q8(w,f)"}
@@ -208,10 +218,10 @@ def test_the_value_that_most_runs_have_goes_without_saying(tmp_path: Path) -> No
             store_row(composer, ["task=espcn", "order=prune_first", *words], tmp_path)
     store = Store.read(tmp_path)
     assert sorted(report.recipes(store, list(store.rows.values())).values()) == [
-        "P0.5(w,f)->Q8(w,f) prune.window=16",
-        "P0.5(w,f)->Q8(w,f) prune.window=16",
-        "P0.5(w,f)->Q8(w,f) prune.window=4",
-        "P0.5(w,f)->Q8(w,f) prune.window=4, prune.border=keep",
+        "P0.5(w,f)->Q8(w,f), T = 16",
+        "P0.5(w,f)->Q8(w,f), T = 16",
+        "P0.5(w,f)->Q8(w,f), T = 4",
+        "P0.5(w,f)->Q8(w,f), T = 4, rim not pruned",
     ]
 
 

@@ -138,7 +138,7 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
         ("wiat=true", "unknown key 'wiat'; did you mean 'wait'?; the keys are seed, epochs, results_dir"),
         ("task.factr=2", "task.factr is not an argument of tests.training.toy.Toy; did you mean 'factor'?"),
         ("epochs=0", "epochs=0 is not a whole number of epochs in [1, 1000000]"),
-        ("trainer.device=gpu", "trainer.device='gpu' is not one of cpu, cuda"),
+        ("trainer.device=gpu", "trainer.device='gpu' is not one of auto, cpu, cuda"),
         ("trainer.precision=int8", "trainer.precision='int8' is not one of float32, bfloat16, float16"),
     ],
 )
@@ -181,8 +181,10 @@ def test_the_plan_lists_every_tensor_and_what_is_left_alone(tmp_path: Path) -> N
     assert "P0.5(w,f)->Q8(w,f)" in text
     assert "1 tensor not compressed" in text
     assert "8 epochs; weights quantized at 5; features quantized at 6; masks change at 1, 2, 3, 4\n" in text
-    assert "after the last pruning event: 4 epochs, their learning rates sum to 0.0226\n" in text  # 0.01 * 0.9^epoch
-    assert "after the last quantization event: 2 epochs, their learning rates sum to 0.0101\n" in text
+    assert (
+        "after the last pruning event: 4 epochs, with learning rates that sum to 0.0226\n" in text
+    )  # 0.01 * 0.9^epoch
+    assert "after the last quantization event: 2 epochs, with learning rates that sum to 0.0101\n" in text
     assert "4       feature  1 elements  -      -" in text
     # weights 36 + 100 of 8 bits and 13 floats, an input of 50 and 50 of 100 features of 8 bits, a float; two masks
     assert "sizes in Mb once trained: weights 0.001504, features 0.000432, inputs 0.0004, masks 0.000172" in text

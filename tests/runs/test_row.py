@@ -234,7 +234,7 @@ def test_costs_and_masks_are_printed_where_a_row_has_them() -> None:
     assert text[5:8] == [
         "  with masks stored: 0.500 Mb more, density 8.50",
         "  cost: 2.00 M products, 0.500 M effective; 0.128 GBOPs, 0.0320 effective",
-        "  sums of 20 bits; 1.00 MB moved; 2.50 uJ by Horowitz's table; density per effective BOP -",
+        "  accumulators of 20 bits; 1.00 MB moved; 2.50 uJ by Horowitz's table; density per effective BOP -",
     ]
 
 

@@ -19,7 +19,7 @@ from qprune.training.distributed import any_rank, average_gradients, choose_devi
 
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="trainer.device='gpu' is not one of cpu, cuda"):
+    with pytest.raises(UserError, match="trainer.device='gpu' is not one of auto, cpu, cuda"):
         choose_device("gpu")
 
 

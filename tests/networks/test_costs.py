@@ -21,9 +21,8 @@ from tests.networks.zoo import ZOO
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "SqueezeNet"])
-def test_products_are_those_of_an_export_and_of_torch(name: str) -> None:
-    [entry] = [each for each in ZOO if (each.name, each.library) == (name, "torchvision")]
+def test_products_are_those_of_an_export_and_of_torch() -> None:
+    [entry] = [each for each in ZOO if (each.name, each.library) == ("MobileNetV2", "torchvision")]
     compressor = attached(entry)
     train(entry, compressor)
     network, x = compressor.network.eval(), entry.example()

@@ -31,7 +31,6 @@ def finished(folder: Path, *overrides: str) -> tuple[dict[str, bytes], int]:
     ("task", "first", "others"),
     [
         ("espcn", "quantize_first", ("prune_first", "baseline", "quantize_only")),
-        ("cifar", "prune_first", ("quantize_only",)),
         ("cyclegan", "quantize_first", ("prune_first",)),  # it remembers pictures, and has four networks
     ],
 )

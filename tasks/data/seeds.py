@@ -22,7 +22,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Seed torch's global CPU generator for `purpose`, and restore its state afterwards."""
+    """Seed torch's global CPU generator for `purpose`, then restore its state."""
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would reseed the accelerators as well
         torch.default_generator.manual_seed(derived_seed(seed, *purpose))

@@ -14,7 +14,7 @@ from qprune.tasks.data.images import NamedImage
 from qprune.training.task import DataOptions, Limits
 
 SIZE = 256  # pixels of a side, in the paper
-SMALL = 64  # where synthetic data meets a budget that cuts epochs short
+SMALL = 64  # of synthetic data with a budget that cuts epochs short
 ENLARGED = 286 / 256  # training pictures are this much larger than the crops taken from them
 
 

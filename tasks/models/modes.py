@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluate a network without gradients; restore its mode afterwards."""
+    """Evaluate a network without gradients, then restore its mode."""
     was_training = network.training
     network.eval()
     try:
@@ -37,7 +37,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(network: nn.Module, like_training: bool = False) -> Iterator[None]:
-    """Evaluate a generator without gradients, weights computed once; restore modes and running statistics afterwards.
+    """Evaluate a generator without gradients, weights computed once, then restore modes and running statistics.
 
     Args:
         network: The generator.

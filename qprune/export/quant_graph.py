@@ -24,7 +24,7 @@ LAYERS = (*CONVOLUTIONS, "conv_transpose1d", "conv_transpose2d", "conv_transpose
 _RISING = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 _KEEP_THE_GRID = (*REARRANGING, "mask", "relu")
 _ROUND_ONCE = ("add", "clamp", "clamp_min", "hardtanh", "mul", "relu6", "sub")
-_OF_SIZES = ("constant_pad_nd", "floordiv", "mod", "narrow", "neg", "pad", "repeat", "sym_size")  # and of masks
+_EXACT = ("cat", "constant_pad_nd", "floordiv", "mod", "narrow", "neg", "pad", "repeat", "sym_size")  # or of sizes
 _LARGEST_FLOAT = 0x7F7FFFFF  # its bits
 
 
@@ -136,7 +136,8 @@ def _inexact(traced: fx.GraphModule) -> str:
             bits[node] = bits.get(x, EXACT_BITS + 1) + (count - 1).bit_length()
             fits = divisor.bit_count() == 1 and bits[node] <= EXACT_BITS
         else:
-            fits = name in ("", *_KEEP_THE_GRID, *_ROUND_ONCE, *_OF_SIZES)
+            once = node.kwargs.get("alpha", 1) == 1  # others multiply and add in one or two roundings
+            fits = once and name in ("", *_KEEP_THE_GRID, *_ROUND_ONCE, *_EXACT)
         if not fits:
             place = f" at {site_of(node)}" if node.name != site_of(node) else ""
             return f"{name}{place} is not known to be exact in float32, so runtimes may round it differently"

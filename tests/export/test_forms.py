@@ -174,9 +174,22 @@ def test_what_may_round_otherwise_elsewhere_is_named() -> None:
     assert rounds == "gelu is not known to be exact in float32, so runtimes may round it differently"
 
 
+class Sum(nn.Module):
+    """x + alpha * x, which a CPU computes in one rounding and ONNX in two."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, x.relu(), alpha=self.alpha)
+
+
 @pytest.mark.parametrize(
-    ("pool", "exact"),
+    ("layer", "exact"),
     [
+        (Sum(1.0), True),
+        (Sum(0.3), False),
         (nn.AvgPool2d(2), True),
         (nn.AvgPool2d(2, divisor_override=3), False),
         (nn.AvgPool2d(4, 2, padding=1, count_include_pad=False), False),
@@ -185,9 +198,9 @@ def test_what_may_round_otherwise_elsewhere_is_named() -> None:
     ],
     ids=str,
 )
-def test_an_average_is_promised_to_be_equal_where_its_divisor_is_a_power_of_two(pool: nn.Module, exact: bool) -> None:
+def test_equality_is_promised_of_sums_and_of_averages_by_a_power_of_two(layer: nn.Module, exact: bool) -> None:
     plan = Plan(tuple(Site(path, kind, quantize=True) for path, kind in [(INPUT, "feature"), ("0", "feature")]))
-    network = nn.Sequential(nn.Identity(), pool)
+    network = nn.Sequential(nn.Identity(), layer)
     compressor = compressed(network, plan, EXAMPLE, prune=None)
     _, rounds = quant_graph_of(compressor.network, Inputs.of(X))
     assert (rounds == "") == exact

@@ -149,15 +149,9 @@ def to_onnx(
     for values, name in ((program.model.graph.inputs, "input"), (program.model.graph.outputs, "output")):
         for index, value in enumerate(values):
             value.name = name if len(values) == 1 else f"{name}_{index}"
-    model = program.model_proto
-    for each in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.initializer,
-        *model.graph.input,
-        *model.graph.output,
-    ):
+    model = program.model_proto  # built at each access
+    graph = model.graph
+    for each in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         each.ClearField("metadata_props")  # paths and stacks of this machine
-    model.graph.ClearField("value_info")
+    graph.ClearField("value_info")
     return model

@@ -234,15 +234,12 @@ def _fold_constants(traced: fx.GraphModule) -> None:
     """Compute what depends on constants alone, as masks do, but for weights from their integers."""
     constants = {}
     for node in list(traced.graph.nodes):
+        sources = {*node.all_input_nodes}
         if operation(node).startswith("_assert"):
             traced.graph.erase_node(node)
         elif node.op == "get_attr":
             constants[node] = attrgetter(str(node.target))(traced).detach()
-        elif (
-            operation(node) not in ("", "weight")
-            and node.all_input_nodes
-            and constants.keys() >= {*node.all_input_nodes}
-        ):
+        elif sources and operation(node) not in ("", "weight") and constants.keys() >= sources:
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: constants[each])
             folded = constants[node] = node.target(*args, **kwargs)
             if not isinstance(folded, Tensor):  # several, which others take apart

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli.export import KEYS, add_run_arguments, load_run
+from qprune.errors import UserError
 from qprune.training.progress import plain, print_text
 
 FOLDERS = ("test_folder", "further_test_folders", "folder", "train_folder", "test_split", "train_split")
@@ -23,6 +24,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     add_run_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     run = load_run(options.run, options.keys, (*KEYS, "trainer.device", *(f"task.{name}" for name in FOLDERS)))
+    own = [word for word in options.keys if word.startswith("task.")]
+    if own and run.config.data.source == "synthetic":
+        raise UserError(f"{own[0]}: the run was trained on synthetic data, which is made in memory; leave the key out")
     scores = run.evaluate()
     stored = {run.row.metric: run.row.score} | run.row.metrics
     table = Table("score", "now", "stored with the run", box=None, pad_edge=False)

@@ -87,7 +87,7 @@ class Composer(ExitStack):
 
     def choices(self, group: str) -> list[str]:
         """List the choices of a group, nested ones as `folder/choice`."""
-        if "." in group:  # the dotted path of a key
+        if not group or "." in group:  # the dotted path of a key
             return []
         if group not in self._choices:
             options = self.loader.get_group_options

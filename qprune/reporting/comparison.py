@@ -25,18 +25,18 @@ METHOD = (
     "paired t test, after Holm's correction over the comparisons of its table, and the exact sign-flip test at 5 %. "
     "Equality is shown by two one-sided t tests against a margin, where one is given, corrected likewise."
 )
+# Of keys and choices whose names say too little
 _WORDS = {
     "arithmetic": "arithmetic version",
     "prune.window": "T =",
-}  # where the name of a key or choice says too little
+    "quantize.gradient=ste": "straight-through gradient",
+}
 _WORDS |= {"prune.border=tile": "masks tiled to the edge", "prune.border=keep": "rim not pruned"}
 _WORDS |= {"quantize.rounding=floor": "rounded down", "quantize.rounding=nearest": "rounded to the nearest"}
-_WORDS |= {
-    "quantize.gradient=ste": "straight-through gradient",
-    "quantize.gradient=in_range": "straight-through in range",
-}
+_WORDS["quantize.gradient=in_range"] = "straight-through in range"
 PROTOCOLS = ("paper", "mirrored", "factorial")
 ORDERS = ("prune_first", "quantize_first")
+_EVENTS = ("pruning", "quantization")
 _BOTH, _PRUNE, _QUANTIZE = ["prune", "quantize"], ["prune"], ["quantize"]
 # The runs of the factorial protocol, with the operators that each has
 _CELLS = dict.fromkeys((*ORDERS, "joint", "joint_late"), _BOTH)
@@ -255,10 +255,8 @@ def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterat
     row = store.rows[str(runs.index[runs["order"] == ORDERS[0]][0])]
     if (twice := runs.duplicated(["order", "seed"])).any():  # say, in two schedules
         row = store.rows[str(runs.index[twice][0])]
-        store.problems.append(
-            f"{row.task} {row.notation}: several runs of seed {row.seed} differ only in their schedule; they are not "
-            "compared"
-        )
+        text = f"{row.task} {row.notation}: several runs of seed {row.seed} differ only in their schedule"
+        store.problems.append(f"{text}; they are not compared")
         return
     scores = runs.pivot(index="seed", columns="order", values="score")
     found = [each for each in (ORDER, *FACTORIAL) if set(each.weights) <= set(scores) and (slots or each is ORDER)]
@@ -270,18 +268,11 @@ def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterat
         if values.empty:
             continue
         names = runs.index[runs["order"].isin(weights.index) & runs["seed"].isin(values.index)]
-        marks = dict.fromkeys(
-            mark for name in names for mark in store.rows[name].marks if not slots or slots not in mark
-        )
+        every = dict.fromkeys(mark for name in names for mark in store.rows[name].marks)
+        marks = [mark for mark in every if not slots or slots not in mark]
         recovery = _recovery_text(store, runs[runs["seed"] == values.index[0]]) if contrast is ORDER else ""
-        yield (
-            Comparison(
-                *(row.task, table, setting, row.metric, contrast, row.higher_is_better, values),
-                recovery,
-                (*marks, *left_out),
-            ),
-            shared,
-        )
+        head = row.task, table, setting, row.metric, contrast, row.higher_is_better, values
+        yield Comparison(*head, recovery, (*marks, *left_out)), shared
 
 
 def _recovery_text(store: Store, runs: pd.DataFrame) -> str:
@@ -290,11 +281,7 @@ def _recovery_text(store: Store, runs: pd.DataFrame) -> str:
     for order in ORDERS:
         left = store.recovery(str(runs.index[runs["order"] == order][0]))
         if len(left) == 4:
-            epochs, rates = (
-                [left[f"{kind}_after_{name}"] for name in ("pruning", "quantization")] for kind in ("epochs", "rates")
-            )
-            texts.append(
-                f"{order.replace('_', ' ')} {epochs[0]:.3g} and {epochs[1]:.3g} epochs (rates {rates[0]:.3g} and "
-                f"{rates[1]:.3g})"
-            )
+            epochs, rates = ([left[f"{kind}_after_{name}"] for name in _EVENTS] for kind in ("epochs", "rates"))
+            text = f"{epochs[0]:.3g} and {epochs[1]:.3g} epochs (rates {rates[0]:.3g} and {rates[1]:.3g})"
+            texts.append(f"{order.replace('_', ' ')} {text}")
     return f"; left after the last pruning and quantization: {', '.join(texts)}" if len(texts) == 2 else ""

@@ -262,11 +262,10 @@ def tables(found: Explanation) -> list[Table]:
     if len(last):
         last = last.sort_values(["kind", "tensor", "run"])
         last = last.assign(tensor=last["kind"].str[0] + " " + last["tensor"]).drop(columns="kind")
+    events = found.events.rename(columns={"kind": "event"}).drop(columns="phase", errors="ignore")
     shown = {
         "What the scores are made of": found.terms,
-        "Events (left: epochs; rates: sum of the learning rates left)": found.events.rename(
-            columns={"kind": "event"}
-        ).drop(columns="phase", errors="ignore"),
+        "Events (left: epochs; rates: sum of the learning rates left)": events,
         "Tensors at the end (d: fraction bits, SQNR in dB; -p, -u: pruned, unpruned)": last,
         "Masks at the end": found.masks,
         "Masks of one run in the other's network": found.exchanged,

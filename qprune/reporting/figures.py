@@ -282,9 +282,8 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         far = float(np.ceil(max(np.abs(v[c > 0]).max() for v, c in zip(values, shares, strict=True))))
         shown = np.histogram(np.concatenate(values), np.arange(-far, far + 1), weights=np.concatenate(shares))
         axis.stairs(*shown, fill=True, color=COLOURS[place % 7])
-        axis.set(
-            yscale="log", xlabel="value / root mean square", title="\n".join([*label.split("  "), f"up to {far:.0f}"])
-        )
+        title = "\n".join([*label.split("  "), f"up to {far:.0f}"])
+        axis.set(yscale="log", xlabel="value / root mean square", title=title)
         axis.title.set_fontsize(_SMALL)
     axes[0].set_ylabel("share of values")
     return figure

@@ -39,22 +39,15 @@ def _rank(group: Sequence[Row]) -> tuple[bool, int]:
 def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:
     cells = [(recipes[row.signature], row.score, size_bits(row) / 1e6, row.density_actual) for row in group]
     runs = pd.DataFrame(cells, columns=["recipe", "score", "size", "density"])
-    models = runs.groupby("recipe", sort=False).agg(
-        score=("score", "mean"),
-        sd=("score", "std"),
-        n=("score", "count"),
-        size=("size", "mean"),
-        density=("density", "mean"),
-    )
+    how = {"score": ["mean", "std", "count"], "size": "mean", "density": "mean"}
+    models = runs.groupby("recipe", sort=False).agg(how).set_axis(["score", "sd", "n", "size", "density"], axis=1)
     sign = 1 if group[0].higher_is_better else -1
     floats, packed = models[models.index == "Baseline"], models[models.index != "Baseline"]
     whole = floats.iloc[0] if len(floats) else None
     chosen = {} if whole is None else {"float network": whole}
     if len(packed):
-        chosen |= {
-            "best score": packed.sort_values("score", ascending=sign < 0).iloc[0],
-            "densest": packed.sort_values("density").iloc[-1],
-        }
+        chosen["best score"] = packed.sort_values("score", ascending=sign < 0).iloc[0]
+        chosen["densest"] = packed.sort_values("density").iloc[-1]
     if whole is not None:
         good = packed[sign * (packed["score"] - whole["score"]) >= -LOSS * abs(whole["score"])]
         if len(good):

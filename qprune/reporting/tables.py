@@ -169,11 +169,8 @@ def _best(scores: "Mapping[int, pd.Series[float]]", labels: "pd.Series[str]") ->
             why = f"p = {each.p_table:.2g} of the paired t test" if each.can_decide else "too few seeds in common"
             return best, False, f"the best score, but not shown to be better than {labels[place]}: {why}"
     p_t, p_flip = (max(getattr(each, name) for each in tested) for name in ("p_table", "p_flip"))
-    return (
-        best,
-        True,
-        f"shown to be better than every other compressed row: p <= {p_t:.2g} (paired t), {p_flip:.2g} (sign flips)",
-    )
+    p_values = f"p <= {p_t:.2g} (paired t), {p_flip:.2g} (sign flips)"
+    return best, True, f"shown to be better than every other compressed row: {p_values}"
 
 
 def _ours(part: Part, want: Wanted, runs: pd.DataFrame, there: Collection[int]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from qprune.runs.scores import pareto_front
 from qprune.search.frontier import SPREADS, Point, Search
 from qprune.search.grid import Grid, Run
 
-_NAMES = {"weights_mb": "weights", "features_mb": "features", "size_mb": "size Mb", "density_actual": "density"}
-_NAMES |= {"density_paper": "(paper)"}
+_NAMES = {"size_mb": "size Mb", "density_actual": "density", "density_paper": "(paper)"}
 MISSING = "runs missing"
 
 
@@ -30,7 +29,7 @@ def asked_text(grid: Grid, runs: bool) -> str:
         text += f"\nmodels that cannot matter are left out{' or stopped early' if grid.stops else ''}"
         text += f"; margin for chance: {asked.amount_text(asked.margin)}"
     if grid.task.validates and asked.metric == grid.task.metric:
-        text += "\nthe test set is what is chosen by; data.validation=0.1 keeps training samples apart for that"
+        text += "\nmodels are chosen by their test score; data.validation=0.1 holds out training samples for that"
     return text
 
 
@@ -84,18 +83,18 @@ def outcome_text(grid: Grid, search: Search, table: pd.DataFrame) -> str:
     """Write the table of models, what was left out, and the answer."""
     done = table[table["n"] > 0]
     columns = ["#", "model", "n", "mean", "sd", "test", *_NAMES, "front", "dominated_by"]
-    shown = done[[name for name in columns if name in done]].rename(columns=_NAMES)
+    shown = done[[name for name in columns if name in done]].rename(columns=_NAMES | {"dominated_by": "beaten by"})
     lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")]
     lines += [f"{row['model']}: {row['state']}" for _, row in table.iterrows() if row["state"] != "done"]
     if grid.question.max_loss is not None and not grid.exhaustive:
-        lines.append("models that lose more than is allowed are not looked for: among them the front may lack some")
+        lines.append("models that lose more than is allowed were not searched, so the front may lack some of them")
     if grid.question.margin.of(search.reference_score or 0.0) < search.margin < math.inf:
         margin = f"{search.margin:.2g}{grid.question.unit}"
         lines.append(f"margin for chance: {margin}, {SPREADS:g} deviations between seeds")
     marks = dict.fromkeys(mark for known in search.known.values() for row in known.rows for mark in row.marks)
     lines += [*(f"not comparable with the paper: {mark}" for mark in marks), answer_text(grid, search)]
     if missing := sum(state.endswith(MISSING) or state == "failed" for state in table["state"]):
-        lines.append(f"not the last word: runs of {counted(missing, 'model')} that could matter are missing")
+        lines.append(f"not final: runs of {counted(missing, 'model')} that could matter are missing")
     return "\n".join(lines)
 
 

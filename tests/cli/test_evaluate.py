@@ -49,6 +49,18 @@ def test_every_set_is_scored(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert both == {"psnr_db": [own, stored], "psnr_db_set14": [other, "-"]}
 
 
+def test_a_folder_for_data_that_is_made_in_memory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["task=espcn", "order=baseline", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=1"]
+    assert cli.main(["run", *keys, "trainer.threads=1", f"results_dir={tmp_path}"]) == 0
+    [folder] = tmp_path.glob("espcn/*")
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder), "task.test_folder=set14"]) == 2
+    text = "the run was trained on synthetic data, which is made in memory; leave the key out"
+    assert capsys.readouterr().err == f"error: task.test_folder=set14: {text}\n"
+
+
 def test_marks_of_the_data_are_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["evaluate", str(run)]) == 0

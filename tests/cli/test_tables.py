@@ -263,7 +263,9 @@ def test_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_missing_runs_the_source_of_decimal_bits_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Table 1 on ESPCN: Q_u(x, d*) from the first step, with the decimal bits of the delayed run of the same seed."""
     tables = tmp_path / "configs" / "table"
     tables.mkdir(parents=True)
@@ -275,14 +277,16 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(tmp_path: Path, capsy
         encoding="utf-8",
     )
     keys = ["data=synthetic", "budget=smoke", "budget.steps_per_epoch=3", "trainer.threads=1"]
-    options = [f"results_dir={tmp_path / 'runs'}", "--config-dir", str(tmp_path / "configs"), "--run-missing"]
+    options = ["--config-dir", str(tmp_path / "configs"), "--run-missing"]
+    monkeypatch.chdir(tmp_path)  # where there are no results yet
+    runs = tmp_path / "results" / "runs"
     assert cli.main(["tables", "mine", *keys, *options]) == 0
-    table = pd.read_csv(tmp_path / "runs" / "tables" / "tablemine-smoke-synthetic-budget.steps_per_epoch_3.csv")
+    table = pd.read_csv(runs / "tables" / "tablemine-smoke-synthetic-budget.steps_per_epoch_3.csv")
     assert table["n"].tolist() == [1]
-    rows, problems = read_rows(tmp_path / "runs")
+    rows, problems = read_rows(runs)
     assert (len(rows), problems) == (2, [])
     decimals = []
-    for path in (tmp_path / "runs").rglob("operators.json"):
+    for path in runs.rglob("operators.json"):
         operators = json.loads(path.read_text(encoding="utf-8"))
         decimals.append({(o["site"], o["kind"]): o["decimals"] for o in operators})
     assert len(decimals) == 2

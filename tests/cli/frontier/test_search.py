@@ -37,14 +37,14 @@ def test_models_are_chosen_by_the_samples_kept_apart(
     printed = capsys.readouterr().out
     assert "answer: the smallest model that loses at most 2 % of the float network's score is Q8(w,f): " in printed
     assert "validation_psnr_db 30 (1 seed)" in printed
-    assert "the test set is what is chosen by" not in printed
+    assert "models are chosen by their test score" not in printed
     table = table_in(tmp_path)
     assert table["mean"].to_dict() == {"Baseline": 30.0, "Q8(w,f)": 30.0, "Q4(w,f)": 28.0}
     assert table["test"].to_dict() == {"Baseline": 20.0, "Q8(w,f)": 20.0, "Q4(w,f)": 25.0}
     assert table.loc["Q8(w,f)", "density_actual"] == pytest.approx(30 / math.log(table.loc["Q8(w,f)", "size_mb"]))
     assert cli.main(["frontier", "--plan", *keys]) == 0
     assert (
-        "\nthe test set is what is chosen by; data.validation=0.1 keeps training samples apart"
+        "\nmodels are chosen by their test score; data.validation=0.1 holds out training samples"
         in capsys.readouterr().out
     )
 
@@ -190,7 +190,7 @@ def test_a_signal_leaves_the_table_and_code_75(
     monkeypatch.setattr(runner, "execute", execute)
     assert cli.main(["frontier", *SMOKE, *SMALL, f"results_dir={tmp_path}"]) == 75
     assert table_in(tmp_path)["state"].value_counts().to_dict() == {"1 of 1 runs missing": 4, "done": 1}
-    assert "not the last word: runs of 4 models that could matter are missing\n" in capsys.readouterr().out
+    assert "not final: runs of 4 models that could matter are missing\n" in capsys.readouterr().out
 
 
 def test_a_search_on_espcn_ends_as_the_whole_grid_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

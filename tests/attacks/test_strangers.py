@@ -40,7 +40,15 @@ _WRITES = (
 )
 _WRITES = (*_WRITES, "shutil.rmtree", "shutil.copyfile", "shutil.move")
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pty.spawn")
-_STARTS = (*_STARTS, "socket.connect", "ctypes.dlopen", "marshal.loads", "pickle.find_class")
+_STARTS = (
+    *_STARTS,
+    "socket.connect",
+    "socket.getaddrinfo",
+    "urllib.Request",
+    "ctypes.dlopen",
+    "marshal.loads",
+    "pickle.find_class",
+)
 
 seen: list[tuple[str, Any]] | None = None  # while a verb is watched
 

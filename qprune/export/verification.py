@@ -80,6 +80,12 @@ class QuantSession:
     def __init__(self, model: onnx.ModelProto) -> None:
         if find_spec("qonnx") is None:
             raise UserError("qonnx is not installed; type: pip install 'qprune[qonnx]'")
+        # qonnx imports the module that a node's domain names, and other nodes of its own read files
+        named = {(node.domain, node.op_type) for node in model.graph.node if node.domain}
+        kinds = {attribute.type for node in model.graph.node for attribute in node.attribute}
+        nested = model.functions or kinds & {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+        if nested or named - {(QONNX_DOMAIN, "Quant"), (QONNX_DOMAIN, "MultiThreshold")}:
+            raise ValueError("beside Quant and MultiThreshold nodes it has other nodes than ONNX's own")
         self.model = model
         self.kernels = Counter(node.op_type for node in model.graph.node)
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -195,10 +201,13 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     elif form == "qonnx":
         (module, rounds), name = quant_graph_of_run(run), "the network in PyTorch with biases and norms behind sums"
     reference: Callable[[Tensor], Tensor] = (lambda x: module(x)[0]) if module else trained
-    score_onnx, inputs, outputs = _evaluate(run, exported)
-    score_reference, _, reference_outputs = _evaluate(run, reference)
+    score_reference, inputs, reference_outputs = _evaluate(run, reference)
+    try:
+        score_onnx, _, outputs = _evaluate(run, exported)
+        to_reference = Difference.between(outputs, reference_outputs)
+    except Exception as error:  # the runtimes raise many classes of their own
+        raise UserError(f"{path} does not compute the network's outputs ({_first_line(error)}); {advice}") from error
     score_trained, _, trained_outputs = _evaluate(run, trained)
-    to_reference = Difference.between(outputs, reference_outputs)
     notes = program.notes if program else []
     float_bytes = uncompressed_onnx(run).model.SerializeToString()
     return Verification(
@@ -233,14 +242,20 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
 
 def _load(path: Path, advice: str) -> Session | QuantSession:
     try:
-        model = onnx.load_from_string(path.read_bytes())
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            raise ValueError("it is no file")
+        model = onnx.load_from_string(content := path.read_bytes())
         if any(node.domain == QONNX_DOMAIN for node in model.graph.node):
             return QuantSession(model)
-        return Session(path.read_bytes())
+        return Session(content)
     except UserError:
         raise
     except Exception as error:  # onnx and onnxruntime raise many classes of their own
-        raise UserError(f"{path} cannot be loaded ({str(error).splitlines()[0]}); {advice}") from error
+        raise UserError(f"{path} cannot be loaded ({_first_line(error)}); {advice}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[float, list[Tensor], Tensor]:

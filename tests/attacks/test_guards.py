@@ -4,17 +4,20 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import yaml
 from torchvision.datasets import CIFAR10
 
 from qprune.errors import UserError
+from qprune.export.grid_forms import QONNX_DOMAIN
 from qprune.runs.folder import RunFolder
 from qprune.runs.stored import ENVIRONMENT, HISTOGRAMS, OPERATORS, TIMING
 from qprune.training import checkpoint
@@ -249,3 +252,59 @@ def test_a_network_that_is_none_is_named(content: bytes, text: str, run: Path) -
     answer = verb("evaluate", str(run))
     assert answer.code == 2
     assert f"network.safetensors {text}" in answer.err
+
+
+def quant_model(*others: onnx.NodeProto) -> onnx.ModelProto:
+    """A Quant node, and other nodes behind it."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in "xy")
+    quant = onnx.helper.make_node("Quant", ["x", "s", "z", "b"], ["h"], domain=QONNX_DOMAIN)
+    return onnx.helper.make_model(onnx.helper.make_graph([quant, *others], "graph", [x], [y]))
+
+
+INNER = onnx.helper.make_graph([onnx.helper.make_node("Call", ["h"], ["y"], domain="stranger")], "inner", [], [])
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        onnx.helper.make_node("Call", ["h"], ["y"], domain="stranger"),  # qonnx would import the module `stranger`
+        onnx.helper.make_node("GenericPartition", ["h"], ["y"], domain=QONNX_DOMAIN, model="/other.onnx"),
+        onnx.helper.make_node("If", ["h"], ["y"], then_branch=INNER, else_branch=INNER),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_a_stranger_s_onnx_file_imports_no_module(
+    node: onnx.NodeProto, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qprune.export.verification.find_spec", lambda _: True)  # as if qonnx were installed
+    (run / "export").mkdir()
+    (run / "export" / "float.onnx").write_bytes(quant_model(node).SerializeToString())
+    answer = verb("verify", str(run), "--form", "float", "--no-timing")
+    assert answer.code == 2
+    assert "cannot be loaded (beside Quant and MultiThreshold nodes it has other nodes than ONNX's own)" in answer.err
+
+
+def identity(size: list[int]) -> onnx.ModelProto:
+    """A model that is not the network's."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "graph", [x], [y])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", *(identity(size).SerializeToString() for size in ([1, 2], [4]))])
+def test_an_onnx_file_of_something_else_is_named(content: bytes, run: Path) -> None:
+    (run / "export").mkdir()
+    (run / "export" / "float.onnx").write_bytes(content)
+    answer = verb("verify", str(run), "--form", "float", "--no-timing")
+    assert answer.code == 2
+    assert re.search(
+        r"float\.onnx (cannot be loaded|does not compute the network's outputs) \(.*write it again", answer.err
+    )
+
+
+def test_an_onnx_file_that_is_none_is_not_read(run: Path) -> None:
+    (run / "export").mkdir()
+    os.mkfifo(run / "export" / "float.onnx")
+    with in_time():
+        answer = verb("verify", str(run), "--form", "float", "--no-timing")
+    assert (answer.code, "float.onnx cannot be loaded (it is no file)" in answer.err) == (2, True)

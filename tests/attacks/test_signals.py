@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +24,14 @@ __all__ = ["toy"]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LONG = TRIALS >= 50
 CALL = "a call"  # of any function of Python
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _default_interrupt() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt: what is started in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Moment:

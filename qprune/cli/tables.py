@@ -195,8 +195,8 @@ def order_text(
     wanted = {field: given[key] for key, field in names.items() if key in given}
     found = compare_orders(store, given.get("protocol"), margin, **wanted)
     if margin is not None and len(metrics := {comparison.metric for comparison in found}) > 1:
-        names = ", ".join(sorted(metrics))
-        raise UserError(f"margin={margin:g} is in the unit of one score, not of {names}; add task=...")
+        units = ", ".join(sorted(metrics))
+        raise UserError(f"margin={margin:g} is in the unit of one score, not of {units}; add task=...")
     lines = ["## Which order is better", ""]
     for heading, group in itertools.groupby(found, key=lambda comparison: comparison.heading):
         comparisons = list(group)

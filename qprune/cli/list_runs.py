@@ -14,7 +14,8 @@ from rich.table import Table
 
 from qprune.cli.exit_codes import FAILURE
 from qprune.config.compose import Composer, values_of
-from qprune.errors import UserError, counted, one_of
+from qprune.config.schema import keys
+from qprune.errors import UserError, closest, counted, one_of
 from qprune.runs.folder import CONFIG_FILE, LOCK_FILE, PUBLISHED, ROW_FILE, RunFolder
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, score_text, size_bits
@@ -102,10 +103,12 @@ def _table(runs: Sequence[Listed], wide: bool) -> Table:
 
 def _wanted(filters: Sequence[str]) -> dict[str, set[str]]:
     """Return the allowed values of each key; several as for a sweep: seed=0,1 or seed=range(3)."""
-    wanted = {}
+    wanted, known = {}, [*_CHOICES, "state", *(key for key, _ in keys())]
     with Composer() as composer:
         for override in composer.parse(filters):
             key = str(override.key_or_group)
+            if not key.startswith("task.") and key not in known:
+                raise UserError(f"no run has a key {key!r} (all keys: qprune run --help){closest(key, known)}")
             wanted[key] = {value.partition("=")[2].strip("'\"") for value in values_of(override)}
     for state in wanted.get("state", ()):
         one_of("state", state, STATES)

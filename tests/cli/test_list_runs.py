@@ -82,6 +82,9 @@ def test_a_run_in_progress_is_running(results: Path, capsys: pytest.CaptureFixtu
 
 def test_wrong_states_and_folders_are_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(capsys, "list", "runs", f"results_dir={results}", "state=finishd")
+    assert error_of(capsys, "list", "runs", f"results_dir={results}", "quantise.bits=4") == (
+        "no run has a key 'quantise.bits' (all keys: qprune run --help); did you mean 'quantize.bits'?"
+    )
     assert said.startswith("state='finishd' is not one of running, interrupted, failed, finished, published; did you")
     said = error_of(capsys, "list", "runs", f"results_dir={results / 'a' / 'b'}")
     assert said.startswith(f"there is no folder {results / 'a' / 'b'}")

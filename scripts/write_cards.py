@@ -17,6 +17,7 @@ from qprune.errors import UserError, counted
 from qprune.reporting.report import recipes
 from qprune.runs.folder import ENVIRONMENT_FILE, PUBLISHED, TIMING_FILE
 from qprune.runs.row import Row
+from qprune.runs.row_text import score_text
 from qprune.runs.store import Store
 
 _GROUP = ("budget", "data_source", "arithmetic", "recipe", "metric")
@@ -85,9 +86,10 @@ def card(task: str, runs: pd.DataFrame) -> str:
     text += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
     notes = list(dict.fromkeys(mark for marks in runs["marks"] for mark in marks))
     for (budget, data, arithmetic, recipe, metric), group in runs.groupby(list(_GROUP), sort=True):
-        score = f"{group['score'].mean():.4g}" + (f" +- {group['score'].std():.2g}" if len(group) > 1 else "")
+        score = score_text(metric, group["score"].mean(), name=False)
+        score += f" ± {group['score'].std():.2g}" if len(group) > 1 else ""
         own = sorted({notes.index(mark) + 1 for marks in group["marks"] for mark in marks})
-        cells = (f"`{recipe}`", f"{budget}, {data}", arithmetic, f"{score} {metric}", len(group))
+        cells = (f"`{recipe}`", f"{budget}, {data}", arithmetic, f"{score}", len(group))
         cells += (f"{group['mb'].mean():.4g}", f"{group['density_actual'].mean():.4g}", " ".join(map(str, own)))
         text.append(f"| {' | '.join(map(str, cells))} |")
     text += [

@@ -29,6 +29,7 @@ METHOD = (
 _WORDS = {
     "arithmetic": "arithmetic version",
     "prune.window": "T =",
+    "quantize.decimal_from": "fraction bits of run",
     "quantize.gradient=ste": "straight-through gradient",
 }
 _WORDS |= {"prune.border=tile": "masks tiled to the edge", "prune.border=keep": "rim not pruned"}
@@ -183,6 +184,8 @@ def compare_orders(
 
 def in_words(key: str, value: str) -> str:
     """Write a key of a config and its value for a reader: T = 16, batch size 8."""
+    if key == "quantize.decimal_from":
+        value = value[:10]  # of a signature
     return _WORDS.get(f"{key}={value}") or f"{_WORDS.get(key) or re.sub('[._]', ' ', key)} {value}"
 
 

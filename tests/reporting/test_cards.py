@@ -38,7 +38,7 @@ def test_cards_say_what_was_run_with_what(tmp_path: Path) -> None:
     assert (
         "| `Baseline, arithmetic version 1` | paper, real | 1 | 40 psnr_db | 1 |" in card
     )  # versions of the arithmetic are never averaged
-    assert "| `Baseline` | paper, real | 2 | 32 +- 1.4 psnr_db | 2 |" in card
+    assert "| `Baseline` | paper, real | 2 | 32.00 dB ± 1.4 | 2 |" in card
     assert "- `qprune run order=baseline task=espcn`\n" in card
     found = json.loads((tmp_path / "completeness.json").read_text())["tasks"]["espcn"]
     assert (found["rows"], found["rows_from_changed_trees"], found["training_hours"]) == (3, 2, 1.0)

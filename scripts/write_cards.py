@@ -86,7 +86,7 @@ def card(task: str, runs: pd.DataFrame) -> str:
     text += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
     notes = list(dict.fromkeys(mark for marks in runs["marks"] for mark in marks))
     for (budget, data, arithmetic, recipe, metric), group in runs.groupby(list(_GROUP), sort=True):
-        score = score_text(metric, group["score"].mean(), name=False)
+        score = score_text(metric, group["score"].mean())
         score += f" ± {group['score'].std():.2g}" if len(group) > 1 else ""
         own = sorted({notes.index(mark) + 1 for marks in group["marks"] for mark in marks})
         cells = (f"`{recipe}`", f"{budget}, {data}", arithmetic, f"{score}", len(group))

@@ -36,9 +36,9 @@ def test_cards_say_what_was_run_with_what(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"1 card in {tmp_path / 'cards'}"), done.stderr
     card = (tmp_path / "cards" / "espcn.md").read_text()
     assert (
-        "| `Baseline, arithmetic version 1` | paper, real | 1 | 40 psnr_db | 1 |" in card
+        "| `Baseline, arithmetic version 1` | paper, real | 1 | psnr 40.00 dB | 1 |" in card
     )  # versions of the arithmetic are never averaged
-    assert "| `Baseline` | paper, real | 2 | 32.00 dB ± 1.4 | 2 |" in card
+    assert "| `Baseline` | paper, real | 2 | psnr 32.00 dB ± 1.4 | 2 |" in card
     assert "- `qprune run order=baseline task=espcn`\n" in card
     found = json.loads((tmp_path / "completeness.json").read_text())["tasks"]["espcn"]
     assert (found["rows"], found["rows_from_changed_trees"], found["training_hours"]) == (3, 2, 1.0)

@@ -23,7 +23,7 @@ demo: $(READY) ## train both networks through every phase, offline on synthetic 
 	$(RUN_DEMO) task=espcn
 
 test: $(READY) ## run the tests; tests on real data need QPRUNE_DATA; ARGS="-k plan" picks
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 faults: $(READY) ## kill, fuzz and starve runs for some twenty minutes, and print the figures; ARGS="-k kill" picks
 	QPRUNE_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults $(ARGS)

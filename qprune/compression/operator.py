@@ -148,8 +148,13 @@ class Operator(nn.Module):
         """Size the buffers by the weight that this operator will work on."""
 
 
+_OLD_BUFFERS = ("total", "kept")  # windows in states that were saved up to version 0.1
+
+
 def _adopt_sizes(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
     """Give a fresh operator, whose buffers are sized by data, the sizes of what is loaded."""
+    for name in _OLD_BUFFERS:
+        state_dict.pop(prefix + name, None)
     for name, buffer in module.named_buffers(recurse=False):
         saved = state_dict.get(prefix + name)
         if saved is None or saved.shape == buffer.shape:

@@ -48,7 +48,8 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            with suppress(OSError):  # of an output that is full: the sweep says so at its end
+            # An output that is full or closed, of which rich makes SystemExit: the sweep says so at its end
+            with suppress(OSError, SystemExit):
                 self._look()
 
     def _look(self) -> None:

@@ -89,7 +89,7 @@ def card(task: str, runs: pd.DataFrame) -> str:
         score = score_text(metric, group["score"].mean())
         score += f" ± {group['score'].std():.2g}" if len(group) > 1 else ""
         own = sorted({notes.index(mark) + 1 for marks in group["marks"] for mark in marks})
-        cells = (f"`{recipe}`", f"{budget}, {data}", arithmetic, f"{score}", len(group))
+        cells = (f"`{recipe}`", f"{budget}, {data}", arithmetic, score, len(group))
         cells += (f"{group['mb'].mean():.4g}", f"{group['density_actual'].mean():.4g}", " ".join(map(str, own)))
         text.append(f"| {' | '.join(map(str, cells))} |")
     text += [

@@ -167,7 +167,7 @@ def _help(verb: str, options: argparse.Namespace) -> str:
     lines = ["groups (GROUP=CHOICE):"]
     with Composer(options.config_dir, options.config_name) as composer:
         lines += [f"  {group}: {', '.join(composer.choices(group))}" for group in composer.groups]
-    lines += ["", "keys (KEY=VALUE); those of a task stand in its YAML, and --cfg job prints all values:"]
+    lines += ["", "keys (KEY=VALUE); the keys of a task are in its YAML, and --cfg job prints all values:"]
     for key, field in keys():
         found = legal(schema_at(json_schema(), key))
         lines.append(f"  {key}: {field.description}{f' ({found})' if found else ''}")

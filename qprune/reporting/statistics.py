@@ -13,7 +13,7 @@ from qprune.errors import counted
 
 LEVEL = 0.95
 LEAST_PAIRS = 6  # with five, no outcome has a two-sided sign-flip p below 2/2^5 = 0.0625
-_DRAWS = 9_999  # of flips, where all of them are more than those of sixteen pairs
+_DRAWS = 9_999  # random sign flips, for more than sixteen pairs
 
 
 @dataclass(frozen=True)

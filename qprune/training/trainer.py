@@ -361,7 +361,10 @@ class Trainer:
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once."""
+        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once.
+
+        A signal that the shell has set to be ignored, as SIGINT in `nohup ... &`, stays ignored.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._stop_signal == signal.SIGINT == number:
@@ -371,7 +374,8 @@ class Trainer:
         with ExitStack() as handlers:
             with suppress(ValueError):  # not the main thread
                 for number in (signal.SIGTERM, signal.SIGINT):
-                    handlers.callback(signal.signal, number, signal.signal(number, note))
+                    if signal.getsignal(number) != signal.SIG_IGN:
+                        handlers.callback(signal.signal, number, signal.signal(number, note))
             yield
 
 

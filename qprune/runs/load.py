@@ -192,9 +192,8 @@ def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
 
 
 def _trained_tensors(run: RunFolder) -> dict[str, Tensor]:
-    run.check(NETWORK_FILE)
-    path, content = run.path / NETWORK_FILE, run.content(NETWORK_FILE)
-    if content is None:
+    path = run.path / NETWORK_FILE
+    if (content := run.checked_content(NETWORK_FILE)) is None:
         raise UserError(f"{path} is missing; run the run's command with force=true")
     try:
         return load(content)

@@ -205,17 +205,17 @@ class RunFolder:
             raise UserError(f"{self.path / METRICS_FILE} is not the curve of a run ({why}); {_DAMAGED}") from error
         return curve
 
-    def parsed(self, name: str, schema: TypeAdapter[T]) -> T | None:
+    def parsed(self, name: str, schema: TypeAdapter[T], advice: str = _DAMAGED) -> T | None:
         """Return what a JSON file of the run holds, or None where it is missing. Raises UserError.
 
-        schema: one of those in `stored`.
+        schema: one of those in `stored`. advice: what to do with a damaged file.
         """
         if (content := self.checked_content(name)) is None:
             return None
         try:
             return schema.validate_json(content)
         except ValidationError as error:
-            raise UserError(f"{self.path / name}: {stored.first_problem(error)}; {_DAMAGED}") from error
+            raise UserError(f"{self.path / name}: {stored.first_problem(error)}; {advice}") from error
 
     def environment(self) -> stored.Environment:
         """Return what is known of the environment. Raises UserError."""
@@ -232,15 +232,9 @@ class RunFolder:
         """Note that the run was stopped early and might have reached `optimistic`."""
         write_json(self.path / STOPPED_FILE, {"reason": reason, "optimistic_score": optimistic})
 
-    def stopped(self) -> tuple[str, float] | None:
-        """Return reason and optimistic score of a stopped run; UserError if unreadable."""
-        try:
-            note = self.parsed(STOPPED_FILE, stored.STOPPED)
-        except UserError as error:
-            raise UserError(
-                f"{self.path / STOPPED_FILE} is not the note of a stopped run ({error}); delete it"
-            ) from error
-        return (note.reason, note.optimistic_score) if note is not None else None
+    def stopped(self) -> stored.Stopped | None:
+        """Return the note of a stopped run, or None where there is none. Raises UserError."""
+        return self.parsed(STOPPED_FILE, stored.STOPPED, "delete it")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the run, and note its checksum in `written`, whatever stands there later."""

@@ -22,7 +22,7 @@ from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import TRUST_VARIABLE, UserError
 from qprune.runs.folder import CONFIG_FILE, HISTOGRAMS_FILE, NETWORK_FILE, RunFolder
-from qprune.runs.histograms import feature_histograms
+from qprune.runs.histograms import Enough, feature_histograms
 from qprune.runs.row import Row
 from qprune.training.distributed import choose_device
 from qprune.training.setup import attach_operators, build_task
@@ -92,13 +92,13 @@ class FinishedRun:
 
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs.append(args[0].detach().clone())
-            raise _InputFound
+            raise Enough
 
         handle = self.task.network.register_forward_pre_hook(stop, prepend=True)
         self.task.optimizers()
         self.task.begin_epoch(0)
         try:
-            with suppress(_InputFound):
+            with suppress(Enough):
                 self.task.train_step(next(iter(self.task.train_batches.epoch(0))))
         finally:
             handle.remove()
@@ -155,10 +155,6 @@ class _FunctionAsNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function[0](x)
-
-
-class _InputFound(Exception):
-    """Stops a training step once its input is known."""
 
 
 def count_features(folder: Path) -> None:

@@ -63,6 +63,13 @@ class Unused(nn.Module):
 WEIGHTS = [Site("0", "weight", False, True), Site("input", "feature", False, True), Site("2", "weight", False, True)]
 
 
+COMPUTED = (
+    "2: the weight of Linear is computed by _WeightNorm, as weight norms do, and cannot be compressed; make it a plain "
+    "parameter first (torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.remove_weight_norm for the "
+    "older kind), or exclude the layer"
+)
+
+
 def snapshot(network: nn.Module) -> list[object]:
     hooks = [(m._forward_hooks, m._forward_pre_hooks) for m in network.modules()]
     return [
@@ -80,7 +87,7 @@ def snapshot(network: nn.Module) -> list[object]:
         (
             lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
             WEIGHTS,
-            "2: the weight of Linear is computed by _WeightNorm, as",
+            COMPUTED,
         ),
         (
             lambda: nn.utils.weight_norm(nn.Linear(4, 4)),

@@ -58,9 +58,19 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
     return {name: value.tolist() for name, value in network.state_dict().items()}
 
 
+def work_of_ranks() -> dict[Any, Any]:
+    """What the tests below compare with one process, in one start of two ranks."""
+    return {factor: train(0, factor) for factor in (1.0, 300.0)} | {"losses": mean_losses()}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[Any, Any]:
+    return launch(2, work_of_ranks)
+
+
 @pytest.mark.parametrize("factor", [1.0, 300.0])
-def test_two_ranks_agree_with_one(factor: float) -> None:
-    one, two = train(0, factor), launch(2, train, 0, factor)
+def test_two_ranks_agree_with_one(factor: float, ranks: dict[Any, Any]) -> None:
+    one, two = train(0, factor), ranks[factor]
     assert one.keys() == two.keys()
     for name, value in one.items():
         if name.endswith((".mask", ".decimal", ".updates")):
@@ -78,8 +88,8 @@ def mean_losses() -> tuple[dict[str, float], dict[str, float]]:
     return tuple({k: float(v) for k, v in each.items()} for each in (whole, own))  # type: ignore[return-value]
 
 
-def test_losses_are_those_of_all_samples() -> None:
-    whole, own = launch(2, mean_losses)
+def test_losses_are_those_of_all_samples(ranks: dict[Any, Any]) -> None:
+    whole, own = ranks["losses"]
     assert whole == pytest.approx({"a": 3.0, "b": 13.0})
     assert own == {"a": 1.5, "b": 3.5}
     assert mean_losses()[0] == {"a": 3.0, "b": 13.0}

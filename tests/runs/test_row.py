@@ -169,11 +169,11 @@ def test_loading_names_the_file_and_the_field(tmp_path: Path, changes: dict[str,
     assert str(caught.value) == f"{path}: {said}; delete the file, or run its command again with force=true"
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
-def test_loading_names_a_missing_field(tmp_path: Path, name: str) -> None:
-    (tmp_path / ROW_FILE).write_text(json.dumps({k: v for k, v in FIELDS.items() if k != name}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"the field {name} is missing"):
-        RunFolder(tmp_path).row()
+def test_loading_names_a_missing_field(tmp_path: Path) -> None:
+    for name in FIELDS:
+        (tmp_path / ROW_FILE).write_text(json.dumps({k: v for k, v in FIELDS.items() if k != name}), encoding="utf-8")
+        with pytest.raises(UserError, match=f"the field {name} is missing"):
+            RunFolder(tmp_path).row()
 
 
 @pytest.mark.parametrize(

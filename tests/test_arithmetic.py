@@ -5,8 +5,6 @@ with the words `not compared`. Where a change of bits is intended, raise `qprune
 `QPRUNE_STORE_BITS=1 pytest tests/test_arithmetic.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -135,7 +135,7 @@ def _is_name(node: ast.expr) -> bool:
 
 def test_of_other_packages_at_most_five_private_names_are_used() -> None:
     assert len(PRIVATE) <= 5
-    used = set()
+    used: set[tuple[str, str]] = set()
     for path in (*FRAMEWORK, *TASKS):
         for line, name in private_names(path):
             rooms = [room for room, what in PRIVATE if name.startswith(what)]

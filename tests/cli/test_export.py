@@ -17,7 +17,6 @@ import onnx
 from qprune.cli import export as exporting
 from qprune.cli import main as cli
 from qprune.compression.convert import with_plain_weights
-from qprune.export import load_sparse
 from qprune.runs.load import FinishedRun
 from tests.cli.errors import error_of
 from tests.docs.pages import blocks
@@ -151,21 +150,6 @@ def test_a_file_of_another_network_or_none_at_all_is_refused(
     error = error_of(capsys, "verify", str(exported))
     assert error.startswith(f"{path} cannot be loaded (")
     assert error.endswith("; write it again with qprune export")
-
-
-def test_the_sparse_form_is_the_converted_network(run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.safetensors"
-    assert cli.main(["export", str(run), "--form", "sparse", "--output", str(copy)]) == 0
-    path = run / "export" / "network.sparse.safetensors"
-    assert copy.read_bytes() == path.read_bytes()
-    network = converted(run)
-    x = torch.rand(1, 1, 20, 20)
-    with torch.no_grad():
-        expected = network(x)
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.load_state_dict(load_sparse(path), strict=False)
-        assert torch.equal(network(x), expected)
 
 
 def test_the_code_of_the_page_loads_what_was_exported(

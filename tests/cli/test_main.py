@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,8 @@ SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 def test_help_names_every_verb_and_loads_neither_torch_nor_hydra() -> None:
     code = "import sys; from qprune.cli.main import main; main(['--help']); "
     code += "sys.exit(bool({'torch', 'hydra'} & {*sys.modules}))"
-    seconds = []
-    for _ in range(3):  # the best of three: another test may have the core
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"\n  {verb} " in done.stdout for verb in cli.VERBS)
-    assert min(seconds) < 0.5
 
 
 def test_nothing_typed_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """Networks that were not written for compression: what is found, what is left alone, and what is said about it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

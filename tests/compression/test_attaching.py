@@ -1,7 +1,5 @@
 """What `compress` does to a network and says about it: all or nothing, a summary, and networks out of the ordinary."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 import weakref
@@ -84,11 +82,7 @@ def snapshot(network: nn.Module) -> list[object]:
 @pytest.mark.parametrize(
     ("build", "plan", "said"),
     [
-        (
-            lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
-            WEIGHTS,
-            COMPUTED,
-        ),
+        (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), WEIGHTS, COMPUTED),
         (
             lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
             WEIGHTS,

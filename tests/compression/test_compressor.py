@@ -1,7 +1,5 @@
 """Attached networks: events, equality after baking, state, compilation, and every way of getting it wrong."""
 
-from __future__ import annotations
-
 import copy
 import io
 import math

@@ -1,7 +1,5 @@
 """Converted networks are ordinary ones: traced, exported, compiled, cast, saved, and loaded without qprune."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import io

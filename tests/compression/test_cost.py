@@ -1,7 +1,5 @@
 """What one pass costs: by hand, against torch's counter, with masks, and the same once converted."""
 
-from __future__ import annotations
-
 import copy
 import io
 from typing import Any

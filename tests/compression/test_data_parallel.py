@@ -1,7 +1,5 @@
 """DistributedDataParallel as torch has it by default, which broadcasts rank 0's buffers before each forward pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Sizes: the paper's elements from our own counting, and the actual accounting by hand (Table 5: tests/cli)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Each equation against a slow reference in double precision, and its edges."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

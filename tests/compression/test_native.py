@@ -1,7 +1,5 @@
 """The native operator: the same bits as torch's functions, and a run without it wherever it cannot be used."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import math

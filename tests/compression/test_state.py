@@ -1,7 +1,5 @@
 """What a network does belongs to its state: loaded, copied, moved and averaged networks; float checkpoints."""
 
-from __future__ import annotations
-
 import copy
 import io
 from collections.abc import Callable

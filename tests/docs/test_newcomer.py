@@ -1,7 +1,5 @@
 """A newcomer's first commands: the README's in order, in a fresh folder, and what the quick start says of the first."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

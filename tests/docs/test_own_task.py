@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,19 @@ def typed(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Be in the folder with the page's settings but for the path; the module is imported anew by each test."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("QPRUNE_TRUST", "my_task")
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    return monkeypatch
+
+
+def test_the_tutorial_as_it_is_typed(
+    here: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a shell up to the first row; what follows in this process."""
     _, first, then = commands()
     assert first.startswith(SETTINGS)
     done = typed(folder, first)
@@ -63,20 +76,13 @@ def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
         row["score"] * 1e3 / sum(row[f"{kind}_bits_actual"] for kind in ("weight", "feature", "input"))
     )
 
-    done = typed(folder, f"{SETTINGS}\n{then}")
-    assert done.returncode == 0, done.stderr
-    assert "finished before: results/runs/my_task/prune_first" in done.stdout
-    assert "4 runs: 4 finished, 0 failed" in done.stdout
+    here.syspath_prepend(folder)
+    for line in then.splitlines():
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+    printed = capsys.readouterr().out
+    assert "finished before: results/runs/my_task/prune_first" in printed
+    assert "4 runs: 4 finished, 0 failed" in printed
     assert len(list(folder.glob("results/runs/my_task/*/result.json"))) == 6
-
-
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Be in the folder with the page's settings but for the path; the module is imported anew by each test."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("QPRUNE_TRUST", "my_task")
-    monkeypatch.delitem(sys.modules, "my_task", raising=False)
-    return monkeypatch
 
 
 def test_a_schedule_of_an_order_takes_the_place_of_the_slots(

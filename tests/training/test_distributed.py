@@ -15,6 +15,7 @@ from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.training import distributed as processes
 from qprune.training.distributed import any_rank, average_gradients, choose_device, launch, share_of
+from tests.training.test_compile import eager_and_compiled
 
 
 def test_devices() -> None:
@@ -60,7 +61,8 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
 
 def work_of_ranks() -> dict[Any, Any]:
     """What the tests below compare with one process, in one start of two ranks."""
-    return {factor: train(0, factor) for factor in (1.0, 300.0)} | {"losses": mean_losses()}
+    found: dict[Any, Any] = {factor: train(0, factor) for factor in (1.0, 300.0)}
+    return found | {"losses": mean_losses(), "compiled": eager_and_compiled()}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,12 @@ def test_losses_are_those_of_all_samples(ranks: dict[Any, Any]) -> None:
     assert whole == pytest.approx({"a": 3.0, "b": 13.0})
     assert own == {"a": 1.5, "b": 3.5}
     assert mean_losses()[0] == {"a": 3.0, "b": 13.0}
+
+
+def test_ranks_compile_too(ranks: dict[Any, Any]) -> None:
+    (eager, compiled), graphs = ranks["compiled"]
+    assert compiled == eager
+    assert graphs == 4  # as in one process
 
 
 def fail(kind: str) -> None:

@@ -1,7 +1,5 @@
 """Ramp, events, windows and the checks on order."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 
@@ -52,11 +50,7 @@ def test_the_window_is_the_last_samples_before_the_event(
 ) -> None:
     last = batch - missing % batch
     timeline = Timeline(
-        feature_step=event,
-        window=window,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=batch,
-        last_batch_size=last,
+        feature_step=event, window=window, steps_per_epoch=steps_per_epoch, batch_size=batch, last_batch_size=last
     )
     # The authors' deque of samples, fed batch by batch; from a batch that does not fit whole, leading samples count.
     remembered: deque[int] = deque(maxlen=window)

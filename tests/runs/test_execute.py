@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune import atomic_write as files
-from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.compose import compose_run
 from qprune.errors import RunFailure, UserError
@@ -104,14 +102,6 @@ def test_a_baseline_has_no_operators(tmp_path: Path) -> None:
     assert row.notation == "Baseline"
     assert row.weight_bits_paper == 185 * 32
     assert json.loads(next(tmp_path.rglob("operators.json")).read_text()) == []
-
-
-def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
-    cfg = config(tmp_path)
-    folder = identity.run_folder(cfg)
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(UserError, match="is being run by another process"):
-        execute(cfg)
 
 
 @pytest.mark.parametrize(

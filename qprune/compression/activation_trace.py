@@ -25,7 +25,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from qprune.compression.config import CONVOLUTIONS
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, input_site
-from qprune.compression.prepare import FACTS, FeatureOperators, find_operators, run_example, samples_in, weight_path
+from qprune.compression.prepare import (
+    FACTS,
+    FeatureOperators,
+    find_operators,
+    run_example,
+    samples_in,
+    split_name,
+    weight_path,
+)
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -181,8 +189,7 @@ def parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
     """Yield the site, the parameter and the module's path of all parameters of two or more dimensions."""
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if parameter.dim() > 1:
-            owner, parametrized, _ = f".{name}".partition(".parametrizations.")
-            yield weight_path(name), parameter, (owner if parametrized else owner.rpartition(".")[0]).removeprefix(".")
+            yield weight_path(name), parameter, split_name(name)[0]
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from qprune.compression.activation_trace import FLOAT_BITS, stored_features
 from qprune.compression.config import PruneConfig, QuantizeConfig
@@ -28,6 +27,7 @@ from qprune.compression.prepare import (
     find_operators,
     run_example,
     split_name,
+    tensors_in,
 )
 
 
@@ -206,7 +206,7 @@ def _output_elements(network: nn.Module, example: Any, owners: dict[str, nn.Modu
     paths = {module: path for path, module in owners.items()}
 
     def count(module: nn.Module, args: Any, output: Any) -> None:
-        elements[paths[module]] += sum(tensor.numel() for tensor in tree_leaves(output) if isinstance(tensor, Tensor))
+        elements[paths[module]] += sum(tensor.numel() for tensor in tensors_in(output))
 
     handles = [module.register_forward_hook(count) for module in paths]
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from qprune.compression.config import PruneConfig, QuantizeConfig
@@ -294,6 +295,11 @@ def run_example(network: nn.Module, example: Any) -> Any:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def samples_in(example: Any, results: Any = None) -> int | None:

@@ -27,8 +27,8 @@ from qprune.compression.schedule import Timeline
 
 
 @pytest.fixture(autouse=True)
-def _no_compiler_is_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_refused", set())
+def _the_operator_is_not_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_refused", False)
 
 
 @pytest.fixture

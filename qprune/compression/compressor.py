@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.compression.auto_plan import auto_plan
-from qprune.compression.config import PruneConfig, QuantizeConfig
+from qprune.compression.config import PruneConfig, QuantizeConfig, is_target
 from qprune.compression.convert import convert
 from qprune.compression.coverage import Coverage, coverage
 from qprune.compression.distributed import rank_and_world, summed
@@ -311,7 +311,9 @@ class Compressor:
         several = [f"{site} ({calls} calls)" for site, calls in self.calls.items() if calls > 1]
         if several:
             lines.append(f"one set of decimals and one mask for all calls: {', '.join(several)}")
-        return "\n".join(lines if self.coverage is None else [*lines, str(self.coverage)])
+        if self.coverage is not None:
+            lines.append(str(self.coverage))
+        return "\n".join(lines)
 
     def _size(self, example: Any) -> None:
         """Size feature masks by the example, and require each feature operator to fire."""
@@ -451,7 +453,7 @@ def compress(  # noqa: PLR0913  (the library's one entry point, called with keyw
         compressor = attach(network, found, timeline, example, prune, quantize)
         compressor.coverage = coverage(network, example, samples)
     for kind in ("weight", "feature"):
-        wanted = any(options and kind[0] in options.targets for options in (prune, quantize))
+        wanted = is_target(kind, prune) or is_target(kind, quantize)
         if wanted and compressor.coverage.reachable(kind) < 0.5:
             summary = compressor.coverage.summary(kind)
             warnings.warn(f"most elements stay float: {summary}; print(compressor) says why", stacklevel=2)

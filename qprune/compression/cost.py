@@ -308,11 +308,8 @@ class _Repetition:
         elif features and (call.function.is_view or name.startswith(_LINEAR)):
             for out, kept in zip(outs, tree_leaves(self._linear(call)), strict=True):
                 self._set(out, _Kept.apply(kept.float(), None), features)
-        elif features and name in _MAX_POOLS and set(call.args[4:5] and call.args[4]) <= {1}:
-            given: list[Any] = [*call.args[1:], *[None, 0, 1, False][len(call.args) - 2 :]]
-            window = (given[0], given[1] or None, given[2], given[4])  # size, stride, padding, whether it rounds up
-            summed = _MAX_POOLS[name](self._of(features[0]), *window, divisor_override=1)
-            self._set(outs[0], _Kept.apply(summed, None), features)
+        elif features and name in _MAX_POOLS and not _is_dilated(call):
+            self._set(outs[0], _Kept.apply(_window_sums(call, self._of(features[0])), None), features)
         elif features and call.fused:
             self._set(outs[0], self._elementwise(call, features, outs[0]), features)
         else:
@@ -406,6 +403,18 @@ class _Repetition:
         self.products.append(_Product(layer, _product(call, *kept).round().int(), output))
         self._set(call.out, output, ())
         self.made_by[id(call.out)] = frozenset((len(self.products) - 1,))
+
+
+def _is_dilated(call: _Call) -> bool:
+    """Return whether a pooling leaves elements of its windows out."""
+    return len(call.args) > 4 and set(call.args[4]) != {1}
+
+
+def _window_sums(call: _Call, kept: Tensor) -> Tensor:
+    """Return how many kept elements lie in each window of a max pooling."""
+    size, stride, padding, _, ceil_mode = [*call.args[1:], *(None, 0, 1, False)[len(call.args) - 2 :]]
+    sums: Tensor = _MAX_POOLS[call.name](kept, size, stride or None, padding, ceil_mode, divisor_override=1)
+    return sums
 
 
 def _product(call: _Call, first: Tensor, second: Tensor) -> Tensor:

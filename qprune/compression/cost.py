@@ -412,7 +412,8 @@ def _is_dilated(call: _Call) -> bool:
 
 def _window_sums(call: _Call, kept: Tensor) -> Tensor:
     """Return how many kept elements lie in each window of a max pooling."""
-    size, stride, padding, _, ceil_mode = [*call.args[1:], *(None, 0, 1, False)[len(call.args) - 2 :]]
+    given, defaults = list(call.args[1:]), [None, 0, 1, False]
+    size, stride, padding, _, ceil_mode = given + defaults[len(given) - 1 :]
     sums: Tensor = _MAX_POOLS[call.name](kept, size, stride or None, padding, ceil_mode, divisor_override=1)
     return sums
 

@@ -54,8 +54,12 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
         optimizer.zero_grad()
         (factor * network(part).square().mean()).backward()
         optimizer.step()
-        if step == 3:  # as a checkpoint does; training goes on from what was brought together
+        if step == 3:  # rank 0 writes a checkpoint, and all ranks continue from it
             compressor.collect_on_first_rank()
+            states = [compressor.state_dict()]
+            if torch.distributed.is_initialized():
+                torch.distributed.broadcast_object_list(states)
+            compressor.load_state_dict(states[0])
     assert not any_rank(False, torch.device("cpu"))
     return {name: value.tolist() for name, value in network.state_dict().items()}
 

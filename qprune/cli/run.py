@@ -248,6 +248,8 @@ def _run_all(overrides: Sequence[str], options: argparse.Namespace, launch: Call
     if failed:
         return exit_codes.FAILURE
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds the notes of another sweep
+        folder.parent.rmdir()
     return 0
 
 

@@ -34,7 +34,7 @@ from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
-from qprune.runs.row_text import digits, score_text, size_bits
+from qprune.runs.row_text import digits, score_text
 from qprune.runs.store import Store
 from qprune.runs.stored import HISTOGRAMS, OPERATORS
 
@@ -131,7 +131,7 @@ def _natural(text: str) -> list[str]:
 
 def _cells(row: Row, labels: Mapping[str, str]) -> dict[str, str]:
     """Return a row's cells by heading."""
-    score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
+    score, size = score_text(row.metric, row.score, name=False), digits(row.size_bits() / 1e6)
     per_bop = "" if row.density_effective_bops is None else digits(row.density_effective_bops)
     recipe = [row.signature[:10], row.task, labels[row.signature], str(row.seed)]
     numbers = [score, size, digits(row.density_actual), per_bop]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from qprune.reporting.figures import with_unit
 from qprune.runs.row import Row
-from qprune.runs.row_text import digits, size_bits
+from qprune.runs.row_text import digits
 
 HEADINGS = ("model", "recipe", "score", "size Mb", "smaller", "density")
 LOSS = 0.01  # of the float network's score, that the smallest model may lose
@@ -37,7 +37,7 @@ def _rank(group: Sequence[Row]) -> tuple[bool, int]:
 
 
 def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:
-    cells = [(recipes[row.signature], row.score, size_bits(row) / 1e6, row.density_actual) for row in group]
+    cells = [(recipes[row.signature], row.score, row.size_bits() / 1e6, row.density_actual) for row in group]
     runs = pd.DataFrame(cells, columns=["recipe", "score", "size", "density"])
     how = {"score": ["mean", "std", "count"], "size": "mean", "density": "mean"}
     models = runs.groupby("recipe", sort=False).agg(how).set_axis(["score", "sd", "n", "size", "density"], axis=1)

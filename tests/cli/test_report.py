@@ -17,8 +17,10 @@ pytest.importorskip("matplotlib")
 
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
+from qprune.runs.execute import execute
 from qprune.runs.folder import ROW_FILE
 from tests.reporting.rows import store_row
+from tests.runs.test_execute import config as toy_config
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
 1,16,float,0.0,0.0,0.001,0.08,29.0
@@ -125,15 +127,14 @@ def test_the_number_of_runs_ischecked(
 
 
 def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ["task=espcn", "data=synthetic", "budget=smoke", "trainer.threads=1", f"results_dir={tmp_path / 'runs'}"]
-    assert cli.main(["run", *keys, "order=quantize_only"]) == 0
+    execute(toy_config(tmp_path / "runs"))
     [path] = tmp_path.rglob("histograms.json")
     content = path.read_bytes()
     path.unlink()
     with Composer() as composer:  # a row without a network
-        store_row(composer, ["task=espcn", "data=synthetic", "budget=smoke", "seed=1"], tmp_path / "runs")
+        store_row(composer, ["task=espcn"], tmp_path / "runs")
     capsys.readouterr()
-    assert cli.main(["report", "--histograms", *keys[:3], keys[-1]]) == 1
+    assert cli.main(["report", "--histograms", f"results_dir={tmp_path / 'runs'}"]) == 1
     assert path.read_bytes() == content
     printed = capsys.readouterr()
     assert f"counted features: {path.parent}" in printed.out

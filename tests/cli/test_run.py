@@ -26,7 +26,7 @@ def test_a_sweep_runs_every_combination_and_leaves_nothing(started: list[dict[st
     assert cli.main(typed) == 0
     pairs = [(run["order"], run["seed"]) for run in started]
     assert pairs == [("baseline", 0), ("baseline", 1), ("prune_only", 0), ("prune_only", 1)]
-    assert not list((tmp_path / "a b" / "multirun").iterdir())
+    assert [path.name for path in (tmp_path / "a b").iterdir()] == ["sweeps"]
 
 
 @pytest.mark.parametrize("verb", [["sweep"], ["run", "-m"]])

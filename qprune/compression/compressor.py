@@ -157,7 +157,10 @@ class Compressor:
             seen = placed.weight_in() if kind == "weight" else quantizer.observed()
             self._require_finite(seen, placed, step)
             self._require_observed(not quantizer.searches or seen.numel() > 0, placed, step)
-            quantizer.update(seen) if kind == "weight" else quantizer.update_by_window(seen)
+            if kind == "weight":
+                quantizer.update(seen)
+            else:
+                quantizer.update_by_window(seen)
 
     def _require_observed(self, observed: bool, placed: Placed, step: int) -> None:
         if not observed:

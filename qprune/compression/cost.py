@@ -272,7 +272,10 @@ class _Repetition:
     def cost(self) -> Cost:
         """Return the cost of everything that was recorded."""
         for call in self.recorder.tape:
-            (self._operate if call.function is None else self._repeat)(call)
+            if call.function is None:
+                self._operate(call)
+            else:
+                self._repeat(call)
         for tensor in tensors_in(self.recorder.output):
             if tensor in self.recorder.values:
                 self._read(tensor, self.recorder.values[tensor].bits)

@@ -6,12 +6,10 @@ import copy
 import math
 import statistics
 import time
-import timeit
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -187,8 +185,8 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     Raises:
         UserError: The file is missing, damaged or of another network, or the network cannot be exported.
     """
-    path = exported_file(run.folder, form)
-    exported = _load(path, advice := "write it again with qprune export")
+    path, advice = exported_file(run.folder, form), "write it again with qprune export"
+    exported = _load(path, advice)
     if exported.metadata.get("qprune.network", run.network_digest) != run.network_digest:
         raise UserError(f"{path} was exported from another network than the run now has; {advice}")
     trained = with_plain_weights(run.task.network).eval()
@@ -197,8 +195,13 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
         program = integers_of_run(run)
         module, rounds, name = program.module, program.rounds, "the integer network in PyTorch"
     elif form == "qonnx":
-        (module, rounds), name = quant_graph_of_run(run), "the network in PyTorch with biases and norms behind sums"
-    reference: Callable[[Tensor], Tensor] = (lambda x: module(x)[0]) if module else trained
+        module, rounds = quant_graph_of_run(run)
+        name = "the network in PyTorch with biases and norms behind sums"
+
+    def reference(x: Tensor) -> Tensor:
+        result: Tensor = trained(x) if module is None else module(x)[0]
+        return result
+
     score_reference, inputs, reference_outputs = _evaluate(run, reference)
     try:
         score_onnx, _, outputs = _evaluate(run, exported)
@@ -242,7 +245,8 @@ def _load(path: Path, advice: str) -> Session | QuantSession:
     try:
         if path.exists() and not path.is_file():  # a pipe would be read for ever
             raise ValueError("it is no file")
-        model = onnx.load_from_string(content := path.read_bytes())
+        content = path.read_bytes()
+        model = onnx.load_from_string(content)
         if any(node.domain == QONNX_DOMAIN for node in model.graph.node):
             return QuantSession(model)
         return Session(content)
@@ -293,6 +297,8 @@ def _latencies(sessions: Mapping[str, Session], x: Tensor, seconds: float = 4.0)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(taken["float"]) <= WARMUP_CALLS:
             for name, session in sessions.items():
-                taken[name].append(1e3 * timeit.timeit(partial(session, x[:count]), number=1))
+                begin = time.perf_counter()
+                session(x[:count])
+                taken[name].append(1e3 * (time.perf_counter() - begin))
         found[f"batch {count}"] = {name: statistics.median(t[WARMUP_CALLS:]) for name, t in taken.items()}
     return found

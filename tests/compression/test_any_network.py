@@ -257,6 +257,14 @@ def test_weights_that_two_modules_share_are_left_alone() -> None:
     assert [s.path for s in plan.active if s.kind == "feature"] == ["embed", "hidden"]
 
 
+def test_a_module_under_two_names_is_left_alone() -> None:
+    twice = nn.Linear(4, 4)
+    network = nn.Sequential(nn.Linear(4, 4), twice, nn.ReLU(), twice, nn.Linear(4, 2))
+    compressor = compress(network, torch.randn(3, 4), SCHEDULE, 1, 3)
+    assert {p.path for p in compressor.quantizers("weight")} == {"0", "4"}
+    assert "weight 1.weight, 16 elements: shared with 3, and no operator fits both" in str(compressor)
+
+
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"the example passed no convolution, no linear layer and no attention: there is"

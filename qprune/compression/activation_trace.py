@@ -126,11 +126,6 @@ class Stored:
     readers: list[str] = field(default_factory=list)
 
 
-def uncovered_features(network: nn.Module, example: Any) -> list[Stored]:
-    """Return the stored features without mask or grid while every operator of `network` is active."""
-    return [stored for stored in with_all_active(network, example).reads if not stored.operators]
-
-
 def with_all_active(network: nn.Module, example: Any, samples: int | None = None) -> Trace:
     """Trace `example` through `network` with every operator active and every mask at its final sparsity."""
     # Those of features need not compute anything: the trace counts them as active all the same.
@@ -143,11 +138,6 @@ def with_all_active(network: nn.Module, example: Any, samples: int | None = None
     finally:
         for operator, active in zip(operators, before, strict=True):
             operator.active = active
-
-
-def stored_features(network: nn.Module, example: Any) -> list[Stored]:
-    """Return the feature tensors that layers of `network` read, each once, in order of first use."""
-    return list(Trace(network).run(example).reads)
 
 
 @contextmanager

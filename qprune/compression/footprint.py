@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qprune.compression.activation_trace import FLOAT_BITS, stored_features
+from qprune.compression.activation_trace import FLOAT_BITS, Trace
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, match
@@ -134,8 +134,8 @@ def paper_footprint(
 def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:
     """Account for what a network stores in its present state; a converted one as the one that it was made of.
 
-    Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are those
-    of `stored_features`.
+    Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are the
+    tensors that layers read.
 
     Args:
         network: Any module.
@@ -153,7 +153,7 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
         entries.append(Entry(weight.name, "weight", weight.parameter.numel(), bits, density))
         if "mask" in facts:
             masks.append(Entry(weight.name, "mask", facts["mask"], bits=1))
-    for i, stored in enumerate(stored_features(network, example)):
+    for i, stored in enumerate(Trace(network).run(example).reads):
         kind = "input" if i == 0 and stored.name == INPUT else "feature"
         entries.append(Entry(stored.name, kind, stored.elements, stored.bits, stored.density))
     noted = [facts for module in network.modules() for facts in getattr(module, FACTS, {}).values() if "site" in facts]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qprune.compression.convert import with_plain_weights
 from qprune.compression.prepare import run_example, tensors_in
-from qprune.errors import UserError
+from qprune.errors import UserError, first_line
 from qprune.export.files import (
     exported_file,
     integers_of_run,
@@ -67,9 +67,6 @@ class Session:
         given = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self.session.run(None, given)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outputs(x)[0]
-
 
 class QuantSession:
     """A model with Quant nodes in the executor of the package qonnx, node by node."""
@@ -104,9 +101,6 @@ class QuantSession:
             warnings.simplefilter("ignore")  # of shapes that its inference does not find, as of tiled masks
             found = execute_onnx(model, {info.name: x.detach().cpu().numpy() for info, x in given})
         return [torch.from_numpy(found[info.name]) for info in self.model.graph.output]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outputs(x)[0]
 
 
 @dataclass(frozen=True)
@@ -204,10 +198,10 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
 
     score_reference, inputs, reference_outputs = _evaluate(run, reference)
     try:
-        score_onnx, _, outputs = _evaluate(run, exported)
+        score_onnx, _, outputs = _evaluate(run, lambda x: exported.outputs(x)[0])
         to_reference = Difference.between(outputs, reference_outputs)
     except Exception as error:  # the runtimes raise many classes of their own
-        raise UserError(f"{path} does not compute the network's outputs ({_first_line(error)}); {advice}") from error
+        raise UserError(f"{path} does not compute the network's outputs ({first_line(error)}); {advice}") from error
     score_trained, _, trained_outputs = _evaluate(run, trained)
     notes = program.notes if program else []
     float_bytes = uncompressed_onnx(run).model.SerializeToString()
@@ -253,11 +247,7 @@ def _load(path: Path, advice: str) -> Session | QuantSession:
     except UserError:
         raise
     except Exception as error:  # onnx and onnxruntime raise many classes of their own
-        raise UserError(f"{path} cannot be loaded ({_first_line(error)}); {advice}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded ({first_line(error)}); {advice}") from error
 
 
 def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[float, list[Tensor], Tensor]:
@@ -298,7 +288,7 @@ def _latencies(sessions: Mapping[str, Session], x: Tensor, seconds: float = 4.0)
         while time.perf_counter() < end or len(taken["float"]) <= WARMUP_CALLS:
             for name, session in sessions.items():
                 begin = time.perf_counter()
-                session(x[:count])
+                session.outputs(x[:count])
                 taken[name].append(1e3 * (time.perf_counter() - begin))
         found[f"batch {count}"] = {name: statistics.median(t[WARMUP_CALLS:]) for name, t in taken.items()}
     return found

@@ -42,6 +42,11 @@ def visible(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def counted(number: float, thing: str) -> str:
     """Write a number of things: `1 run`, `2 runs`."""
     return f"{number:,.10g} {thing}{'' if number == 1 else 's'}"

@@ -30,11 +30,10 @@ from qprune.compression.prepare import (
     FACTS,
     FeatureOperators,
     find_operators,
+    parameters,
     run_example,
     samples_in,
-    split_name,
     tensors_in,
-    weight_path,
 )
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
@@ -127,11 +126,6 @@ class Stored:
     readers: list[str] = field(default_factory=list)
 
 
-def uncovered_features(network: nn.Module, example: Any) -> list[Stored]:
-    """Return the stored features without mask or grid while every operator of `network` is active."""
-    return [stored for stored in with_all_active(network, example).reads if not stored.operators]
-
-
 def with_all_active(network: nn.Module, example: Any, samples: int | None = None) -> Trace:
     """Trace `example` through `network` with every operator active and every mask at its final sparsity."""
     # Those of features need not compute anything: the trace counts them as active all the same.
@@ -144,18 +138,6 @@ def with_all_active(network: nn.Module, example: Any, samples: int | None = None
     finally:
         for operator, active in zip(operators, before, strict=True):
             operator.active = active
-
-
-def stored_features(network: nn.Module, example: Any) -> list[Stored]:
-    """Return the feature tensors that layers of `network` read, each once, in order of first use."""
-    return list(Trace(network).run(example).reads)
-
-
-def parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """Yield the site, the parameter and the module's path of all parameters of two or more dimensions."""
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1:
-            yield weight_path(name), parameter, split_name(name)[0]
 
 
 @contextmanager
@@ -214,10 +196,12 @@ class Trace(TorchDispatchMode):
             children = dict(module.named_children())
             noted = getattr(module, FACTS, {})
             self.generated |= {children[name]: facts for name, facts in noted.items() if name in children}
-        for site, parameter, owner in parameters(network):
-            self.weights[parameter] = [*self.weights.get(parameter, ()), WeightUse(site)]
-            if not isinstance(self.modules[owner], (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
-                self.owners[site] = owner
+        for weight in parameters(network, shared=True):
+            if weight.parameter.dim() < 2:
+                continue
+            self.weights[weight.parameter] = [*self.weights.get(weight.parameter, ()), WeightUse(weight.site)]
+            if not isinstance(weight.module, (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
+                self.owners[weight.site] = weight.owner
 
     def run(self, example: Any, samples: int | None = None) -> Self:
         """Pass `example`, of so many `samples`, through the network, as `compress` does."""

@@ -88,7 +88,9 @@ class _Planner:
         sites = []
         for path, (module, name) in self.weights.items():
             if isinstance(module, COMPUTE + ATTENTION) or path in self.trace.owners:
-                chosen = self._chosen(path, {path}) and not self._is_shared(module, name) and self._is_plain(path)
+                shared = self.owners[getattr(module, name)] > 1
+                changed = any(use.changed_by for use in self.trace.used.get(path, ()))
+                chosen = self._chosen(path, {path}) and not (shared or changed)
                 inner = self._layer_of(path) not in self.ends
                 sites.append(Site(path, "weight", chosen and inner, chosen))
         found: dict[str, Site] = {}
@@ -176,13 +178,6 @@ class _Planner:
     def _maker(self, made: Stored) -> set[str]:
         """Return the layer whose result this is, if any."""
         return self.layers.intersection(list(made.outputs)[:1] if made.layer is None else [made.layer])
-
-    def _is_plain(self, path: str) -> bool:
-        """Return whether the layer works with the weight itself, and not with what it computes of it."""
-        return not any(use.changed_by for use in self.trace.used.get(path, ()))
-
-    def _is_shared(self, module: nn.Module, name: str) -> bool:
-        return self.owners[getattr(module, name)] > 1
 
     def _layer_of(self, path: str) -> str:
         """Return the layer that a weight belongs to: for a projection, its attention."""

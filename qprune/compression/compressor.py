@@ -157,7 +157,10 @@ class Compressor:
             seen = placed.weight_in() if kind == "weight" else quantizer.observed()
             self._require_finite(seen, placed, step)
             self._require_observed(not quantizer.searches or seen.numel() > 0, placed, step)
-            quantizer.update(seen) if kind == "weight" else quantizer.update_by_window(seen)
+            if kind == "weight":
+                quantizer.update(seen)
+            else:
+                quantizer.update_by_window(seen)
 
     def _require_observed(self, observed: bool, placed: Placed, step: int) -> None:
         if not observed:
@@ -179,11 +182,9 @@ class Compressor:
     def _check_history(self, step: int) -> None:
         """Raise UserError unless events fired in order, in this process or in the one whose state was loaded."""
         timeline = self.timeline
-        if self._step is not None and self._step < step:
-            missed = [event for event in timeline.events if self._step < event < step]
-        else:
-            missed = [event for event in timeline.events if event < step] if self._behind(step) else []
-        if missed:
+        before = -1 if self._step is None else self._step
+        missed = [event for event in timeline.events if before < event < step]
+        if missed and (self._step is not None or self._behind(step)):
             raise UserError(
                 f"at({step}) jumps over the event of step {missed[0]}: call at(step) before every step, and load the "
                 "network's state before the first call when training is resumed"

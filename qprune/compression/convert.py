@@ -83,7 +83,7 @@ class _Function(nn.Module):
         if quantizer is not None:
             self.quantizer = nn.Module()
             self.quantizer.register_buffer("decimal", quantizer.fraction_bits)  # whole numbers survive `.half()`
-            self.bounds, self.rounding = quantizer.grid.bounds, _ROUNDINGS[quantizer.rounding]
+            self.bounds, self.rounding = quantizer.grid.bounds, _ROUNDINGS[quantizer.grid.rounding]
 
     def forward(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Forward hook: return the output after the operators."""

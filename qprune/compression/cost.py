@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qprune.compression.activation_trace import FLOAT_BITS, Trace, reads_sizes_alone
 from qprune.compression.fake_quantize import shaped_along
-from qprune.compression.footprint import weights_of
-from qprune.compression.prepare import tensors_in
+from qprune.compression.prepare import parameters, tensors_in
 from qprune.compression.pruner import Pruner
 
 # Energies in pJ of M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, Fig. 1.1.9
@@ -149,9 +148,10 @@ def cost(network: nn.Module, example: Any) -> Cost:
     # Attention as matrix products and a softmax, which one function would hide.
     with torch.no_grad(), parametrize.cached(), sdpa_kernel(SDPBackend.MATH):
         constants = {_storage(tensor): _Constant(tensor, {}) for tensor in network.buffers()}
-        for weight in weights_of(network):
-            value = getattr(weight.module, weight.tensor) if weight.facts else weight.parameter
-            constants[_storage(value)] = _Constant(value.detach(), weight.facts, learned=True)
+        for weight in parameters(network):
+            facts = weight.facts
+            value = getattr(weight.module, weight.tensor) if facts else weight.parameter
+            constants[_storage(value)] = _Constant(value.detach(), facts, learned=True)
         recorder.run(example)
     with torch.enable_grad():
         return _Repetition(recorder, constants).cost()
@@ -272,7 +272,10 @@ class _Repetition:
     def cost(self) -> Cost:
         """Return the cost of everything that was recorded."""
         for call in self.recorder.tape:
-            (self._operate if call.function is None else self._repeat)(call)
+            if call.function is None:
+                self._operate(call)
+            else:
+                self._repeat(call)
         for tensor in tensors_in(self.recorder.output):
             if tensor in self.recorder.values:
                 self._read(tensor, self.recorder.values[tensor].bits)

@@ -16,12 +16,11 @@ from qprune.compression.activation_trace import (
     Trace,
     WeightUse,
     is_product,
-    parameters,
     with_all_active,
 )
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, input_site
-from qprune.compression.prepare import FeatureOperators, find_operators
+from qprune.compression.prepare import FeatureOperators, PlacedParameter, find_operators, parameters
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -126,14 +125,16 @@ def coverage(network: nn.Module, example: Any, samples: int | None = None) -> Co
     found: list[Uncovered] = []
     of, elements = {"weight": 0, "feature": 0}, {"weight": 0, "feature": 0}
     size = {"weight": 0.0, "feature": 0.0}
-    owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
-    for site, parameter, owner in parameters(network):
-        owners.setdefault(parameter, []).append((site, owner))
-    for parameter, [(site, owner), *others] in owners.items():
+    places: dict[nn.Parameter, list[PlacedParameter]] = {}
+    for weight in parameters(network, shared=True):
+        if weight.parameter.dim() > 1:
+            places.setdefault(weight.parameter, []).append(weight)
+    for parameter, [weight, *others] in places.items():
+        site = weight.site
         here = operators.get(site, [])
-        reason = _reason_of_weight(trace.used.get(site, []), here, modules[owner])
+        reason = _reason_of_weight(trace.used.get(site, []), here, weight.module)
         if others and not here:
-            reason = f"shared with {others[0][1]}, and no operator fits both"
+            reason = f"shared with {others[0].owner}, and no operator fits both"
         of["weight"] += 1
         elements["weight"] += parameter.numel()
         size["weight"] += parameter.numel() * (FLOAT_BITS if reason else _bits_per_element(here))

@@ -8,14 +8,14 @@ for each entry of the masks, which say where those zeros are. Mb is 10^6 bits ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qprune.compression.activation_trace import FLOAT_BITS, stored_features
+from qprune.compression.activation_trace import FLOAT_BITS, Trace
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, match
@@ -25,8 +25,8 @@ from qprune.compression.prepare import (
     OUTPUT_CHILD,
     facts_of,
     find_operators,
+    parameters,
     run_example,
-    split_name,
     tensors_in,
 )
 
@@ -131,33 +131,11 @@ def paper_footprint(
     return Footprint("paper", tuple(entries))
 
 
-class PlacedWeight(NamedTuple):
-    """A parameter by its plain name, in its module, and the facts of the operators that act on it."""
-
-    name: str
-    module: nn.Module
-    tensor: str
-    parameter: nn.Parameter
-    facts: dict[str, Any]
-
-
-def weights_of(network: nn.Module) -> Iterator[PlacedWeight]:
-    """Yield the parameters of a network, prepared or converted."""
-    for name, parameter in network.named_parameters():
-        path, tensor = split_name(name)
-        module = network.get_submodule(path)
-        facts = getattr(module, FACTS, {}).get(tensor, {})
-        if parametrize.is_parametrized(module, tensor):
-            facts = facts_of(module.parametrizations[tensor])  # type: ignore[index]
-        plain = f".{name}".replace(".parametrizations.", ".").removesuffix(".original").removeprefix(".")
-        yield PlacedWeight(plain, module, tensor, parameter, facts)
-
-
 def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False) -> Footprint:
     """Account for what a network stores in its present state; a converted one as the one that it was made of.
 
-    Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are those
-    of `stored_features`.
+    Weights are all parameters, batch norm's included (they stand for the folded scale and shift); features are the
+    tensors that layers read.
 
     Args:
         network: Any module.
@@ -169,12 +147,13 @@ def actual_footprint(network: nn.Module, example: Any, count_masks: bool = False
         The footprint, in the accounting `actual`.
     """
     entries, masks = [], []
-    for weight in weights_of(network):
-        bits, density = weight.facts.get("bits", FLOAT_BITS), weight.facts.get("density", 1.0)
+    for weight in parameters(network):
+        facts = weight.facts
+        bits, density = facts.get("bits", FLOAT_BITS), facts.get("density", 1.0)
         entries.append(Entry(weight.name, "weight", weight.parameter.numel(), bits, density))
-        if "mask" in weight.facts:
-            masks.append(Entry(weight.name, "mask", weight.facts["mask"], bits=1))
-    for i, stored in enumerate(stored_features(network, example)):
+        if "mask" in facts:
+            masks.append(Entry(weight.name, "mask", facts["mask"], bits=1))
+    for i, stored in enumerate(Trace(network).run(example).reads):
         kind = "input" if i == 0 and stored.name == INPUT else "feature"
         entries.append(Entry(stored.name, kind, stored.elements, stored.bits, stored.density))
     noted = [facts for module in network.modules() for facts in getattr(module, FACTS, {}).values() if "site" in facts]

@@ -130,12 +130,15 @@ class Saturation(NamedTuple):
 
 def check_saturate(bounds: Sequence[float]) -> Saturation:
     """Return quantiles (low, high), or a `Saturation`, as the latter; raise UserError for others."""
-    if len(bounds) not in (2, 3) or not 0.0 <= bounds[0] < bounds[1] <= 1.0:
+    literal = False
+    if isinstance(bounds, Saturation):
+        *bounds, literal = bounds
+    if len(bounds) != 2 or not 0.0 <= bounds[0] < bounds[1] <= 1.0:
         raise UserError(
             f"saturate={list(bounds)!r} is not a pair of rising quantiles within [0, 1]; "
             "type saturate=[0.0,1.0] for none, or for example saturate=[0.0001,0.9999]"
         )
-    return Saturation(float(bounds[0]), float(bounds[1]), bool(bounds[2:] and bounds[2]))
+    return Saturation(float(bounds[0]), float(bounds[1]), literal)
 
 
 def candidate_decimals(largest: Tensor, bits: int) -> Tensor:

@@ -102,11 +102,6 @@ class Plan:
         """Sites with an operator."""
         return tuple(site for site in self.sites if site.prune or site.quantize)
 
-    @property
-    def without_operators(self) -> tuple[Site, ...]:
-        """Sites without one."""
-        return tuple(site for site in self.sites if not (site.prune or site.quantize))
-
     def counts(self) -> dict[str, int]:
         """Count weight_quantizers, weight_pruners, feature_quantizers and feature_pruners."""
         return {
@@ -119,17 +114,12 @@ class Plan:
         return "\n".join(str(site) for site in self.sites)
 
 
-def weight_of(module: nn.Module) -> Tensor | None:
-    """Return the module's weight if it has two or more dimensions, else None."""
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
-
-
 def weight_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Map the path of every weight of two or more dimensions to its module and parameter name."""
     places = {}
     for path, module in network.named_modules():
-        if weight_of(module) is not None:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1:
             places[path] = (module, "weight")
         for kind, names in _OTHER_WEIGHTS.items():
             for name in names if isinstance(module, kind) else ():

@@ -258,6 +258,41 @@ def weight_path(name: str) -> str:
     return module if tensor == "weight" else f"{module}.{tensor}".removeprefix(".")
 
 
+@dataclass(frozen=True)
+class PlacedParameter:
+    """A parameter in its place, in a network that may be prepared or converted.
+
+    Attributes:
+        name: Its name in the float network.
+        site: Its path in a plan.
+        owner, module, tensor: The path of its module, the module, and its name there.
+        parameter: What is trained.
+    """
+
+    name: str
+    site: str
+    owner: str
+    module: nn.Module
+    tensor: str
+    parameter: nn.Parameter
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What sizes and costs depend on, of the operators that act on it."""
+        if parametrize.is_parametrized(self.module, self.tensor):
+            return facts_of(self.module.parametrizations[self.tensor])  # type: ignore[index]
+        noted: dict[str, dict[str, Any]] = getattr(self.module, FACTS, {})
+        return noted.get(self.tensor, {})
+
+
+def parameters(network: nn.Module, shared: bool = False) -> Iterator[PlacedParameter]:
+    """Yield the parameters of a network. shared: whether one that several modules have is yielded for each."""
+    for name, parameter in network.named_parameters(remove_duplicate=not shared):
+        owner, tensor = split_name(name)
+        plain = f".{name}".replace(".parametrizations.", ".").removesuffix(".original").removeprefix(".")
+        yield PlacedParameter(plain, weight_path(name), owner, network.get_submodule(owner), tensor, parameter)
+
+
 def _feature_path(network: nn.Module, path: str) -> str:
     parts = path.split(".")
     if INPUT_CHILD in parts:

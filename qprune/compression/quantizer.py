@@ -81,16 +81,6 @@ class Quantizer(Operator):
         return self.grid.bits
 
     @property
-    def rounding(self) -> str:
-        """`trunc`, `floor` or `nearest`."""
-        return self.grid.rounding
-
-    @property
-    def axis(self) -> int | None:
-        """The dimension with a d of its own per index, or None."""
-        return self.grid.axis
-
-    @property
     def fraction_bits(self) -> Tensor:
         """d as int32, also where `decimal` is an average over training."""
         return self._of_average().to(torch.int32) if self.averaged else self.decimal.to(torch.int32)
@@ -109,13 +99,13 @@ class Quantizer(Operator):
     @property
     def facts(self) -> dict[str, Any]:
         """N, d, and the dimension that d runs along."""
-        return {"bits": self.bits, "decimal": self.fraction_bits.tolist(), "axis": self.axis}
+        return {"bits": self.bits, "decimal": self.fraction_bits.tolist(), "axis": self.grid.axis}
 
     def size_for_weight(self, weight: Tensor) -> None:
         """Give `decimal` one entry per index of `axis`."""
         self.grid = self.grid._replace(of_samples=False)
-        if self.axis is not None and self.decimal.dim() == 0:
-            self.decimal = self.decimal.repeat(weight.shape[self.axis])
+        if self.grid.axis is not None and self.decimal.dim() == 0:
+            self.decimal = self.decimal.repeat(weight.shape[self.grid.axis])
 
     def clear_window(self) -> None:
         """Go on with a window of which another rank carries the errors: the candidates stay the same on all."""
@@ -140,7 +130,7 @@ class Quantizer(Operator):
                 if self.window is None:
                     candidates = self._candidates(values)
                     self.window = torch.stack([candidates.double(), torch.zeros_like(candidates, dtype=torch.float64)])
-                errors = squared_errors(values, self.bits, self.window[0].to(torch.int32), self.rounding)
+                errors = squared_errors(values, self.bits, self.window[0].to(torch.int32), self.grid.rounding)
                 self.window = torch.stack([self.window[0], self.window[1] + errors])
             first += part.shape[0]
 
@@ -163,7 +153,9 @@ class Quantizer(Operator):
     def update(self, x: Tensor) -> None:
         """Carry out a quantization event: freeze d* for x, a weight or any values."""
         if self.searches:
-            self._freeze(optimal_decimal(x, self.bits, self.saturate, self.decimals, self.rounding, self.axis))
+            self._freeze(
+                optimal_decimal(x, self.bits, self.saturate, self.decimals, self.grid.rounding, self.grid.axis)
+            )
         else:
             self._freeze(self.decimal)
 
@@ -195,9 +187,11 @@ class Quantizer(Operator):
 
     def extra_repr(self) -> str:
         shown = (
-            self.fraction_bits.tolist() if self.decimal.numel() <= 8 else f"{self.decimal.numel()} of axis {self.axis}"
+            self.fraction_bits.tolist()
+            if self.decimal.numel() <= 8
+            else f"{self.decimal.numel()} of axis {self.grid.axis}"
         )
-        return f"bits={self.bits}, decimal={shown}, {self.rounding}, active={self.active}"
+        return f"bits={self.bits}, decimal={shown}, {self.grid.rounding}, active={self.active}"
 
 
 def _every_nth(x: Tensor, keep: int, first: int) -> Tensor:

@@ -27,6 +27,7 @@ from qprune.export.onnx_files import OnnxNetwork
 from qprune.export.packing import WEIGHT_TYPES
 from qprune.export.sparse import SUFFIX, sparse_bytes
 from qprune.export.trace import Inputs
+from qprune.runs.histograms import Enough
 from qprune.runs.load import FinishedRun
 
 FOLDER = "export"
@@ -133,9 +134,9 @@ def _inputs(run: FinishedRun) -> Inputs:
 
     def stop(x: Tensor) -> NoReturn:
         seen.append(x)
-        raise _StopEvaluationError
+        raise Enough
 
-    with suppress(_StopEvaluationError):
+    with suppress(Enough):
         run.evaluate_as(stop)
     return Inputs.of(example, any_size=not seen or seen[0].shape[2:] != example.shape[2:])
 
@@ -156,7 +157,3 @@ def _metadata(run: FinishedRun, form: str) -> dict[str, str]:
         "quantize": json.dumps(config["quantize"], sort_keys=True),
         "prune": json.dumps(config["prune"], sort_keys=True),
     }
-
-
-class _StopEvaluationError(Exception):
-    """Ends an evaluation after its first input."""

@@ -380,7 +380,7 @@ class _Lowering:
             return None
         grid, rounding = found or (None, "nearest")
         affine = affine_of(behind["batch_norm"]) if grid and "batch_norm" in behind else None
-        affine = affine or Affine.identity(len(weight.integers))
+        affine = affine or Affine(torch.ones(()).double(), torch.zeros(()).double())
         scaled = folded(weight, affine.after(bias), x.on_grid, grid, rounding != "nearest")
         if scaled.error and grid is None:
             return None

@@ -120,7 +120,7 @@ def sparse_metadata(path: Path | str) -> dict[str, str]:
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
     """Return the state dict of the converted network, equal in every bit.
 
-    Counters of training (`total`, `kept`) are not stored: load the state with `strict=False`.
+    Tensors without elements are not stored: load the state with `strict=False`.
 
     Raises:
         UserError: Another kind of file, or one that cannot be read.

@@ -98,7 +98,7 @@ def quantized_weights(network: nn.Module) -> dict[str, GridWeight]:
             continue
         layer, name = weight_place(network, placed.path)
         value = getattr(layer, name)
-        axis = quantizer.axis if quantizer.fraction_bits.dim() else None
+        axis = quantizer.grid.axis if quantizer.fraction_bits.dim() else None
         decimal = shaped_along(quantizer.fraction_bits, value, axis)
         scaled = value.double() * power_of_two(decimal, torch.float64)
         assert torch.equal(scaled.round(), scaled), f"the weight of {placed.path} is not on its grid"
@@ -155,11 +155,13 @@ def _make_custom(operator: Operator, site: str) -> None:
     decimal = int(operator.fraction_bits) if isinstance(operator, Quantizer) else 0
 
     def call(_module: nn.Module, _args: Any, x: Tensor) -> Tensor:
-        if isinstance(operator, Pruner):
-            fixed = operator.granularity != "element" or all(isinstance(size, int) for size in x.shape[2:])
-            kept = operator.fitted(x) if fixed else tile_mask(operator.mask, tuple(x.shape[2:]), operator.border)
-            return torch.ops.qprune.mask(x, kept, site)  # type: ignore[no-any-return]
-        return torch.ops.qprune.grid(x, operator.bits, decimal, operator.rounding, site)  # type: ignore[no-any-return]
+        if isinstance(operator, Quantizer):
+            rounding = operator.grid.rounding
+            return torch.ops.qprune.grid(x, operator.bits, decimal, rounding, site)  # type: ignore[no-any-return]
+        assert isinstance(operator, Pruner)
+        fixed = operator.granularity != "element" or all(isinstance(size, int) for size in x.shape[2:])
+        kept = operator.fitted(x) if fixed else tile_mask(operator.mask, tuple(x.shape[2:]), operator.border)
+        return torch.ops.qprune.mask(x, kept, site)  # type: ignore[no-any-return]
 
     operator.active = False
     operator.register_forward_hook(call)

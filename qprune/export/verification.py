@@ -6,12 +6,10 @@ import copy
 import math
 import statistics
 import time
-import timeit
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 from qprune.compression.convert import with_plain_weights
 from qprune.compression.prepare import run_example, tensors_in
-from qprune.errors import UserError
+from qprune.errors import UserError, first_line
 from qprune.export.files import (
     exported_file,
     integers_of_run,
@@ -69,9 +67,6 @@ class Session:
         given = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self.session.run(None, given)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outputs(x)[0]
-
 
 class QuantSession:
     """A model with Quant nodes in the executor of the package qonnx, node by node."""
@@ -106,9 +101,6 @@ class QuantSession:
             warnings.simplefilter("ignore")  # of shapes that its inference does not find, as of tiled masks
             found = execute_onnx(model, {info.name: x.detach().cpu().numpy() for info, x in given})
         return [torch.from_numpy(found[info.name]) for info in self.model.graph.output]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outputs(x)[0]
 
 
 @dataclass(frozen=True)
@@ -187,8 +179,8 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
     Raises:
         UserError: The file is missing, damaged or of another network, or the network cannot be exported.
     """
-    path = exported_file(run.folder, form)
-    exported = _load(path, advice := "write it again with qprune export")
+    path, advice = exported_file(run.folder, form), "write it again with qprune export"
+    exported = _load(path, advice)
     if exported.metadata.get("qprune.network", run.network_digest) != run.network_digest:
         raise UserError(f"{path} was exported from another network than the run now has; {advice}")
     trained = with_plain_weights(run.task.network).eval()
@@ -197,14 +189,19 @@ def verify_run(run: FinishedRun, form: str = "integer", timed: bool = True) -> V
         program = integers_of_run(run)
         module, rounds, name = program.module, program.rounds, "the integer network in PyTorch"
     elif form == "qonnx":
-        (module, rounds), name = quant_graph_of_run(run), "the network in PyTorch with biases and norms behind sums"
-    reference: Callable[[Tensor], Tensor] = (lambda x: module(x)[0]) if module else trained
+        module, rounds = quant_graph_of_run(run)
+        name = "the network in PyTorch with biases and norms behind sums"
+
+    def reference(x: Tensor) -> Tensor:
+        result: Tensor = trained(x) if module is None else module(x)[0]
+        return result
+
     score_reference, inputs, reference_outputs = _evaluate(run, reference)
     try:
-        score_onnx, _, outputs = _evaluate(run, exported)
+        score_onnx, _, outputs = _evaluate(run, lambda x: exported.outputs(x)[0])
         to_reference = Difference.between(outputs, reference_outputs)
     except Exception as error:  # the runtimes raise many classes of their own
-        raise UserError(f"{path} does not compute the network's outputs ({_first_line(error)}); {advice}") from error
+        raise UserError(f"{path} does not compute the network's outputs ({first_line(error)}); {advice}") from error
     score_trained, _, trained_outputs = _evaluate(run, trained)
     notes = program.notes if program else []
     float_bytes = uncompressed_onnx(run).model.SerializeToString()
@@ -242,18 +239,15 @@ def _load(path: Path, advice: str) -> Session | QuantSession:
     try:
         if path.exists() and not path.is_file():  # a pipe would be read for ever
             raise ValueError("it is no file")
-        model = onnx.load_from_string(content := path.read_bytes())
+        content = path.read_bytes()
+        model = onnx.load_from_string(content)
         if any(node.domain == QONNX_DOMAIN for node in model.graph.node):
             return QuantSession(model)
         return Session(content)
     except UserError:
         raise
     except Exception as error:  # onnx and onnxruntime raise many classes of their own
-        raise UserError(f"{path} cannot be loaded ({_first_line(error)}); {advice}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded ({first_line(error)}); {advice}") from error
 
 
 def _evaluate(run: FinishedRun, network: Callable[[Tensor], Tensor]) -> tuple[float, list[Tensor], Tensor]:
@@ -293,6 +287,8 @@ def _latencies(sessions: Mapping[str, Session], x: Tensor, seconds: float = 4.0)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(taken["float"]) <= WARMUP_CALLS:
             for name, session in sessions.items():
-                taken[name].append(1e3 * timeit.timeit(partial(session, x[:count]), number=1))
+                begin = time.perf_counter()
+                session.outputs(x[:count])
+                taken[name].append(1e3 * (time.perf_counter() - begin))
         found[f"batch {count}"] = {name: statistics.median(t[WARMUP_CALLS:]) for name, t in taken.items()}
     return found

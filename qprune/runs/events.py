@@ -178,15 +178,21 @@ def _figures(x: Tensor, pruner: Pruner | None, quantizer: Quantizer | None) -> d
         mask = pruner.fitted(x).expand_as(x)
     if quantizer is None or not quantizer.acts:
         return found
-    if quantizer.axis is None:
+    if quantizer.grid.axis is None:
         x, mask = _sample(x), None if mask is None else _sample(mask)
     pruned = x if mask is None else x * mask
     found["decimals"] = float(quantizer.fraction_bits.double().mean())
     for name, values in (("pruned", pruned), ("unpruned", x)):
-        arguments = (quantizer.bits, quantizer.saturate, quantizer.decimals, quantizer.rounding, quantizer.axis)
+        arguments = (
+            quantizer.bits,
+            quantizer.saturate,
+            quantizer.decimals,
+            quantizer.grid.rounding,
+            quantizer.grid.axis,
+        )
         found[f"decimals_{name}"] = float(optimal_decimal(values, *arguments).double().mean())
         on_grid = fake_quantize(
-            values, quantizer.bits, quantizer.fraction_bits, quantizer.rounding, "ste", quantizer.axis
+            values, quantizer.bits, quantizer.fraction_bits, quantizer.grid.rounding, "ste", quantizer.grid.axis
         )
         found[f"sqnr_{name}"] = _decibels(values, on_grid)
     kept = _outside(x, quantizer) if mask is None else _outside(x, quantizer)[mask > 0.5]
@@ -197,7 +203,7 @@ def _figures(x: Tensor, pruner: Pruner | None, quantizer: Quantizer | None) -> d
 def _outside(x: Tensor, quantizer: Quantizer) -> Tensor:
     """Return where x lies outside the range of a quantizer's grid."""
     low, high = integer_range(quantizer.bits)
-    scaled = torch.ldexp(x.float(), shaped_along(quantizer.fraction_bits, x, quantizer.axis))
+    scaled = torch.ldexp(x.float(), shaped_along(quantizer.fraction_bits, x, quantizer.grid.axis))
     return (scaled < low) | (scaled > high)
 
 

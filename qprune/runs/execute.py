@@ -19,7 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 
 import qprune
 from qprune.atomic_write import csv_bytes, json_bytes, png_bytes
-from qprune.compression.activation_trace import uncovered_features
+from qprune.compression.activation_trace import with_all_active
 from qprune.compression.cost import cost
 from qprune.compression.distributed import rank_and_world
 from qprune.compression.fake_quantize import use_native
@@ -288,7 +288,7 @@ def _plan_table(task: Task, sites: Plan) -> pd.DataFrame:
         if site.kind == "weight":
             shape = "x".join(map(str, getattr(*weight_place(task.network, site.path)).shape))
         rows.append((site.path, site.kind, shape, site.prune, site.quantize))
-    others = uncovered_features(task.network, task.example)
+    others = [stored for stored in with_all_active(task.network, task.example).reads if not stored.operators]
     times = Counter(stored.name for stored in others)
     for stored in others:
         # A module whose forward makes several has one name for all of them.

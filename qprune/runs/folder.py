@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qprune.atomic_write import explained, json_bytes, remove_left_temporaries, write_atomically, write_json
 from qprune.config.schema import RunConfig
-from qprune.errors import UserError
+from qprune.errors import UserError, first_line
 from qprune.runs import stored
 from qprune.runs.row import Row, parse_row
 
@@ -182,7 +182,7 @@ class RunFolder:
             return checked
         except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
             raise UserError(
-                f"{self.path / CONFIG_FILE} is not the config of a run ({_line(error)}); {_DAMAGED}"
+                f"{self.path / CONFIG_FILE} is not the config of a run ({first_line(error)}); {_DAMAGED}"
             ) from error
 
     def config_text(self) -> str:
@@ -201,7 +201,7 @@ class RunFolder:
             lines = [{k: None if v != v else v for k, v in line.items()} for line in curve.to_dict("records")]  # NaN
             stored.CURVE.validate_python(lines)
         except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
-            why = stored.first_problem(error) if isinstance(error, ValidationError) else _line(error)
+            why = stored.first_problem(error) if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"{self.path / METRICS_FILE} is not the curve of a run ({why}); {_DAMAGED}") from error
         return curve
 
@@ -308,10 +308,6 @@ class RunFolder:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _plain_yaml(content: bytes) -> Any:

@@ -116,7 +116,7 @@ def test_include_and_exclude_take_a_layer_with_the_features_that_it_makes() -> N
     }
     assert features(Functional(), PICTURES, exclude=[INPUT, "head"]).keys().isdisjoint({INPUT, "head.input"})
     plan = auto_plan(Functional(), PICTURES, exclude=["**.conv?", "head"])
-    assert [s.path for s in plan.without_operators] == ["block.conv1", "block.conv2", "head"]
+    assert [s.path for s in plan.sites if not (s.prune or s.quantize)] == ["block.conv1", "block.conv2", "head"]
     with pytest.raises(UserError, match=r"exclude: the glob 'haed' matches none of the network's 10 paths; did you me"):
         auto_plan(Functional(), PICTURES, exclude=["haed"])
     with pytest.raises(UserError, match=r"plan= says which tensors are taken, and include= and exclude= too; give one"):
@@ -255,6 +255,14 @@ def test_weights_that_two_modules_share_are_left_alone() -> None:
     weights = {site.path: site.quantize for site in plan.sites if site.kind == "weight"}
     assert weights == {"hidden": True, "out": False}
     assert [s.path for s in plan.active if s.kind == "feature"] == ["embed", "hidden"]
+
+
+def test_a_module_under_two_names_is_left_alone() -> None:
+    twice = nn.Linear(4, 4)
+    network = nn.Sequential(nn.Linear(4, 4), twice, nn.ReLU(), twice, nn.Linear(4, 2))
+    compressor = compress(network, torch.randn(3, 4), SCHEDULE, 1, 3)
+    assert {p.path for p in compressor.quantizers("weight")} == {"0", "4"}
+    assert "weight 1.weight, 16 elements: shared with 3, and no operator fits both" in str(compressor)
 
 
 def test_a_network_without_layers_is_refused() -> None:

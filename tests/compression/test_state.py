@@ -126,7 +126,7 @@ def test_an_average_begun_at_step_0_has_the_masks_and_grids_of_the_end(make: Mak
     for placed in compressor.quantizers("weight"):
         assert isinstance(placed.operator, Quantizer)
         weight = plain.get_parameter(f"{placed.path}.weight" if "in_proj" not in placed.path else placed.path)
-        axis = placed.operator.axis
+        axis = placed.operator.grid.axis
         shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
         scaled = weight * 2.0 ** placed.operator.fraction_bits.view(shape if axis is not None else ())
         assert torch.equal(scaled, scaled.round()), placed.path

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet101_Weights
 
-from qprune.compression.activation_trace import uncovered_features
+from qprune.compression.activation_trace import with_all_active
 from qprune.compression.compressor import attach
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.footprint import actual_footprint
@@ -58,7 +58,7 @@ def test_operators_are_as_many_as_the_paper_means(paper_plan: Plan) -> None:
 
 
 def test_stem_first_stage_and_outputs_are_spared(paper_plan: Plan) -> None:
-    alone = [site.path for site in paper_plan.without_operators]
+    alone = [site.path for site in paper_plan.sites if not (site.prune or site.quantize)]
     assert len(alone) == 11
     assert all(path == "backbone.conv1" or path.startswith("backbone.layer1.") for path in alone)
     only_quantized = [site.path for site in paper_plan.sites if site.quantize and not site.prune]
@@ -149,7 +149,7 @@ def test_training_finds_objects_through_every_phase() -> None:
     assert {name for name in scores if name != "map_percent"} == {
         f"ap_percent_{name}" for name in ("box", "disc", "triangle")
     }
-    alone = {stored.name for stored in uncovered_features(task.network, task.example)}
+    alone = {stored.name for stored in with_all_active(task.network, task.example).reads if not stored.operators}
     assert "input" in alone
     assert not any(".layer4." in name and name.endswith(("bn1", "bn2")) for name in alone)
     size = actual_footprint(task.network, task.size_example)

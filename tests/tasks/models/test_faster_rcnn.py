@@ -7,7 +7,7 @@ from torchvision.models import resnet101
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import Bottleneck
 
-from qprune.compression.activation_trace import stored_features
+from qprune.compression.activation_trace import Trace
 from qprune.compression.footprint import paper_footprint
 from qprune.errors import UserError
 from qprune.tasks.models.faster_rcnn import FasterRCNN, FrozenBatchNorm, ProposalHead, spread_regions
@@ -129,7 +129,7 @@ def test_the_raw_outputs_do_not_depend_on_what_is_found() -> None:
     assert [tuple(t.shape) for t in (objectness, deltas, logits, offsets)] == [
         (1, 9, 4, 6), (1, 36, 4, 6), (8, 4), (8, 16)
     ]  # fmt: skip
-    stored = stored_features(network, (image, targets, regions))
+    stored = list(Trace(network).run((image, targets, regions)).reads)
     assert stored[0].name == "input"
     assert stored[0].elements == 3 * 64 * 96
     assert {"roi_heads.box_head.layer4.0.relu", "roi_heads.box_head.pool", "rpn.head.relu"} <= {s.name for s in stored}

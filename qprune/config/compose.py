@@ -172,8 +172,7 @@ class Composer(ExitStack):
         key = tuple(groups.values())
         try:
             if key not in self._bases:
-                words = [*self.places, *_WITHOUT_HYDRA, *key]
-                self._bases[key] = _own_part(compose(self.config_name, overrides=words, return_hydra_config=True))
+                self._bases[key] = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *key])
             config = self._bases[key].copy()
             for override in parsed:
                 if override.key_or_group not in groups:
@@ -249,17 +248,11 @@ def resolved(full: DictConfig) -> dict[str, Any]:
 
     Raises UserError where an interpolation cannot be resolved.
     """
-    config = _own_part(full)
     HydraConfig.instance().set_config(full)  # for interpolations such as ${hydra:job.name}
-    values = _resolved(config)
+    values = _resolved(OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"]))
     for key in retired_keys(values):
         print_retired(key)
     return values
-
-
-def _own_part(full: DictConfig) -> DictConfig:
-    """Return a config without `hydra`."""
-    return OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

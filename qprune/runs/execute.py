@@ -47,11 +47,11 @@ from qprune.training.trainer import Loop, Trainer, Watch
 from qprune.training.warm_start import WarmStart
 
 
-def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
+def execute(config: identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
     """Carry out, resume or find a run by its signature; return its row, printed.
 
     Args:
-        config: Of the run, or its recipe.
+        config: Of the run.
         wait: Whether to wait for another process with the same run, and take its row, as the key `wait` says.
         watch: What may stop the run early, with StoppedEarly; ranks get it pickled.
 
@@ -125,7 +125,7 @@ def _say_row(folder: RunFolder, row: Row, config: RunConfig) -> None:
     print_text(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
 
 
-def plan(config: Recipe | identity.Config) -> str:
+def plan(config: identity.Config) -> str:
     """Return the plan of a run as a table, with schedule and notation."""
     recipe = Recipe.from_config(config).on_synthetic_data()
     task = build_task(recipe)

@@ -113,9 +113,10 @@ def _finished(folder: RunFolder, recipe: Recipe) -> Row:
             ) from error
         require_same_data(folder, dataset)
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
-    other = f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
-    other = "" if row.arithmetic == qprune.ARITHMETIC else other
-    print_text(f"finished before: {folder.path} (force=true runs it again{other})")
+    advice = "force=true runs it again"
+    if row.arithmetic != qprune.ARITHMETIC:
+        advice += f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
+    print_text(f"finished before: {folder.path} ({advice})")
     _say_row(folder, row, config)
     return row
 

@@ -19,7 +19,7 @@ from qprune.runs.scores import scored_by
 from qprune.search.frontier import Known, Point, Search
 from qprune.search.grid import Grid, Run, grid_of
 from qprune.search.text import asked_text, outcome, outcome_text, plan_text
-from qprune.training.early_stopping import Watch, after, last_event, rises, rows_of
+from qprune.training.early_stopping import Watch, after, rises, rows_of
 from qprune.training.progress import print_text
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at runs that other processes carry out
@@ -117,7 +117,8 @@ def watch_of(grid: Grid, search: Search, point: Point) -> Watch | None:
     if not math.isfinite(needed) or not any(point.is_milder(peer) for peer in peers):
         return None
     row = search.known[peers[0]].rows[0]
-    event = last_event(grid.config(point), row.steps // row.epochs)
+    timeline = grid.config(point).events().in_steps(row.steps // row.epochs)
+    event = max(timeline.events, default=0)
     folders = [grid.folders[peer, seed] for peer in peers for seed in search.known[peer].scores]
     curves = [after(rows_of(folder.metrics()), grid.question.metric, event) for folder in folders]
     sign = 1 if grid.question.higher_is_better else -1

@@ -45,10 +45,8 @@ class Recipe:
 
     @classmethod
     @naming_keys()
-    def from_config(cls, config: Recipe | Config) -> Recipe:
+    def from_config(cls, config: Config) -> Recipe:
         """Check a config and build its recipe. Raises UserError naming the keys."""
-        if isinstance(config, Recipe):
-            return config
         if not isinstance(config, RunConfig):
             config = RunConfig.check(as_dict(config))
         order = config.order.steps

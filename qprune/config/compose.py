@@ -105,23 +105,16 @@ class Composer(ExitStack):
         return [self._parsed[text] for text in kept]
 
     def _parse(self, text: str) -> Override:
-        parser, quoted = OverridesParser.create(config_loader=self.loader), _quoted(text)
         try:
-            override = parser.parse_override(text)
-            if quoted and not (override.is_sweep_override() or isinstance(override.value(), str)):
-                text, override = quoted, parser.parse_override(quoted)  # such as a folder called 2026
+            override = _read(text, OverridesParser.create(config_loader=self.loader))
         except _REFUSALS as error:
-            try:
-                text, override = quoted, parser.parse_override(quoted)  # as `[a`, or not of the form KEY=VALUE
-            except _REFUSALS:
-                if "=" not in text:
-                    found = [f"{group}={text}" for group in self.groups if text in self.choices(group)]
-                    raise UserError(f"{text!r} is not KEY=VALUE; type {[*found, 'task=espcn'][0]}") from error
-                raise UserError(
-                    f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
-                    "as special, for example 'data.root=\"/a folder\"'"
-                ) from error
-        override.input_line = text
+            if "=" not in text:
+                found = [f"{group}={text}" for group in self.groups if text in self.choices(group)]
+                raise UserError(f"{text!r} is not KEY=VALUE; type {[*found, 'task=espcn'][0]}") from error
+            raise UserError(
+                f"{text!r} is not of the form KEY=VALUE ({str(error).splitlines()[0]}); quote what Hydra reads "
+                "as special, for example 'data.root=\"/a folder\"'"
+            ) from error
         if override.is_delete() and not override.key_or_group.startswith("hydra"):
             raise UserError(
                 f"{text}: a key or group cannot be taken away; give it another value, or null where that is legal"
@@ -172,8 +165,7 @@ class Composer(ExitStack):
         key = tuple(groups.values())
         try:
             if key not in self._bases:
-                words = [*self.places, *_WITHOUT_HYDRA, *key]
-                self._bases[key] = _own_part(compose(self.config_name, overrides=words, return_hydra_config=True))
+                self._bases[key] = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *key])
             config = self._bases[key].copy()
             for override in parsed:
                 if override.key_or_group not in groups:
@@ -249,17 +241,11 @@ def resolved(full: DictConfig) -> dict[str, Any]:
 
     Raises UserError where an interpolation cannot be resolved.
     """
-    config = _own_part(full)
     HydraConfig.instance().set_config(full)  # for interpolations such as ${hydra:job.name}
-    values = _resolved(config)
+    values = _resolved(OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"]))
     for key in retired_keys(values):
         print_retired(key)
     return values
-
-
-def _own_part(full: DictConfig) -> DictConfig:
-    """Return a config without `hydra`."""
-    return OmegaConf.masked_copy(full, [str(key) for key in full if key != "hydra"])
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -317,12 +303,18 @@ def _texts() -> frozenset[str]:
     return frozenset(key for key in dotted_keys(json_schema()) if legal(schema_at(json_schema(), key))[:4] == "text")
 
 
-def _quoted(text: str) -> str:
-    """Return an override with its value in quotes, if the key's is text; else nothing."""
-    key, _, value = text.partition("=")
-    if "=" not in text or key_of(text) not in _texts() or (value.lower() == "null" and key_of(text) != "results_dir"):
-        return ""
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+def _read(text: str, parser: OverridesParser) -> Override:
+    """Parse an override; text of which Hydra makes something else, as a folder called 2026 or [a, is quoted first."""
+    key, equals, value = text.partition("=")
+    is_text = equals and key_of(text) in _texts() and (value.lower() != "null" or key_of(text) == "results_dir")
+    try:
+        override = parser.parse_override(text)
+        if not is_text or override.is_sweep_override() or isinstance(override.value(), str):
+            return override
+    except _REFUSALS:
+        if not is_text:
+            raise
+    return parser.parse_override(f"{key}={QuotedString(value, Quote.single).with_quotes()}")
 
 
 def decimal_from(signature: str) -> str:

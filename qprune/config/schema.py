@@ -229,7 +229,9 @@ class TrainerSection(Section):
 class LoggerSection(Section):
     """Where training curves go, besides metrics.csv in the run folder."""
 
-    name: Text = _key("csv, tensorboard, wandb or mlflow", machine=True)
+    name: Literal["csv", "tensorboard", "wandb", "mlflow"] = _key(
+        "what else shows the curve; csv: nothing", machine=True
+    )
 
 
 class SitesSection(Section):

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qprune.config.schema import LATER_KEYS, RunConfig
+from qprune.config.schema import LATER_KEYS, PruneSection, RunConfig
 from qprune.config.schema import MACHINE_KEYS as MACHINE_KEYS
 
 Config = RunConfig | Mapping[str, Any] | DictConfig  # resolved or to be resolved
@@ -69,7 +69,7 @@ def _unused_keys(order: Sequence[str]) -> tuple[str, ...]:
     """List the keys without effect in an order; T is the quantizers' too."""
     unused: tuple[str, ...] = ()
     if "prune" not in order:
-        names = ("sparsity", "targets", "granularity", "rule", "border", *(() if "quantize" in order else ("window",)))
+        names = PruneSection.model_fields.keys() - ({"window"} if "quantize" in order else set())
         unused += (*(f"prune.{name}" for name in names), "schedule.t_p", "schedule.dt_p", "schedule.n")
     if "quantize" not in order:
         unused += ("quantize", "schedule.t_qw", "schedule.t_qf")

@@ -63,8 +63,9 @@ def _known_commits(commits: set[str]) -> set[str] | None:
 
 def _git_says(*arguments: str, given: str = "") -> str:
     """Run git in this checkout and return what it prints."""
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10, "input": given}
-    return str(subprocess.run(["git", *arguments], cwd=Path(__file__).parent, **options).stdout).strip()
+    command, here = ["git", *arguments], Path(__file__).parent
+    done = subprocess.run(command, cwd=here, input=given, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def _git() -> dict[str, Any] | None:

@@ -47,11 +47,11 @@ from qprune.training.trainer import Loop, Trainer, Watch
 from qprune.training.warm_start import WarmStart
 
 
-def execute(config: Recipe | identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
+def execute(config: identity.Config, wait: bool = False, watch: Watch | None = None) -> Row:
     """Carry out, resume or find a run by its signature; return its row, printed.
 
     Args:
-        config: Of the run, or its recipe.
+        config: Of the run.
         wait: Whether to wait for another process with the same run, and take its row, as the key `wait` says.
         watch: What may stop the run early, with StoppedEarly; ranks get it pickled.
 
@@ -113,9 +113,10 @@ def _finished(folder: RunFolder, recipe: Recipe) -> Row:
             ) from error
         require_same_data(folder, dataset)
     folder.remove_checkpoints()  # its process was killed right after it wrote the row
-    other = f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
-    other = "" if row.arithmetic == qprune.ARITHMETIC else other
-    print_text(f"finished before: {folder.path} (force=true runs it again{other})")
+    advice = "force=true runs it again"
+    if row.arithmetic != qprune.ARITHMETIC:
+        advice += f"; it has arithmetic {row.arithmetic}, this code {qprune.ARITHMETIC}"
+    print_text(f"finished before: {folder.path} ({advice})")
     _say_row(folder, row, config)
     return row
 
@@ -125,7 +126,7 @@ def _say_row(folder: RunFolder, row: Row, config: RunConfig) -> None:
     print_text(format_row(replace(row, marks=[*row.marks, *marks]), float_row(config)))
 
 
-def plan(config: Recipe | identity.Config) -> str:
+def plan(config: identity.Config) -> str:
     """Return the plan of a run as a table, with schedule and notation."""
     recipe = Recipe.from_config(config).on_synthetic_data()
     task = build_task(recipe)

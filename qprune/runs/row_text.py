@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.text import Text
-
 from qprune.errors import counted
 from qprune.runs.row import Row
 from qprune.runs.scores import unit_of_score
@@ -13,7 +11,7 @@ from qprune.runs.scores import unit_of_score
 KINDS = {"weight": "weights", "feature": "features", "input": "input"}
 
 
-def format_row(row: Row, reference: Row | None = None) -> Text:
+def format_row(row: Row, reference: Row | None = None) -> str:
     """Return a row as a few lines. reference: the row of the float network, if it is there."""
     sizes = {name: row.size_bits(name) for name in ("actual", "paper")}
     parts = ", ".join(f"{name} {_mb(getattr(row, f'{kind}_bits_actual'))} Mb" for kind, name in KINDS.items())
@@ -36,7 +34,7 @@ def format_row(row: Row, reference: Row | None = None) -> Text:
     lines += [f"  {line}" for line in recovery_lines(row.recovery)] if row.recovery else []
     if row.marks:
         lines.append(f"  not comparable with the paper: {'; '.join(row.marks)}")
-    return Text("\n".join(lines))
+    return "\n".join(lines)
 
 
 def gain_text(row: Row, reference: Row | None = None) -> str:

@@ -61,13 +61,9 @@ class Store:
 
     def check(self, signatures: Iterable[str]) -> None:
         """Compare these rows with their run's files; leave out and name those that differ."""
-        for name in [name for name in signatures if name in self.rows and name not in self.checked]:
-            self.checked.add(name)
-            try:
-                _compare(self.folders[name], self.rows[name])
-            except UserError as error:
-                self.problems.append(str(error))
-                del self.rows[name]
+        new = [name for name in signatures if name in self.rows and name not in self.checked]
+        self.checked.update(new)
+        self.leave_out_bad(_require_own_row, new)
 
     def stored(self, signature: str, read: Callable[[RunFolder], T]) -> T | None:
         """Return what `read` finds in a run's folder; None, and a problem, where a file is not as it should be."""
@@ -78,11 +74,11 @@ class Store:
                 self.problems.append(str(error))
             return None
 
-    def leave_out_bad(self, read: Callable[[RunFolder], object]) -> None:
-        """Leave out and name the rows of which `read` raises UserError."""
-        for name, run in [(name, self.folders[name]) for name in self.rows]:
+    def leave_out_bad(self, read: Callable[[RunFolder], object], signatures: Iterable[str] | None = None) -> None:
+        """Leave out and name the rows, or those of `signatures`, of which `read` raises UserError."""
+        for name in list(self.rows if signatures is None else signatures):
             try:
-                read(run)
+                read(self.folders[name])
             except UserError as error:
                 self.problems.append(str(error))
                 del self.rows[name]
@@ -130,12 +126,12 @@ def versions_text(left_out: Iterable[int]) -> list[str]:
     ]
 
 
-def _compare(run: RunFolder, row: Row) -> None:
+def _require_own_row(run: RunFolder) -> None:
     """Raise UserError when a row is not that of its run; missing files pass."""
     advice = "it was edited or copied; run its command again with force=true"
     if run.check(CONFIG_FILE, METRICS_FILE):
         return  # the run wrote the checksums of row, config and curve together
-    path = run.path / ROW_FILE
+    path, row = run.path / ROW_FILE, run.row()
     if (config := run.config()) is not None:
         stated = {"signature": identity.signature(config)}
         stated |= {"seed": config["seed"], "task": config["task"]["name"], "order": config["order"]["name"]}

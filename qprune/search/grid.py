@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,22 +73,23 @@ def grid_of(
         from qprune.search.size import planned_footprint, task_of  # late: they import torch, slow for bad input
         from qprune.training.task import VALIDATION
 
-        checked = [composer.checked([*words, f"seed={seeds[0]}"]) for words, _, _ in cells]
+        checked = [composer.checked([*cell.overrides, f"seed={seeds[0]}"]) for cell in cells]
         task = task_of(checked[0])  # of all cells, as there is one float network
-        for config, (words, note, families) in zip(checked, cells, strict=True):
-            name = identity.notation(config) + (f" ({note})" if note else "")
+        for config, cell in zip(checked, cells, strict=True):
+            name = identity.notation(config) + (f" ({cell.note})" if cell.note else "")
             bits = config.quantize.bits if "quantize" in config.order.steps else FLOAT_BITS
             sparsity = config.prune.sparsity if "prune" in config.order.steps else 0.0
             size = planned_footprint(task, config).size_bits()
-            models[Point(name, frozenset(families), bits, sparsity, size)] = words
-        runs = {(p, seed): [*models[p], f"seed={seed}"] for p in in_order(models) for seed in seeds}
+            models[Point(name, frozenset(cell.families), bits, sparsity, size)] = cell.overrides
+        points = in_order(models)
+        runs = {(point, seed): [*models[point], f"seed={seed}"] for point in points for seed in seeds}
         configs = {run: composer.checked(words) for run, words in runs.items()}
     amounts = {key: _amount(key, own[key], task.metric) for key in ("max_loss", "margin") if key in own}
     max_size = _size(own["max_size"]) if "max_size" in own else None
     metric = f"{VALIDATION if checked[0].data.validation else ''}{task.metric}"  # the test set is no set to choose by
     question = Question(task.higher_is_better, max_size_bits=max_size, metric=metric, **amounts)
     signatures = {run: identity.signature(config) for run, config in configs.items()}
-    (folders, left_out), points = _folders(configs, signatures, arithmetic), list(dict.fromkeys(p for p, _ in runs))
+    folders, left_out = _folders(configs, signatures, arithmetic)
     stops = own.get("stop", STOP[0]) == STOP[0] and not exhaustive
     return Grid(points, seeds, runs, configs, signatures, folders, question, stops, exhaustive, task, left_out)
 
@@ -148,8 +149,17 @@ def _separated(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, overrides
 
 
-def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[tuple[list[str], str, set[str]]]:
-    """Return each cell's overrides but the seed, further varied keys, and families."""
+@dataclass(frozen=True)
+class _Cell:
+    """A model of the grid."""
+
+    overrides: list[str]  # of its runs, but the seed
+    note: str  # the keys that vary beside bits and sparsity
+    families: set[str] = field(default_factory=set)  # as of its `Point`
+
+
+def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[_Cell]:
+    """List the models; of those that are the same run, one with the families of all."""
     bits, sparsities = _numbers("bits", choices["quantize.bits"]), _numbers("sparsity", choices["prune.sparsity"])
     others = {key: texts for key, texts in choices.items() if key not in DEFAULTS}
     fixed = [texts[0] for texts in others.values() if len(texts) == 1]
@@ -160,17 +170,17 @@ def _cells(composer: Composer, choices: dict[str, list[str]]) -> list[tuple[list
                 f"{order}: a search varies bits and sparsity, and this order has not both; give one that has, "
                 "and sparsity=0 for quantization alone or bits=32 for pruning alone"
             )
-    found: dict[str, tuple[list[str], str, set[str]]] = {}
+    found: dict[str, _Cell] = {}
     for order, *extra in itertools.product(choices["order"], *varied.values()):
         note = " ".join(extra)
         for b, s in [(FLOAT_BITS, 0), *itertools.product(bits, sparsities)]:
             quantize, prune = [f"quantize.bits={b:g}"] * (b != FLOAT_BITS), [f"prune.sparsity={s:g}"] * (s > 0)
             alone = "order=quantize_only" if quantize else "order=prune_only" if prune else "order=baseline"
             words = [*fixed, *extra, order if quantize and prune else alone, *quantize, *prune]
-            _, _, families = found.setdefault(composer.signature(words, 0), (words, note, set()))
+            cell = found.setdefault(composer.signature(words, 0), _Cell(words, note))
             if quantize or prune:
-                families.add(f"{order.partition('=')[2]} {note}".strip())
-    if sum(not families for _, _, families in found.values()) > 1:
+                cell.families.add(f"{order.partition('=')[2]} {note}".strip())
+    if sum(not cell.families for cell in found.values()) > 1:
         raise UserError(
             f"{' and '.join(varied)}: several values make several float networks, and a search has one to compare "
             "with; give one value, and make one search for each"

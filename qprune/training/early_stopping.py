@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from qprune.config.schema import RunConfig
-
 LEAST_RUNS = 2
 
 
@@ -70,15 +68,6 @@ def rises(curves: Sequence[Mapping[int, float]], sign: int) -> dict[int, float]:
         largest = max(largest, *(sign * (curve[max(curve)] - curve[epoch]) for curve in curves))
         found[epoch] = largest
     return found
-
-
-def last_event(config: RunConfig, steps_per_epoch: int) -> int:
-    """Return the step of the last event of a run; 0 without any."""
-    from qprune.config.build import Recipe  # late: it imports torch, which bad input need not wait for
-
-    timeline = Recipe.from_config(config).schedule.in_steps(steps_per_epoch)
-    events = (*timeline.prune_steps, timeline.weight_step, timeline.feature_step)
-    return max((event for event in events if event is not None), default=0)
 
 
 def rows_of(curve: pd.DataFrame | None) -> list[dict[Any, Any]]:

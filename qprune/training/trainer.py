@@ -359,10 +359,7 @@ class Trainer:
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once.
-
-        A signal that the shell has set to be ignored, as SIGINT in `nohup ... &`, stays ignored.
-        """
+        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._stop_signal == signal.SIGINT == number:
@@ -372,7 +369,7 @@ class Trainer:
         with ExitStack() as handlers:
             with suppress(ValueError):  # not the main thread
                 for number in (signal.SIGTERM, signal.SIGINT):
-                    if signal.getsignal(number) != signal.SIG_IGN:
+                    if signal.getsignal(number) != signal.SIG_IGN:  # by the shell, as in `nohup ... &`
                         handlers.callback(signal.signal, number, signal.signal(number, note))
             yield
 

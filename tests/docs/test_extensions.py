@@ -53,7 +53,7 @@ def test_tables_are_tables() -> None:
     schedules = config_keys.schedule_table().splitlines()
     assert schedules[0] == "| schedule | `t_qw` | `t_qf` | `t_p` | `dt_p` | `n` |"
     assert "| `espcn/prune_first` | 160 | 170 | 140 | 5 | 4 |" in schedules
-    assert "| `cifar/baseline` | - | - | - | - | 4 |" in schedules
+    assert "| `espcn/quantize_only` | 140 | 150 | - | - | 4 |" in schedules
     assert "| `prune_first` | Pruning, then quantization: P0.5(w,f)->Q8(w,f) |" in config_keys.choices_table("order")
 
 

@@ -14,7 +14,7 @@ from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 VERBS = {
     "run": ("train one recipe; print and store its result row", "qprune.cli.run:run"),
     "sweep": ("train one recipe per combination of values", "qprune.cli.run:sweep"),
-    "plan": ("print which tensor gets which operator, and when", "qprune.cli.run:plan"),
+    "plan": ("print which tensor gets which operator, and when", "qprune.cli.plan:plan"),
     "frontier": ("find the smallest model for a score", "qprune.cli.frontier:show"),
     "list": ("print what there is to choose from, or the finished runs", "qprune.cli.list:show"),
     "tables": ("print the paper's tables from the finished runs", "qprune.cli.tables:show"),

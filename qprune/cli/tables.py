@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
 from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import RESULTS_DIR, existing_results, results_folder, table_file
+from qprune.cli.output import RESULTS_DIR, existing_results, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import tables
@@ -51,9 +51,7 @@ def show(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
-    if options.run_missing:
-        results_folder(keys)[0].mkdir(parents=True, exist_ok=True)
-    folder, keys = existing_results(keys)
+    folder, keys = existing_results(keys, make=options.run_missing)
     arithmetic, margin = read_arithmetic(keys), _margin(keys)
     output = Path(options.output) if options.output else own_place(folder, "tables")
     sources = presets(TABLE, options.config_dir)

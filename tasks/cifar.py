@@ -103,7 +103,7 @@ class Cifar(Task):
             pictures.train_labels[rows],
             batch_size=batch,
             seed=seed,
-            augmentation=CropAndFlip(margin=4),
+            augmentation=CropAndFlip(size=32, side=32, padding=4),
         )
         example = torch.zeros(1, 3, 32, 32)
         self._hold(test_images=pictures.test_images[test_rows], test_labels=pictures.test_labels[test_rows])

@@ -14,12 +14,13 @@ from torchvision.utils import make_grid
 
 from qprune.config.types import Channels, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.image_pool import ImagePool
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, plain_or_striped
-from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
+from qprune.tasks.data.translation import SIZE, SMALL, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.data.unpaired import UnpairedBatches, read_domain
 from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import square_loss
@@ -129,7 +130,7 @@ class CycleGAN(Task):
             train_b[rows_b],
             batch_size=batch,
             seed=seed,
-            augmentation=SquareCrop(size, train_a.shape[-1]),
+            augmentation=CropAndFlip(size, train_a.shape[-1]),
         )
         self.register_buffer("test_a", sets["testA"][tests[0][0]], persistent=False)
         self.register_buffer("test_b", sets["testB"][tests[1][0]], persistent=False)

@@ -13,13 +13,14 @@ from torchvision.utils import make_grid
 
 from qprune.config.types import Channels, Fraction, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.facades import DIRECTIONS, read_pairs
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
-from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
+from qprune.tasks.data.translation import SIZE, SMALL, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import logistic_loss
 from qprune.tasks.models.initialisation import gaussian_
@@ -128,7 +129,7 @@ class Pix2Pix(Task):
             *other_than("width", self.width, WIDTH),
         ]
         self.train_batches = TensorBatches(
-            train[rows], rows, batch_size=batch, seed=seed, augmentation=SquareCrop(size, train.shape[-1])
+            train[rows], rows, batch_size=batch, seed=seed, augmentation=CropAndFlip(size, train.shape[-1])
         )
         self.register_buffer("test_pairs", test[test_rows], persistent=False)
         self.register_buffer("example", torch.zeros(1, 3, size, size), persistent=False)

@@ -13,7 +13,7 @@ SAMPLES, BATCH = 23, 5
 @pytest.fixture
 def batches() -> TensorBatches:
     pictures = torch.randint(1, 256, (SAMPLES, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return TensorBatches(pictures, torch.arange(SAMPLES), batch_size=BATCH, seed=3, augmentation=CropAndFlip(margin=2))
+    return TensorBatches(pictures, torch.arange(SAMPLES), batch_size=BATCH, seed=3, augmentation=CropAndFlip(8, 8, 2))
 
 
 def epoch(batches: TensorBatches, number: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -39,7 +39,7 @@ def test_a_resumed_epoch_is_the_tail_of_the_uninterrupted_one(batches: TensorBat
 
 
 def test_epochs_and_seeds_differ_in_order_and_in_augmentation(batches: TensorBatches) -> None:
-    other = TensorBatches(batches.inputs, batches.targets, batch_size=BATCH, seed=4, augmentation=CropAndFlip(2))
+    other = TensorBatches(batches.inputs, batches.targets, batch_size=BATCH, seed=4, augmentation=CropAndFlip(8, 8, 2))
     orders = [torch.cat([t for _, t in x.epoch(e)]).tolist() for x, e in ((batches, 0), (batches, 1), (other, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     pictures = []  # of sample 0
@@ -56,7 +56,7 @@ def test_data_stays_out_of_the_state_dict_and_moves_with_the_module(batches: Ten
 
 def test_batches_are_made_faster_than_a_processor_can_train_on_them() -> None:
     pictures = torch.zeros(4096, 3, 32, 32, dtype=torch.uint8)
-    batches = TensorBatches(pictures, torch.zeros(4096), batch_size=128, seed=0, augmentation=CropAndFlip())
+    batches = TensorBatches(pictures, torch.zeros(4096), batch_size=128, seed=0, augmentation=CropAndFlip(32, 32, 4))
     start = time.perf_counter()
     assert sum(len(targets) for _, targets in batches.epoch(0)) == 4096
     # a core trains on some 50 pictures a second and makes some 20,000; the margin is for busy machines

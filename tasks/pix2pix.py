@@ -19,6 +19,7 @@ from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.facades import DIRECTIONS, read_pairs
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
 from qprune.tasks.data.translation import SIZE, SMALL, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.metrics.fid import distance_of
@@ -201,16 +202,12 @@ def _pairs(
     data: DataOptions, train_folder: Path, test_folder: Path, size: int, direction: str
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Read training pairs (N, 6, L, L), L larger than size, test pairs (M, 6, size, size), and marks."""
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, f"{train_folder} and {test_folder}")
+    if root is None:
         train = label_maps_and_pictures(TRAIN, enlarged(size), "train")
         return train, label_maps_and_pictures(TEST, size, "test"), ["synthetic data"]
-    if data.root is None:
-        raise UserError(
-            f"data.root is not set; give the folder that holds {train_folder} and {test_folder}, or type data=synthetic"
-        )
-    train = read_pairs(Path(data.root) / train_folder, "task.train_folder", enlarged(size), direction)
-    test = read_pairs(Path(data.root) / test_folder, "task.test_folder", size, direction)
+    train = read_pairs(root / train_folder, "task.train_folder", enlarged(size), direction)
+    test = read_pairs(root / test_folder, "task.test_folder", size, direction)
     marks = [
         f"{kind} set: {len(pairs)} pairs, the published one has {PUBLISHED[kind]}"
         for kind, pairs in (("training", train), ("test", test))

@@ -180,7 +180,8 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     write_atomically(path, csv_bytes(table))
     print_text(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
-        from qprune.reporting.figures import save, search_fronts
+        from qprune.reporting.plotting import save
+        from qprune.reporting.score_figures import search_fronts
 
         limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from qprune.errors import UserError
-from qprune.reporting.comparison import differing_keys
+from qprune.reporting.recipes import differing_keys
 from qprune.runs import events as snapshots
 from qprune.runs.events import Event, events_of
 from qprune.runs.folder import METRICS_FILE, RunFolder

@@ -24,12 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
-from qprune.config.schema import SlotsSection
-from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError, counted, visible
-from qprune.reporting import figures, tables
-from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, in_words, too_few_text
-from qprune.reporting.figures import Names, Pixels
+from qprune.reporting import plotting, run_figures, sample_figures, score_figures, tables
+from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
+from qprune.reporting.plotting import Names, Pixels
+from qprune.reporting.recipes import recipes
 from qprune.reporting.summary import summaries
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
@@ -75,29 +74,18 @@ def page(
     lines = [_cells(row, labels) for row in rows]
     headings = [name for name in _HEADINGS if name != _PER_BOP or any(line[name] for line in lines)]
 
-    def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
-        found = []
-        for name, caption, figure in pictures:
-            note(f"{caption}: {name}")
-            svg = figures.save(figure, figure_folder, name)
-            inline = "" if b"<image" in svg else _element(svg, caption)
-            data = "" if inline else _webp(figure_folder / f"{name}.png")
-            found.append({"data": data, "svg": inline, "caption": caption, "name": name})
-        return found
-
-    def details(row: Row) -> dict[str, Any]:
-        place, is_drawn = store.folders[row.signature].path, row.signature in chosen
-        texts = {}
-        for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ())):
-            if (content := store.stored(row.signature, partial(RunFolder.checked_content, name=name))) is not None:
-                texts[name] = content.decode(errors="replace")
-        pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
-        return {"name": f"{row.task}/{visible(place.name)}", "figures": pictures, "files": texts}
-
     summary = list(summaries(rows, lambda group: recipes(store, group), names))
-    drawn = saved(figures_of_runs(store, rows, names, units))
+    drawn = _saved(figures_of_runs(store, rows, names, units), figure_folder, note)
     opening = next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    details = {}
+    for row in rows:
+        is_drawn = row.signature in chosen
+        details[row.signature[:10]] = {
+            "name": f"{row.task}/{visible(store.folders[row.signature].path.name)}",
+            "figures": _saved(figures_of_run(store, row, names), figure_folder, note) if is_drawn else [],
+            "files": _files(store, row, (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))),
+        }
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
@@ -114,10 +102,31 @@ def page(
         run_headings=headings,
         runs=[{"key": line["run"], "cells": [line[name] for name in headings]} for line in lines],
         filters={name: sorted({line[name] for line in lines}) for name in _FILTERS},
-        details=_packed({row.signature[:10]: details(row) for row in rows}),
+        details=_packed(details),
         left=len(rows) - len(chosen),
         problems=store.problems,
     )
+
+
+def _saved(pictures: Iterator[Picture], folder: Path, note: Callable[[str], None]) -> list[dict[str, str]]:
+    """Write figures into `folder`, and return what the page shows of each: an SVG, or a bitmap where it has pixels."""
+    found = []
+    for name, caption, figure in pictures:
+        note(f"{caption}: {name}")
+        svg = plotting.save(figure, folder, name)
+        inline = "" if b"<image" in svg else _element(svg, caption)
+        data = "" if inline else _webp(folder / f"{name}.png")
+        found.append({"data": data, "svg": inline, "caption": caption, "name": name})
+    return found
+
+
+def _files(store: Store, row: Row, names: Sequence[str]) -> dict[str, str]:
+    """Return the text of files of a run; a broken one is a problem of the store."""
+    texts = {}
+    for name in names:
+        if (content := store.stored(row.signature, partial(RunFolder.checked_content, name=name))) is not None:
+            texts[name] = content.decode(errors="replace")
+    return texts
 
 
 def _conditions(row: Row) -> tuple[str, str, str]:
@@ -154,8 +163,8 @@ def _element(svg: bytes, label: str) -> Markup:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
         element.attrib = {name.rpartition("}")[2]: value for name, value in element.items()}
-        if (name := element.get("id", "")).startswith(figures.TIP):
-            tips = name.removeprefix(figures.TIP).split(figures.BETWEEN_TIPS)
+        if (name := element.get("id", "")).startswith(plotting.TIP):
+            tips = name.removeprefix(plotting.TIP).split(plotting.BETWEEN_TIPS)
             for place, text in zip(element.findall(".//{*}use") if tips[1:] else [element], tips, strict=True):
                 ElementTree.SubElement(place, "title").text = text
             del element.attrib["id"]
@@ -173,19 +182,19 @@ def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
     place, timeline = store.folders[row.signature].path, store.timeline(row.signature)
     curve, operators = store.stored(row.signature, RunFolder.metrics), store.stored(row.signature, _operators) or []
     if curve is not None and len(curve) and set(curve) >= _CURVE:
-        drawing = figures.training_curve(curve, timeline, row, names)
+        drawing = run_figures.training_curve(curve, timeline, row, names)
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
-            drawing = figures.over_time(curve, operators, timeline, row)
+            drawing = run_figures.over_time(curve, operators, timeline, row)
             yield f"{place.name}-time", "Zeros and fraction bits over epochs", drawing
     if any(operator["operator"] == "quantize" for operator in operators):
         caption = "Fraction bits by tensor, with their range over channels"
-        yield f"{place.name}-decimals", caption, figures.fraction_bits(operators, row)
+        yield f"{place.name}-decimals", caption, run_figures.fraction_bits(operators, row)
     if histograms := sorted(store.stored(row.signature, _histograms) or [], key=lambda entry: entry["site"] != INPUT):
         caption = "Features on the test set before quantization, and the range of their grids"
-        yield f"{place.name}-features", caption, figures.feature_histograms(histograms, row)
+        yield f"{place.name}-features", caption, run_figures.feature_histograms(histograms, row)
     if found := store.stored(row.signature, _masks):
-        yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
+        yield f"{place.name}-masks", "Feature masks; black is pruned", run_figures.feature_masks(found)
 
 
 def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Names) -> Iterator[Picture]:
@@ -200,12 +209,12 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
             better, unit = group[0].higher_is_better, units.get(key[0], "")
-            drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
+            drawing = score_figures.density_against_score(table, key[0], key[3], better, unit, names)
             caption = f"{head}{marked_text}: density (sizes as stored) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
-            drawing = figures.score_by_window(windows, key[3], key[0], names)
+            drawing = score_figures.score_by_window(windows, key[3], key[0], names)
             yield f"{name}-window", f"{head}{marked_text}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):
@@ -214,33 +223,11 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             sites = store.stored(row.signature, _histograms)
             is_first = not any(label.startswith(row.task) for label in runs)
             if sites and is_first and (row.budget, row.data_source) == conditions:
-                runs[figures.title_of(row)] = sites
+                runs[plotting.title_of(row)] = sites
         if len(runs) > 1:
             budget, data = conditions
             caption = f"budget {budget}, {data} data: features of the tasks on their test sets, before quantization"
-            yield f"{budget}-{data}-tails", caption, figures.feature_tails(runs)
-
-
-def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> dict[str, str]:
-    """Name each run's recipe: its notation, and keys that distinguish it.
-
-    Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
-    most runs have.
-    """
-    times = (f"schedule.{key}" for key in ("t_qw", "t_qf", "t_p", "dt_p", "n"))
-    dropped = frozenset((*MACHINE_KEYS, "seed", *times, *ignored))
-    by_notation: dict[str, dict[str, dict[str, Any]]] = {}
-    names = {row.signature: f"{row.notation} (no config)" for row in rows}
-    for row in rows:
-        if (config := store.stored(row.signature, RunFolder.config)) is not None:
-            kept = without(config, dropped.union(later_at_default(config))) | {"arithmetic": row.arithmetic}
-            if slots := (kept.get("schedule") or {}).pop("slots", None):
-                kept["slots"] = str(SlotsSection.model_validate(slots)).removeprefix("slots ")
-            by_notation.setdefault(row.notation, {})[row.signature] = kept
-    for notation, configs in by_notation.items():
-        keys = differing_keys(list(configs.values()), in_words)
-        names |= {name: ", ".join(filter(None, (notation, own))) for name, own in zip(configs, keys, strict=True)}
-    return names
+            yield f"{budget}-{data}-tails", caption, run_figures.feature_tails(runs)
 
 
 def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
@@ -272,7 +259,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
                 found.setdefault((path.stem, pixels.shape), {})[title] = pixels
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
-        drawing = figures.side_by_side(group, f"{head}: {stem}")
+        drawing = sample_figures.side_by_side(group, f"{head}: {stem}")
         yield f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side", drawing
 
 

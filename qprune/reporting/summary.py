@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from qprune.reporting.figures import with_unit
+from qprune.reporting.plotting import with_unit
 from qprune.runs.row import Row
 from qprune.runs.row_text import digits, size_bits
 

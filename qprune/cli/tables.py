@@ -18,9 +18,10 @@ from qprune.cli.exit_codes import FAILURE
 from qprune.cli.output import RESULTS_DIR, existing_results, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
-from qprune.reporting import tables
+from qprune.reporting import table_text, tables
 from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
-from qprune.reporting.tables import Part, Table, TableRow, Wanted, in_markdown
+from qprune.reporting.table_text import in_markdown
+from qprune.reporting.tables import Part, Table, TableRow, Wanted
 from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
@@ -65,8 +66,8 @@ def show(arguments: Sequence[str]) -> int:
         code, store = _run(commands, folder, options.config_dir), Store.read(folder, arithmetic)
         joined = join_all(chosen, store, keys, options.config_dir)
     for table, parts, _ in joined:
-        texts = {"md": tables.markdown(table, parts, options.recovery), "csv": tables.csv(parts)}
-        texts["tex"] = tables.latex(table, parts, options.recovery)
+        texts = {"md": table_text.markdown(table, parts, options.recovery), "csv": table_text.csv(parts)}
+        texts["tex"] = table_text.latex(table, parts, options.recovery)
         for suffix, text in texts.items():
             path = output / f"{table_file(table.name, keys)}.{suffix}"
             write_atomically(path, text.encode(errors="backslashreplace"))

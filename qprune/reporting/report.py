@@ -25,7 +25,7 @@ from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
 from qprune.errors import UserError, counted, visible
-from qprune.reporting import plotting, run_figures, sample_figures, score_figures, tables
+from qprune.reporting import plotting, run_figures, sample_figures, score_figures, table_text, tables
 from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
 from qprune.reporting.plotting import Names, Pixels
 from qprune.reporting.recipes import recipes
@@ -96,8 +96,8 @@ def page(
         decided=[each for each in comparisons if each.can_decide],
         too_few_text=too_few_text,
         method=METHOD,
-        tables=[{"name": t.name, "title": t.title, "layout": tables.layout(parts)} for t, parts in joined],
-        letter=tables.letter,
+        tables=[{"name": t.name, "title": t.title, "layout": table_text.layout(parts)} for t, parts in joined],
+        letter=table_text.letter,
         figures=[each for each in drawn if each is not opening],
         run_headings=headings,
         runs=[{"key": line["run"], "cells": [line[name] for name in headings]} for line in lines],

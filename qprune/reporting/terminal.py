@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Column
 from rich.table import Table as Grid
 
-from qprune.reporting.tables import Table, letter, number
+from qprune.reporting.table_text import letter, number
+from qprune.reporting.tables import Table
 from qprune.training.progress import plain
 
 _COLUMNS = ("score", "n", "paper", "diff", "Mb", "density", "paper")

@@ -56,8 +56,7 @@ def make(arguments: Sequence[str]) -> int:
         _count_features(store)
     print_text(f"{counted(len(store.rows), 'run')} below {folder}: drawing the figures")
     with Console(stderr=True).status("") as status:
-        shown = [(table, parts) for table, parts, _ in joined]
-        text = page(store, shown, figures, options.runs, lambda what: status.update(plain(what)))
+        text = page(store, joined, figures, options.runs, lambda what: status.update(plain(what)))
     write_atomically(output, text.encode(errors="backslashreplace"))
     print_text(f"report: {output}\nfigures: {figures}")
     for problem in store.problems:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
@@ -21,15 +20,13 @@ from qprune.errors import UserError, one_of
 from qprune.reporting import table_text, tables
 from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
 from qprune.reporting.table_text import in_markdown
-from qprune.reporting.tables import Part, Table, TableRow, Wanted
+from qprune.reporting.tables import Joined, Part, TableRow, Wanted
 from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
 from qprune.training.progress import print_text
 
 ORDER = "order"
-# A table, its joined parts, and the runs that are missing, as arguments of `qprune run`
-Joined = tuple[Table, list[pd.DataFrame], list[list[str]]]
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -62,28 +59,32 @@ def show(arguments: Sequence[str]) -> int:
     store = Store.read(folder, arithmetic)
     joined = join_all(chosen, store, keys, options.config_dir)
     code = 0
-    if options.run_missing and (commands := [command for _, _, missing in joined for command in missing]):
+    if options.run_missing and (commands := [command for each in joined for command in each.missing]):
         code, store = _run(commands, folder, options.config_dir), Store.read(folder, arithmetic)
         joined = join_all(chosen, store, keys, options.config_dir)
-    for table, parts, _ in joined:
-        texts = {"md": table_text.markdown(table, parts, options.recovery), "csv": table_text.csv(parts)}
-        texts["tex"] = table_text.latex(table, parts, options.recovery)
+    for each in joined:
+        texts = {
+            "md": table_text.markdown(each.table, each.parts, options.recovery),
+            "tex": table_text.latex(each.table, each.parts, options.recovery),
+            "csv": table_text.csv(each.parts),
+        }
         for suffix, text in texts.items():
-            path = output / f"{table_file(table.name, keys)}.{suffix}"
+            path = output / f"{table_file(each.table.name, keys)}.{suffix}"
             write_atomically(path, text.encode(errors="backslashreplace"))
         if options.markdown or options.recovery or not sys.stdout.isatty():
             print_text(texts["md"])
         else:
-            print_table(Console(), table, parts)
-    for table, _, _ in joined:
-        print_text(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
+            print_table(Console(), each.table, each.parts)
+    for each in joined:
+        print_text(f"written: {output / table_file(each.table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
         print_text(order_text(store, output, keys, margin, options.all_pairs))
-    if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
+    parts = [part for each in joined for part in each.parts]
+    if missing := missing_text(parts, _train_command(options.what)):
         print_text(missing)
     for problem in store.problems:
         print_text(f"left out: {problem}", stderr=True)
-    if chosen and store.rows and not any((part["n"] > 0).any() for _, parts, _ in joined for part in parts):
+    if chosen and store.rows and not any((part["n"] > 0).any() for part in parts):
         row = next(iter(store.rows.values()))
         more = [f"budget={row.budget}"] if row.budget != "paper" else []
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
@@ -132,7 +133,7 @@ def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], conf
                 runs = [want.signatures[seed] for want in wanted for seed in want.seeds]
                 missing += [words for run in runs if run not in store.rows for words in rows.commands[run]]
             if parts:
-                joined.append((table, parts, missing))
+                joined.append(Joined(table, parts, missing))
     return joined
 
 

@@ -25,11 +25,12 @@ from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
 from qprune.errors import UserError, counted, visible
-from qprune.reporting import plotting, run_figures, sample_figures, score_figures, table_text, tables
+from qprune.reporting import plotting, run_figures, sample_figures, score_figures, table_text
 from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
 from qprune.reporting.plotting import Names, Pixels
 from qprune.reporting.recipes import recipes
 from qprune.reporting.summary import summaries
+from qprune.reporting.tables import Joined
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
@@ -46,7 +47,6 @@ _PER_BOP = "density per effective BOP"
 _HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", _PER_BOP, "budget", "data", "notes")
 _FILTERS = ("task", "budget", "data")
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
-Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
 def page(
@@ -57,7 +57,7 @@ def page(
     joined: figures use the tables' names of scores and units. runs_drawn: runs whose own figures are in the page, a
     seed of every recipe before the others. note: called with the caption of each figure that is drawn.
     """
-    parts = [part for table, _ in joined for part in table.parts]
+    parts = [part for each in joined for part in each.table.parts]
     names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
@@ -96,7 +96,7 @@ def page(
         decided=[each for each in comparisons if each.can_decide],
         too_few_text=too_few_text,
         method=METHOD,
-        tables=[{"name": t.name, "title": t.title, "layout": table_text.layout(parts)} for t, parts in joined],
+        tables=[{"table": each.table, "layout": table_text.layout(each.parts)} for each in joined],
         letter=table_text.letter,
         figures=[each for each in drawn if each is not opening],
         run_headings=headings,

@@ -107,6 +107,15 @@ def table_from(name: str, config: Any) -> Table:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A table with its parts joined. missing: runs that its rows lack, as arguments of `qprune run`."""
+
+    table: Table
+    parts: list[pd.DataFrame]
+    missing: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a row of a table needs."""
 

@@ -56,7 +56,7 @@ def explain(arguments: Sequence[str]) -> int:
         print_text("no figure: type pip install 'qprune[report]'")
     else:
         from qprune.reporting.explain_figure import draw
-        from qprune.reporting.plotting import save
+        from qprune.reporting.figures import save
 
         save(draw(found), folder, "explain")
         print_text(f"figure: {folder / 'explain.png'}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import qprune
 from qprune.atomic_write import csv_bytes, write_atomically
-from qprune.cli import exit_codes, failures, signals
+from qprune.cli import failures, signals
 from qprune.config.signature import short_hash
 from qprune.errors import Interrupted, StoppedEarly, UserError, counted
 from qprune.runs.folder import ROW_FILE
@@ -65,7 +65,7 @@ def show(arguments: Sequence[str]) -> int:
         _print_outcome(grid, searched(grid), failed)
         for run, reason in failed.items():
             print_text(f"failed: {' '.join(grid.overrides[run])}: {reason}", stderr=True)
-    return exit_codes.FAILURE if failed else 0
+    return failures.FAILURE if failed else 0
 
 
 def searched(grid: Grid) -> Search:
@@ -180,8 +180,7 @@ def _print_outcome(grid: Grid, search: Search, failed: Collection[Run]) -> None:
     write_atomically(path, csv_bytes(table))
     print_text(f"table: {path}")
     if find_spec("matplotlib") is not None:  # installed with the extra `report`
-        from qprune.reporting.plotting import save
-        from qprune.reporting.score_figures import search_fronts
+        from qprune.reporting.figures import save, search_fronts
 
         limits = {} if grid.question.max_loss is None else {"score": search.quality(search.least_quality)}
         limits |= {} if grid.question.max_size_bits is None else {"size_mb": grid.question.max_size_bits / 1e6}

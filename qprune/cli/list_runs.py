@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qprune.cli.exit_codes import FAILURE
+from qprune.cli.failures import FAILURE
 from qprune.config.compose import Composer, values_of
 from qprune.config.schema import keys
 from qprune.errors import UserError, closest, counted, one_of
@@ -55,7 +55,7 @@ def print_runs(folder: Path, filters: Sequence[str]) -> int:
         places += [folder.parent / PUBLISHED] if states["published"] else []
         print_text(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
     else:
-        print_text(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
+        print_text(" ".join([f"no runs below {folder}", *(["with", *filters] if filters else [])]))
     for run in runs:
         if run.problem:
             print_text(f"left out: {run.problem}", stderr=True)

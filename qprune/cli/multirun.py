@@ -1,6 +1,7 @@
-"""Carry out the runs of a sweep, each as a job that Hydra starts."""
+"""Carry out the runs of a sweep, each as a job that Hydra starts, and summarize them."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,23 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
-from qprune.atomic_write import write_json
-from qprune.cli import exit_codes, failures, signals
+from qprune.atomic_write import csv_bytes, write_atomically, write_json
+from qprune.cli import failures, signals
 from qprune.cli.sweep_progress import SweepProgress
-from qprune.cli.sweep_summary import print_summary
 from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, key_of
 from qprune.config.schema import RunConfig
-from qprune.config.signature import as_dict
+from qprune.config.signature import as_dict, short_hash
 from qprune.errors import DEBUG_VARIABLE, RunFailure, UserError, counted
 from qprune.runs.folder import LOCK_FILE
-from qprune.runs.jobs import first_events, jobs_of
+from qprune.runs.jobs import Job, first_events, jobs_of
 from qprune.runs.lookup import float_row, folder_of
-from qprune.runs.row_text import gain_text
-from qprune.training.progress import print_text
+from qprune.runs.row_text import digits, gain_text, score_text
+from qprune.training.progress import plain, print_text
 
 _WARM_STARTS = "trainer.warm_start_at"
 
@@ -68,10 +71,10 @@ def run_all(overrides: Sequence[str], config_dir: str | None) -> int:
             ) from error
         raise
     finally:
-        print_summary(jobs_of(overrides, config_dir))
+        _print_summary(jobs_of(overrides, config_dir))
         failed = _print_counts(len(jobs), folder)
     if failed:
-        return exit_codes.FAILURE
+        return failures.FAILURE
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         notes.rmdir()  # unless another sweep has notes there
@@ -109,7 +112,7 @@ def _job(cfg: DictConfig) -> None:
     code = note["exit_code"]
     write_json(place.with_suffix(".json"), note | {"seconds": time.monotonic() - started})
     # jobs behind a failed one still run; not so behind one that was told to stop
-    if code in (exit_codes.STOPPED, exit_codes.INTERRUPTED):
+    if code in (failures.STOPPED, failures.INTERRUPTED):
         sys.exit(code)  # passes through Hydra, which would report an exception in its own way
 
 
@@ -138,7 +141,7 @@ def _remove_left_notes(folder: Path) -> None:
 def _print_counts(total: int, folder: Path) -> bool:
     """Print how many of the runs ended how, and why those that failed did; return whether any failed."""
     outcomes = _outcomes(folder)
-    stopped = [outcome for outcome in outcomes if outcome["exit_code"] == exit_codes.STOPPED]
+    stopped = [outcome for outcome in outcomes if outcome["exit_code"] == failures.STOPPED]
     failed = [outcome for outcome in outcomes if outcome["exit_code"] and outcome not in stopped]
     cut_short = _cut_short(folder)
     counts = {
@@ -152,3 +155,56 @@ def _print_counts(total: int, folder: Path) -> bool:
     for outcome in failed:
         print_text(f"failed: {' '.join(outcome['overrides'])}: {outcome['message']}", stderr=True)
     return bool(failed)
+
+
+def _print_summary(jobs: Sequence[Job]) -> None:
+    """Print the finished runs of a sweep, summarized over seeds; the table is stored too."""
+    table = _summary(jobs)
+    name = short_hash(str(job.folder.name) for job in jobs)
+    path = Path(jobs[0].config.results_dir) / "sweeps" / f"sweep-{name}.csv"
+    write_atomically(path, csv_bytes(table))
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("overrides", "recipe"):
+        grid.add_column(heading, overflow="fold")
+    for heading in ("score", "n", *(["missing"] if table["missing"].any() else []), "w+f Mb", "density"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for row in table.to_dict("records"):
+        counts = [str(row["n"]), *([str(row["missing"])] if table["missing"].any() else [])]
+        cells = ["-", *counts, "-", "-"]
+        if row["n"]:
+            spread = f" ± {row['sd']:.2f}" if row["n"] > 1 else ""
+            cells[0] = score_text(row["metric"], row["mean"], name=False) + spread
+            cells[-2:] = [digits(row["weight_mb"] + row["feature_mb"]), digits(row["density"])]
+        grid.add_row(plain(row["overrides"]), plain(row["recipe"]), *cells)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(grid)
+    print_text(f"summary: {path}")
+
+
+def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
+    """Return mean, deviation and n per combination of values but the seed's."""
+    same = set.intersection(*(set(job.overrides) for job in jobs))
+    versions = {job.row.arithmetic for job in jobs if job.row}
+    lines: list[dict[str, Any]] = []
+    for job in jobs:
+        own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
+        own += [f"[arithmetic {job.row.arithmetic}]"] if job.row and len(versions) > 1 else []
+        lines.append({"overrides": " ".join(own) or "all"} | (vars(job.row) if job.row else {}))
+    numbers = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
+    runs = pd.DataFrame(lines, columns=["overrides", "notation", "metric", *numbers, "marks"], dtype=object)
+    found = (
+        runs.astype(dict.fromkeys(numbers, "float64"))
+        .groupby("overrides", sort=False, as_index=False)
+        .agg(
+            recipe=("notation", "first"),
+            metric=("metric", "first"),
+            mean=("score", "mean"),
+            sd=("score", "std"),
+            n=("score", "count"),
+            missing=("score", lambda scores: scores.isna().sum()),
+            weight_mb=("weight_bits_actual", lambda bits: bits.mean() / 1e6),
+            feature_mb=("feature_bits_actual", lambda bits: bits.mean() / 1e6),
+            density=("density_actual", "mean"),
+            marks=("marks", lambda lists: "; ".join(dict.fromkeys(itertools.chain.from_iterable(lists.dropna())))),
+        )
+    )
+    return found.fillna({"recipe": "", "metric": ""})

@@ -1,4 +1,4 @@
-"""`qprune run` and `sweep`: one run, or one run per combination of values."""
+"""`qprune run`, `sweep` and `plan`: one run, or one per combination of values, carried out or described."""
 
 import argparse
 import sys
@@ -8,11 +8,12 @@ from omegaconf import OmegaConf
 
 from qprune.cli import failures, multirun, signals
 from qprune.cli.output import fold
-from qprune.config.compose import Composer, key_of, resolved
+from qprune.config.compose import Composer, compose_run, key_of, resolved
 from qprune.config.schema import RunConfig, json_schema, keys
 from qprune.config.types import legal, schema_at
-from qprune.errors import UserError
-from qprune.runs.jobs import expand
+from qprune.errors import UserError, counted
+from qprune.runs.jobs import expand, jobs_of, seconds_left, time_left_text
+from qprune.training.progress import duration, print_text
 
 _DESCRIPTIONS = {
     "run": "Train one recipe, or find it finished, and print its result row. Results go below results_dir.",
@@ -34,6 +35,29 @@ def sweep(arguments: Sequence[str]) -> int:
     return _start("sweep", arguments)
 
 
+def plan(arguments: Sequence[str]) -> int:
+    """Print which tensor gets which operator, and when; or the runs of a sweep."""
+    parser = argparse.ArgumentParser(
+        "qprune plan",
+        description="Print which tensor gets which operator, and when; or, with several values, the runs of the sweep, "
+        "which of them are done, and about how long the others take.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for qprune run")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = expand(options.overrides, options.config_dir)
+    with Composer() as composer:
+        is_sweep = any(override.is_sweep_override() for override in composer.parse(overrides))
+    if is_sweep:
+        print_text(_sweep_text(overrides, options.config_dir))
+        return 0
+    config = compose_run(overrides, options.config_dir)
+    from qprune.runs import execute as runner  # late: it imports torch, and the checks above need not wait for it
+
+    print(runner.plan(config))
+    return 0
+
+
 def _start(verb: str, arguments: Sequence[str]) -> int:
     """Do what the arguments of `run` or `sweep` say, and return the exit code."""
     sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
@@ -52,7 +76,7 @@ def _start(verb: str, arguments: Sequence[str]) -> int:
         first = [*of_hydra, *composer.jobs(overrides)[0]] if is_sweep else overrides
         config = resolved(composer.compose(first))
     if options.cfg:
-        print(_section_text(config, options.package), end="")
+        print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
     if is_sweep:
         return multirun.run_all(overrides, options.config_dir)
@@ -72,7 +96,6 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a further folder of configs")
     parser.add_argument("--multirun", "-m", action="store_true", help="one run per combination of values")
     parser.add_argument("--cfg", "-c", choices=("job",), help="print the config, and run nothing")
-    parser.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: a section of the config")
     return parser
 
 
@@ -88,9 +111,16 @@ def _help(verb: str, config_dir: str | None) -> str:
     return "\n".join([_parser(verb).format_help(), *(fold(line, 6) for line in lines), ""])
 
 
-def _section_text(config: dict[str, object], section: str | None) -> str:
-    """Write a config, or a section of it, as YAML."""
-    chosen = OmegaConf.create(config) if section is None else OmegaConf.select(OmegaConf.create(config), section)
-    if not OmegaConf.is_config(chosen):
-        raise UserError(f"--package {section} is no section of the config; type for example --package task")
-    return OmegaConf.to_yaml(chosen)
+def _sweep_text(overrides: Sequence[str], config_dir: str | None) -> str:
+    """List the runs of a sweep, how far each is, and the time that is left."""
+    jobs = jobs_of(overrides, config_dir)
+    left = seconds_left(jobs)
+    done = sum(job.state == "done" for job in jobs)
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    lines = [f"{counted(len(jobs), 'run')}: {done} done, {len(jobs) - done} left"]
+    lines += [f"  each with {' '.join(text for text in jobs[0].overrides if text in common)}"] if common else []
+    for job in jobs:
+        seconds = left.get(job.folder)
+        state = job.state + ("" if seconds is None else f", about {duration(seconds)}")
+        lines.append(f"  {' '.join(text for text in job.overrides if text not in common)}  [{state}]")
+    return "\n".join([*lines, *([time_left_text(jobs)] if done < len(jobs) else [])])

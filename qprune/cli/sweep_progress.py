@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qprune.cli.exit_codes import STOPPED
+from qprune.cli.failures import STOPPED
 from qprune.training.progress import duration, plain
 
 SECONDS_BETWEEN_LOOKS = 0.5

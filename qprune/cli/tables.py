@@ -13,15 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
-from qprune.cli.exit_codes import FAILURE
+from qprune.cli.failures import FAILURE
 from qprune.cli.output import RESULTS_DIR, existing_results, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
 from qprune.reporting import table_text, tables
 from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
-from qprune.reporting.table_text import in_markdown
+from qprune.reporting.table_text import in_markdown, missing_text, print_table
 from qprune.reporting.tables import Joined, Part, TableRow, Wanted
-from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
 from qprune.training.progress import print_text

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qprune.reporting.explain import NAMES, Explanation
-from qprune.reporting.plotting import COLOURS, MARKERS, axes_of, plotted
+from qprune.reporting.figures import COLOURS, MARKERS, axes_of, plotted
 
 MOST_TENSORS = 24  # that are named on an axis
 _BESIDE: dict[str, Any] = {"xytext": (4, -8), "textcoords": "offset points"}

@@ -25,11 +25,10 @@ from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
 from qprune.errors import UserError, counted, visible
-from qprune.reporting import plotting, run_figures, sample_figures, score_figures, table_text
+from qprune.reporting import figures, table_text
 from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
-from qprune.reporting.plotting import Names, Pixels
+from qprune.reporting.figures import Names, Pixels
 from qprune.reporting.recipes import recipes
-from qprune.reporting.summary import summaries
 from qprune.reporting.tables import Joined
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
@@ -46,6 +45,8 @@ _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
 _PER_BOP = "density per effective BOP"
 _HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", _PER_BOP, "budget", "data", "notes")
 _FILTERS = ("task", "budget", "data")
+_SUMMARY_HEADINGS = ("model", "recipe", "score", "size Mb", "smaller", "density")
+_LOSS = 0.01  # of the float network's score, that the smallest model may lose
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
 
 
@@ -113,7 +114,7 @@ def _saved(pictures: Iterator[Picture], folder: Path, note: Callable[[str], None
     found = []
     for name, caption, figure in pictures:
         note(f"{caption}: {name}")
-        svg = plotting.save(figure, folder, name)
+        svg = figures.save(figure, folder, name)
         inline = "" if b"<image" in svg else _element(svg, caption)
         data = "" if inline else _webp(folder / f"{name}.png")
         found.append({"data": data, "svg": inline, "caption": caption, "name": name})
@@ -163,8 +164,8 @@ def _element(svg: bytes, label: str) -> Markup:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
         element.attrib = {name.rpartition("}")[2]: value for name, value in element.items()}
-        if (name := element.get("id", "")).startswith(plotting.TIP):
-            tips = name.removeprefix(plotting.TIP).split(plotting.BETWEEN_TIPS)
+        if (name := element.get("id", "")).startswith(figures.TIP):
+            tips = name.removeprefix(figures.TIP).split(figures.BETWEEN_TIPS)
             for place, text in zip(element.findall(".//{*}use") if tips[1:] else [element], tips, strict=True):
                 ElementTree.SubElement(place, "title").text = text
             del element.attrib["id"]
@@ -177,24 +178,72 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
+def summaries(
+    rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]], names: Mapping[str, str] = {}
+) -> Iterator[dict[str, Any]]:
+    """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
+
+    recipes: names the recipe of each run of a group, by signature. names: of scores by metric.
+    """
+    groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
+    for row in rows:
+        key = (row.budget, row.data_source, row.metric, row.arithmetic)
+        groups.setdefault(row.task, {}).setdefault(key, []).append(row)
+    chosen = [min(found.values(), key=_rank) for found in groups.values()]
+    for group in sorted(chosen, key=_rank):
+        row = group[0]
+        heading = (
+            f"{row.task}, budget {row.budget}, {row.data_source} data: score is {figures.with_unit(row.metric, names)}"
+        )
+        lines, name = list(_lines(group, recipes(group))), f"{row.task}-{row.budget}-{row.data_source}"
+        yield {"heading": heading, "headings": _SUMMARY_HEADINGS, "lines": lines, "name": name}
+
+
+def _rank(group: Sequence[Row]) -> tuple[bool, int]:
+    return bool(group[0].marks), -len(group)
+
+
+def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:
+    cells = [(recipes[row.signature], row.score, size_bits(row) / 1e6, row.density_actual) for row in group]
+    runs = pd.DataFrame(cells, columns=["recipe", "score", "size", "density"])
+    how = {"score": ["mean", "std", "count"], "size": "mean", "density": "mean"}
+    models = runs.groupby("recipe", sort=False).agg(how).set_axis(["score", "sd", "n", "size", "density"], axis=1)
+    sign = 1 if group[0].higher_is_better else -1
+    floats, packed = models[models.index == "Baseline"], models[models.index != "Baseline"]
+    whole = floats.iloc[0] if len(floats) else None
+    chosen = {} if whole is None else {"float network": whole}
+    if len(packed):
+        chosen["best score"] = packed.sort_values("score", ascending=sign < 0).iloc[0]
+        chosen["densest"] = packed.sort_values("density").iloc[-1]
+    if whole is not None:
+        good = packed[sign * (packed["score"] - whole["score"]) >= -_LOSS * abs(whole["score"])]
+        if len(good):
+            chosen[f"smallest that loses at most {_LOSS:.0%}"] = good.sort_values("size").iloc[0]
+    for name, model in chosen.items():
+        spread = f" ± {model['sd']:.2f}" if model["n"] > 1 else ""
+        score = f"{model['score']:.2f}{spread}, n = {model['n']:.0f}"
+        ratio = "" if whole is None or model is whole else f"{digits(whole['size'] / model['size'], 2)} times"
+        yield [name, str(model.name), score, digits(model["size"]), ratio, digits(model["density"])]
+
+
 def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
     """Draw the figures of one run; a missing file has no figure, a broken one is a problem of the store."""
     place, timeline = store.folders[row.signature].path, store.timeline(row.signature)
     curve, operators = store.stored(row.signature, RunFolder.metrics), store.stored(row.signature, _operators) or []
     if curve is not None and len(curve) and set(curve) >= _CURVE:
-        drawing = run_figures.training_curve(curve, timeline, row, names)
+        drawing = figures.training_curve(curve, timeline, row, names)
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
-            drawing = run_figures.over_time(curve, operators, timeline, row)
+            drawing = figures.over_time(curve, operators, timeline, row)
             yield f"{place.name}-time", "Zeros and fraction bits over epochs", drawing
     if any(operator["operator"] == "quantize" for operator in operators):
         caption = "Fraction bits by tensor, with their range over channels"
-        yield f"{place.name}-decimals", caption, run_figures.fraction_bits(operators, row)
+        yield f"{place.name}-decimals", caption, figures.fraction_bits(operators, row)
     if histograms := sorted(store.stored(row.signature, _histograms) or [], key=lambda entry: entry["site"] != INPUT):
         caption = "Features on the test set before quantization, and the range of their grids"
-        yield f"{place.name}-features", caption, run_figures.feature_histograms(histograms, row)
+        yield f"{place.name}-features", caption, figures.feature_histograms(histograms, row)
     if found := store.stored(row.signature, _masks):
-        yield f"{place.name}-masks", "Feature masks; black is pruned", run_figures.feature_masks(found)
+        yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
 def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Names) -> Iterator[Picture]:
@@ -209,12 +258,12 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
             better, unit = group[0].higher_is_better, units.get(key[0], "")
-            drawing = score_figures.density_against_score(table, key[0], key[3], better, unit, names)
+            drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
             caption = f"{head}{marked_text}: density (sizes as stored) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
-            drawing = score_figures.score_by_window(windows, key[3], key[0], names)
+            drawing = figures.score_by_window(windows, key[3], key[0], names)
             yield f"{name}-window", f"{head}{marked_text}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):
@@ -223,11 +272,11 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             sites = store.stored(row.signature, _histograms)
             is_first = not any(label.startswith(row.task) for label in runs)
             if sites and is_first and (row.budget, row.data_source) == conditions:
-                runs[plotting.title_of(row)] = sites
+                runs[figures.title_of(row)] = sites
         if len(runs) > 1:
             budget, data = conditions
             caption = f"budget {budget}, {data} data: features of the tasks on their test sets, before quantization"
-            yield f"{budget}-{data}-tails", caption, run_figures.feature_tails(runs)
+            yield f"{budget}-{data}-tails", caption, figures.feature_tails(runs)
 
 
 def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
@@ -259,7 +308,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
                 found.setdefault((path.stem, pixels.shape), {})[title] = pixels
     for (stem, shape), group in found.items():
         size = f"-{shape[1]}x{shape[0]}" if sum(stem == other for other, _ in found) > 1 else ""
-        drawing = sample_figures.side_by_side(group, f"{head}: {stem}")
+        drawing = figures.side_by_side(group, f"{head}: {stem}")
         yield f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side", drawing
 
 

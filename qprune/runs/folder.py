@@ -243,12 +243,6 @@ class RunFolder:
         write_atomically(self.path / name, content)
         sums[name] = sum_of(content)
 
-    def add(self, name: str, content: bytes) -> None:
-        """Write a further file of a finished run, with its checksum where it has checksums."""
-        self.write(name, content, sums := self._sums() or {})
-        if len(sums) > 1:
-            self.write_sums(sums)
-
     def write_sums(self, sums: Mapping[str, str]) -> None:
         """Write the checksums of the run's files."""
         lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]

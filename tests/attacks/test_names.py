@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 from qprune.atomic_write import csv_bytes
 from qprune.errors import visible
-from qprune.reporting import plotting, run_figures, sample_figures, score_figures, table_text, tables
+from qprune.reporting import figures, table_text, tables
 from qprune.reporting.report import figures_of_run, figures_of_runs
-from qprune.reporting.terminal import print_table
+from qprune.reporting.table_text import print_table
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from qprune.training.progress import print_text
@@ -156,16 +156,16 @@ def test_a_plot_shows_names(attacks: Attacks, tmp_path: Path) -> None:
         windows = pd.DataFrame([(1, text, 1.0), (2, text, 2.0)], columns=["window", "recipe", "score"])
         figure = draw.choice(
             (
-                lambda: run_figures.fraction_bits(operators, row),
-                lambda: score_figures.density_against_score(table, "espcn", text, True, text),
-                lambda: score_figures.score_by_window(windows, text, "x"),
-                lambda: run_figures.feature_masks({text: np.ones((2, 3, 4))}),
-                lambda: sample_figures.side_by_side({text: np.zeros((4, 4, 3), np.uint8)}, text),
+                lambda: figures.fraction_bits(operators, row),
+                lambda: figures.density_against_score(table, "espcn", text, True, text),
+                lambda: figures.score_by_window(windows, text, "x"),
+                lambda: figures.feature_masks({text: np.ones((2, 3, 4))}),
+                lambda: figures.side_by_side({text: np.zeros((4, 4, 3), np.uint8)}, text),
             )
         )()
-        svg = plotting.save(figure, tmp_path, "plot")
+        svg = figures.save(figure, tmp_path, "plot")
         shown = ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter()]
-        expected = plotting.plotted(text).replace(r"\$", "$").strip()
+        expected = figures.plotted(text).replace(r"\$", "$").strip()
         if len(text) < 12 and not any(expected in each for each in shown) and "\n" not in text:
             raise SilentDifferenceError(f"{expected!r} is not in {[each for each in shown if each.strip()][:20]}")
 
@@ -240,7 +240,7 @@ def test_figures_of_renamed_runs_are_drawn(attacks: Attacks, runs: list[Path], t
         rows = list(store.rows.values())
         pictures = [*figures_of_run(store, rows[0], {}), *figures_of_runs(store, rows, {}, {})]
         name, _, figure = draw.choice(pictures)
-        plotting.save(figure, tmp_path / "figures", name[:80])
+        figures.save(figure, tmp_path / "figures", name[:80])
         assert store.problems == []
         assert len(pictures) >= 3
 

@@ -97,14 +97,10 @@ def test_in_a_terminal_help_is_folded_between_words(
     assert [line for line in lines if len(line) > width] == []
 
 
-def test_cfg_prints_the_config_or_a_section_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cfg_prints_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "task=espcn", "seed=5", "--cfg", "job"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["seed"], config["prune"]["sparsity"], "hydra" in config) == (5, 0.5, False)
-    assert cli.main(["run", "task=espcn", "--cfg", "job", "--package", "prune"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == config["prune"]
-    said = error_of(capsys, "run", "task=espcn", "--cfg", "job", "--package", "seed")
-    assert said == "--package seed is no section of the config; type for example --package task"
     said = error_of(capsys, "sweep", "task=espcn", "--cfg", "job")
     assert said == "--cfg prints the config of one run; type: qprune run KEY=VALUE ... --cfg job"
 

@@ -16,9 +16,8 @@ from qprune.cli.tables import join_all
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import TABLE, Composer
-from qprune.reporting.table_text import latex, markdown
+from qprune.reporting.table_text import latex, markdown, missing_text, print_table
 from qprune.reporting.tables import OtherMethod, table_from
-from qprune.reporting.terminal import missing_text, print_table
 from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store

@@ -15,8 +15,8 @@ from PIL import Image
 
 from qprune.compression.schedule import Timeline
 from qprune.config.compose import Composer
-from qprune.reporting import report, run_figures, sample_figures, score_figures
-from qprune.reporting.plotting import save, with_unit
+from qprune.reporting import figures, report
+from qprune.reporting.figures import save, search_fronts, with_unit
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
@@ -55,14 +55,14 @@ def lines(figure: Figure, axis: int) -> list[tuple[list[float], list[float]]]:
 def test_every_epoch_has_a_tip_and_few_have_dots(epochs: int, row: Row) -> None:
     curve = pd.DataFrame({"epoch": range(1, epochs + 1), "phase": "float", "loss": 1.0, "psnr_db": np.nan})
     curve.loc[1, "psnr_db"] = 29.5  # the other epochs were not evaluated
-    loss, score = (axis.lines[0] for axis in run_figures.training_curve(curve, None, row).axes)
+    loss, score = (axis.lines[0] for axis in figures.training_curve(curve, None, row).axes)
     assert score.get_gid() == "tip: epoch 2: 29.5"
     assert loss.get_gid().removeprefix("tip: ").split(" | ")[-1] == f"epoch {epochs}: 1"
     assert [line.get_markerfacecolor() == (0, 0, 0, 0) for line in (loss, score)] == [epochs == 200] * 2
 
 
 def test_zeros_step_at_the_events_and_meet_what_was_measured(row: Row) -> None:
-    figure = run_figures.over_time(CURVE, OPERATORS, TIMELINE, row)
+    figure = figures.over_time(CURVE, OPERATORS, TIMELINE, row)
     dots, steps = lines(figure, 0)[:2]
     assert dots == ([1.0, 2.0, 3.0, 4.0], [0.0, 50.0, 50.0, 50.0])
     assert steps[0] == [0.0, 1.2, 1.8, 4.0]
@@ -72,10 +72,10 @@ def test_zeros_step_at_the_events_and_meet_what_was_measured(row: Row) -> None:
 
 
 def test_phases_are_shaded_from_event_to_event(row: Row) -> None:
-    figure = run_figures.training_curve(CURVE, TIMELINE, row)
+    figure = figures.training_curve(CURVE, TIMELINE, row)
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in figure.axes[0].patches]
     assert np.allclose(spans, [(1.2, 2.2), (2.2, 4.0)])
-    by_epoch = run_figures.training_curve(CURVE, None, row).axes[0].patches
+    by_epoch = figures.training_curve(CURVE, None, row).axes[0].patches
     assert [(patch.get_x(), patch.get_width()) for patch in by_epoch] == [(1, 1), (2, 2)]
 
 
@@ -118,7 +118,7 @@ def test_window_means_and_deviations(tmp_path: Path) -> None:
     points = pd.DataFrame(
         [(1, "a", 30.0), (1, "a", 32.0), (4, "a", 33.0), (4, "a", 35.0)], columns=["window", "recipe", "score"]
     )
-    axis = score_figures.score_by_window(points, "psnr_db", "espcn").axes[0]
+    axis = figures.score_by_window(points, "psnr_db", "espcn").axes[0]
     assert list(axis.lines[0].get_ydata()) == [31.0, 34.0]
     bar = axis.collections[0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([31 - 2**0.5, 31 + 2**0.5])
@@ -131,19 +131,17 @@ def test_the_front_joins_means_over_seeds() -> None:
         [("a", "prune_first", 30.0, 9.0), ("a", "prune_first", 32.0, 9.0), ("b", "baseline", 35.0, 6.0)],
         columns=["recipe", "order", "score", "density"],
     )
-    axis = score_figures.density_against_score(
-        runs, "espcn", "psnr_db", True, "dB/ln(Mb)", {"psnr_db": "PSNR (dB)"}
-    ).axes[0]
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)", {"psnr_db": "PSNR (dB)"}).axes[0]
     assert list(axis.lines[-1].get_xdata()) == [31.0, 35.0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("PSNR (dB)", "performance density (dB/ln(Mb))")
-    axis = score_figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
+    axis = figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
     assert axis.get_xlabel() == "FID, smaller is better"
 
 
 def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -> None:
     points = [(f"r{i}", "prune_first", 30.0 + i, 5.0) for i in range(8)] + [("dense", "baseline", 31.5, 9.0)]
     runs = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
-    axis = score_figures.density_against_score(runs, "espcn", "psnr_db", True).axes[0]
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True).axes[0]
     assert {(text.xy, text.get_text()) for text in axis.texts} == {((31.5, 9.0), "1"), ((37.0, 5.0), "2")}
     named = [text.get_text() for text in axis.get_legend().get_texts()]
     assert sorted(named) == ["1  dense", "2  r7", "Pareto front", "baseline", "prune first"]
@@ -152,20 +150,20 @@ def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -
 def test_the_histogram_shows_every_count_and_the_range(row: Row) -> None:
     site = {"site": "tanh1", "bits": 8, "decimal": 7, "low": -1.0, "high": 0.9921875, "elements": 8}
     site |= {"below": 0, "above": 2, "start": 0.0, "width": 0.5, "counts": [5, 1, 2]}
-    axis = run_figures.feature_histograms([site], row).axes[0]
+    axis = figures.feature_histograms([site], row).axes[0]
     [steps] = [patch for patch in axis.patches if hasattr(patch, "get_data")]
     values, edges, _ = steps.get_data()
     assert (list(values), list(edges)) == ([5, 1, 2], [0.0, 0.5, 1.0, 1.5])
     assert "8 bits, d* = 7, 25.00% outside" in axis.get_title()
     [span] = [patch for patch in axis.patches if not hasattr(patch, "get_data")]
     assert (span.get_x(), span.get_x() + span.get_width()) == (-1.0, 0.9921875)
-    assert len(run_figures.feature_histograms([site] * 20, row).axes) == run_figures.SITES
+    assert len(figures.feature_histograms([site] * 20, row).axes) == figures.SITES
 
 
 def test_tails_are_shares_of_all_values_in_units_of_their_spread() -> None:
     near = {"start": -1.0, "width": 1.0, "counts": [50, 50]}  # at -0.5 and 0.5: a root mean square of 0.5
     far = {"start": 0.0, "width": 2.0, "counts": [99, 0, 0, 0, 1]}  # at 1 and 9
-    axes = run_figures.feature_tails({"cifar": [near], "cyclegan": [near, far]}).axes
+    axes = figures.feature_tails({"cifar": [near], "cyclegan": [near, far]}).axes
     for axis, expected in zip(axes, ({-1: 0.5, 1: 0.5}, {-1: 0.25, 0: 0.495, 1: 0.25, 6: 0.005}), strict=True):
         [steps] = [patch for patch in axis.patches if hasattr(patch, "get_data")]
         values, edges, _ = steps.get_data()
@@ -177,7 +175,7 @@ def test_tails_are_shares_of_all_values_in_units_of_their_spread() -> None:
 
 def test_what_all_pictures_share_is_shown_once() -> None:
     def shown(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        panels = sample_figures.side_by_side(pictures).axes
+        panels = figures.side_by_side(pictures).axes
         return {axis.get_title(): np.asarray(axis.images[0].get_array()) for axis in panels if axis.images}
 
     source, target = np.zeros((20, 10, 3), np.uint8), np.full((20, 10, 3), 255, np.uint8)
@@ -190,7 +188,7 @@ def test_what_all_pictures_share_is_shown_once() -> None:
     assert np.array_equal(panels["target"], target)
     assert list(shown({"a": source, "b": target})) == ["a", "b"]
     twice = {name: np.concatenate([picture[:, :22]] * 2, 1) for name, picture in pictures.items()}
-    titles = [axis.get_title() for axis in sample_figures.side_by_side(twice).axes if axis.images]
+    titles = [axis.get_title() for axis in figures.side_by_side(twice).axes if axis.images]
     assert titles == ["input", "a", "b"] * 2  # two samples to a line, as in grids of CycleGAN
     assert list(shown({"a": source})) == ["a"]
 
@@ -289,7 +287,7 @@ def words(figure: Figure) -> list[str]:
 
 
 def test_each_finished_model_has_its_bits_inside() -> None:
-    figure = score_figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)
+    figure = search_fronts(TABLE, "psnr_db", "espcn", {}, True)
     by_size, by_density = ({at: text.get_text() for at, text in numbers(figure, i).items()} for i in range(2))
     assert by_size == {(10.0, 30.0): "4", (12.0, 29.0): "6", (20.0, 31.0): "8"}
     assert by_density == {(9.0, 30.0): "4", (8.0, 29.0): "6", (8.5, 31.0): "8"}
@@ -300,7 +298,7 @@ def test_each_finished_model_has_its_bits_inside() -> None:
 
 
 def test_points_of_the_front_are_filled_and_lie_above_others() -> None:
-    axis = score_figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True).axes[0]
+    axis = search_fronts(TABLE, "psnr_db", "espcn", {}, True).axes[0]
     points = {(line.get_xdata()[0], line.get_ydata()[0]): line for line in axis.lines if len(line.get_xdata()) == 1}
     dominated = points[12.0, 29.0]
     assert dominated.get_markerfacecolor() == "#ffffff"
@@ -310,10 +308,8 @@ def test_points_of_the_front_are_filled_and_lie_above_others() -> None:
 
 
 def test_what_was_asked_is_told_in_the_legend() -> None:
-    asked = score_figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5, "size_mb": 15.0}, False)
+    asked = search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5, "size_mb": 15.0}, False)
     needed = "score that is needed; beyond it the front may lack models"
     assert {needed, "largest size that is allowed"} <= {*words(asked)}
-    assert "score that is needed" in words(
-        score_figures.search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5}, True)
-    )
-    assert not any("needed" in text for text in words(score_figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)))
+    assert "score that is needed" in words(search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5}, True))
+    assert not any("needed" in text for text in words(search_fronts(TABLE, "psnr_db", "espcn", {}, True)))

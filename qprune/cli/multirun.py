@@ -1,7 +1,6 @@
 """Carry out the runs of a sweep, each as a job that Hydra starts, and summarize them."""
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from qprune.errors import DEBUG_VARIABLE, RunFailure, UserError, counted
 from qprune.runs.folder import LOCK_FILE
 from qprune.runs.jobs import Job, first_events, jobs_of
 from qprune.runs.lookup import float_row, folder_of
+from qprune.runs.row import Row
 from qprune.runs.row_text import digits, gain_text, score_text
 from qprune.training.progress import plain, print_text
 
@@ -166,16 +166,17 @@ def _print_summary(jobs: Sequence[Job]) -> None:
     grid = Table(box=None, pad_edge=False)
     for heading in ("overrides", "recipe"):
         grid.add_column(heading, overflow="fold")
-    for heading in ("score", "n", *(["missing"] if table["missing"].any() else []), "w+f Mb", "density"):
+    counts = ["n", "missing"] if table["missing"].any() else ["n"]
+    for heading in ("score", *counts, "w+f Mb", "density"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
-        counts = [str(row["n"]), *([str(row["missing"])] if table["missing"].any() else [])]
-        cells = ["-", *counts, "-", "-"]
+        score, size, density = "-", "-", "-"
         if row["n"]:
             spread = f" ± {row['sd']:.2f}" if row["n"] > 1 else ""
-            cells[0] = score_text(row["metric"], row["mean"], name=False) + spread
-            cells[-2:] = [digits(row["weight_mb"] + row["feature_mb"]), digits(row["density"])]
-        grid.add_row(plain(row["overrides"]), plain(row["recipe"]), *cells)
+            score = score_text(row["metric"], row["mean"], name=False) + spread
+            size, density = digits(row["weight_mb"] + row["feature_mb"]), digits(row["density"])
+        cells = [row["overrides"], row["recipe"], score, *(row[name] for name in counts), size, density]
+        grid.add_row(*map(plain, cells))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(grid)
     print_text(f"summary: {path}")
 
@@ -184,27 +185,29 @@ def _summary(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return mean, deviation and n per combination of values but the seed's."""
     same = set.intersection(*(set(job.overrides) for job in jobs))
     versions = {job.row.arithmetic for job in jobs if job.row}
-    lines: list[dict[str, Any]] = []
+    groups: dict[str, list[Row | None]] = {}
     for job in jobs:
         own = [text for text in job.overrides if text not in same and not text.startswith("seed=")]
         own += [f"[arithmetic {job.row.arithmetic}]"] if job.row and len(versions) > 1 else []
-        lines.append({"overrides": " ".join(own) or "all"} | (vars(job.row) if job.row else {}))
-    numbers = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
-    runs = pd.DataFrame(lines, columns=["overrides", "notation", "metric", *numbers, "marks"], dtype=object)
-    found = (
-        runs.astype(dict.fromkeys(numbers, "float64"))
-        .groupby("overrides", sort=False, as_index=False)
-        .agg(
-            recipe=("notation", "first"),
-            metric=("metric", "first"),
-            mean=("score", "mean"),
-            sd=("score", "std"),
-            n=("score", "count"),
-            missing=("score", lambda scores: scores.isna().sum()),
-            weight_mb=("weight_bits_actual", lambda bits: bits.mean() / 1e6),
-            feature_mb=("feature_bits_actual", lambda bits: bits.mean() / 1e6),
-            density=("density_actual", "mean"),
-            marks=("marks", lambda lists: "; ".join(dict.fromkeys(itertools.chain.from_iterable(lists.dropna())))),
+        groups.setdefault(" ".join(own) or "all", []).append(job.row)
+    lines = []
+    for overrides, group in groups.items():
+        rows = [row for row in group if row]
+        numbers = ["score", "weight_bits_actual", "feature_bits_actual", "density_actual"]
+        runs = pd.DataFrame([vars(row) for row in rows], columns=numbers, dtype=float)
+        lines.append(
+            {
+                "overrides": overrides,
+                "recipe": rows[0].notation if rows else "",
+                "metric": rows[0].metric if rows else "",
+                "mean": runs["score"].mean(),
+                "sd": runs["score"].std(),
+                "n": len(rows),
+                "missing": len(group) - len(rows),
+                "weight_mb": runs["weight_bits_actual"].mean() / 1e6,
+                "feature_mb": runs["feature_bits_actual"].mean() / 1e6,
+                "density": runs["density_actual"].mean(),
+                "marks": "; ".join(dict.fromkeys(mark for row in rows for mark in row.marks)),
+            }
         )
-    )
-    return found.fillna({"recipe": "", "metric": ""})
+    return pd.DataFrame(lines)

@@ -79,7 +79,8 @@ def show(arguments: Sequence[str]) -> int:
     if ORDER in words or not words:
         print_text(order_text(store, output, keys, margin, options.all_pairs))
     parts = [part for each in joined for part in each.parts]
-    if missing := missing_text(parts, _train_command(options.what)):
+    train = ["qprune", "tables", *(word for word in options.what if word != ORDER), "--run-missing"]
+    if missing := missing_text(parts, shlex.join(train)):
         print_text(missing)
     for problem in store.problems:
         print_text(f"left out: {problem}", stderr=True)
@@ -94,10 +95,6 @@ def show(arguments: Sequence[str]) -> int:
             stderr=True,
         )
     return FAILURE if store.problems else code
-
-
-def _train_command(what: Sequence[str]) -> str:
-    return shlex.join(["qprune", "tables", *(word for word in what if word != ORDER), "--run-missing"])
 
 
 def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], config_dir: str | None) -> list[Joined]:

@@ -71,7 +71,7 @@ def page(
         store.rows.values(),
         key=lambda row: (*_conditions(row), row.notation, _natural(labels[row.signature]), row.seed),
     )
-    chosen = {row.signature for row in _first(store, rows, runs_drawn)}
+    chosen = {row.signature for row in _first(rows, labels, runs_drawn)}
     lines = [_cells(row, labels) for row in rows]
     headings = [name for name in _HEADINGS if name != _PER_BOP or any(line[name] for line in lines)]
 
@@ -294,8 +294,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     """Draw pictures side by side: the least seed of the recipes with most seeds."""
     seeds = Counter(labels[row.signature] for row in rows)
     first: dict[str, Row] = {}
-    in_order = sorted(rows, key=lambda row: (row.notation, _natural(labels[row.signature]), row.seed))
-    for row in sorted(in_order, key=lambda row: row.order != "baseline"):
+    for row in sorted(rows, key=lambda row: row.order != "baseline"):
         first.setdefault(labels[row.signature], row)
     shown = sorted(first, key=lambda label: (first[label].order != "baseline", -seeds[label]))[:RECIPES_IN_A_PICTURE]
     if len(shown) < len(first):
@@ -312,12 +311,11 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
         yield f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side", drawing
 
 
-def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
+def _first(rows: Sequence[Row], labels: Mapping[str, str], most: int) -> list[Row]:
     """Choose `most` rows: first seeds, of recipes with most seeds, then others."""
-    labels = recipes(store, rows)
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        seeds.setdefault((row.task, row.budget, row.data_source, labels[row.signature]), []).append(row)
+        seeds.setdefault((*_conditions(row), labels[row.signature]), []).append(row)
     ranked = [(place, -len(group), row) for group in seeds.values() for place, row in enumerate(group)]
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
 

@@ -59,7 +59,7 @@ def _line(store: Store, row: Row, recipe: str) -> dict[str, Any]:
     fields = ("budget", "data_source", "arithmetic", "metric", "score", "seed", "density_actual", "marks")
     return {name: getattr(row, name) for name in fields} | {
         "recipe": recipe,
-        "mb": (row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual) / 1e6,
+        "mb": row.size_bits() / 1e6,
         "command": f"{verb} {shlex.join(sorted(word for word in words if not word.startswith('seed=')))}".strip(),
         "commit": git.get("commit", "unknown"),
         "changed": bool(git.get("changed", True)),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ settings.load_profile("qprune")
 os.environ["QPRUNE_TRUST"] = "tests"  # tasks that tests define
 torch.set_num_threads(1)  # test processes run side by side, one per core,
 os.environ["OMP_NUM_THREADS"] = "1"  # and those that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 
 
 @pytest.fixture(autouse=True)

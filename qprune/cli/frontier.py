@@ -85,7 +85,7 @@ def searched(grid: Grid) -> Search:
                     path = folder.path / ROW_FILE
                     raise UserError(f"{path} is the row of another run; delete it, or run with force=true")
             elif grid.stops and (note := folder.stopped()):
-                notes.append(note[1])
+                notes.append(note.optimistic_score)
         rows = {seed: scored_by(row, grid.question.metric, grid.task.density) for seed, row in rows.items()}
         scores = {seed: row.score for seed, row in rows.items()}
         known[point] = Known(scores, notes[0] if notes else None, list(rows.values()))

@@ -18,7 +18,7 @@ from qprune.config.schema import keys
 from qprune.errors import UserError, closest, counted, one_of
 from qprune.runs.folder import CONFIG_FILE, LOCK_FILE, PUBLISHED, ROW_FILE, RunFolder
 from qprune.runs.row import Row
-from qprune.runs.row_text import digits, score_text, size_bits
+from qprune.runs.row_text import digits, score_text
 from qprune.training.progress import plain, print_text
 
 STATES = ("running", "interrupted", "failed", "finished", "published")
@@ -92,7 +92,7 @@ def _table(runs: Sequence[Listed], wide: bool) -> Table:
     for run in runs:
         cells = [run.name, run.state]
         if (row := run.row) is not None:
-            cells += [score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)]
+            cells += [score_text(row.metric, row.score, name=False), digits(row.size_bits() / 1e6)]
             cells += [digits(row.density_actual), f"{row.budget}, {row.data_source}"]
         table.add_row(*map(plain, cells[: len(headings)]))
     return table

@@ -33,7 +33,7 @@ from qprune.reporting.tables import Joined
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
-from qprune.runs.row_text import digits, score_text, size_bits
+from qprune.runs.row_text import digits, score_text
 from qprune.runs.store import Store
 from qprune.runs.stored import HISTOGRAMS, OPERATORS
 
@@ -141,7 +141,7 @@ def _natural(text: str) -> list[str]:
 
 def _cells(row: Row, labels: Mapping[str, str]) -> dict[str, str]:
     """Return a row's cells by heading."""
-    score, size = score_text(row.metric, row.score, name=False), digits(size_bits(row) / 1e6)
+    score, size = score_text(row.metric, row.score, name=False), digits(row.size_bits() / 1e6)
     per_bop = "" if row.density_effective_bops is None else digits(row.density_effective_bops)
     recipe = [row.signature[:10], row.task, labels[row.signature], str(row.seed)]
     numbers = [score, size, digits(row.density_actual), per_bop]
@@ -204,7 +204,7 @@ def _rank(group: Sequence[Row]) -> tuple[bool, int]:
 
 
 def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:
-    cells = [(recipes[row.signature], row.score, size_bits(row) / 1e6, row.density_actual) for row in group]
+    cells = [(recipes[row.signature], row.score, row.size_bits() / 1e6, row.density_actual) for row in group]
     runs = pd.DataFrame(cells, columns=["recipe", "score", "size", "density"])
     how = {"score": ["mean", "std", "count"], "size": "mean", "density": "mean"}
     models = runs.groupby("recipe", sort=False).agg(how).set_axis(["score", "sd", "n", "size", "density"], axis=1)

@@ -55,10 +55,9 @@ def cells(part: pd.DataFrame, costs: bool = False, recovery: bool = False) -> Ce
     rows = part.to_dict("records")
     lines = []
     for row in rows:
-        letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
         score = with_deviation(row["score"], row["score_sd"])
         score = score if row["n"] or not row["missing_seeds"] else "missing"
-        line = [row["label"] + (f" [{letters}]" if letters else ""), score, str(row["n"]) if row["command"] else ""]
+        line = [_label(row, notes), score, str(row["n"]) if row["command"] else ""]
         line += [row["printed_score"], number(row["difference"], sign=True)]
         line += [_pair(number(row[f"{k}_paper"]), number(row[f"{k}_actual"])) for k in ("weight_mb", "feature_mb")]
         densities = (with_deviation(row[f"density_{k}"], row[f"density_{k}_sd"]) for k in ("paper", "actual"))
@@ -120,10 +119,8 @@ def print_table(console: Console, table: Table, parts: Sequence[pd.DataFrame]) -
         for heading in _TERMINAL_HEADINGS:
             grid.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
-            letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
             style = "bold" if row["best"] else "" if row["n"] or not row["command"] else "dim"
-            cells = [f"{row['label']}{f' [{letters}]' if letters else ''}", *_cells(row)]
-            grid.add_row(*map(plain, cells), style=style)
+            grid.add_row(*map(plain, [_label(row, notes), *_cells(row)]), style=style)
         console.print(grid)
         for place, note in enumerate(notes):
             console.print(plain(f"  [{letter(place)}] {note}"))
@@ -139,11 +136,10 @@ def missing_text(parts: Sequence[pd.DataFrame], command: str) -> str:
 
 
 def _cells(row: Mapping[Any, Any]) -> list[str]:
-    spread = f" ± {row['score_sd']:.2f}" if row["n"] > 1 else ""
     own = "actual" if row["n"] else "paper"  # other methods have the paper's sizes alone
     size = row[f"weight_mb_{own}"] + row[f"feature_mb_{own}"]
     return [
-        f"{number(row['score'])}{spread}",
+        with_deviation(row["score"], row["score_sd"]),
         str(row["n"]) if row["n"] else "",
         row["printed_score"],
         number(row["difference"], sign=True),
@@ -171,6 +167,12 @@ def number(value: float, sign: bool = False) -> str:
 def with_deviation(value: float, deviation: float) -> str:
     """Write a mean, and its deviation where there is one."""
     return number(value) + ("" if math.isnan(deviation) else f" ± {deviation:.2f}")
+
+
+def _label(row: Mapping[Any, Any], notes: Sequence[str]) -> str:
+    """Return the label of a row with the letters of its footnotes."""
+    letters = ",".join(letter(notes.index(mark)) for mark in row["marks"])
+    return f"{row['label']} [{letters}]" if letters else str(row["label"])
 
 
 def letter(index: int) -> str:

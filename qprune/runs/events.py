@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from qprune.compression.quantizer import Quantizer
 from qprune.compression.schedule import Timeline
 from qprune.errors import UserError
 from qprune.runs.folder import EVENTS
+from qprune.runs.histograms import Enough
 from qprune.runs.load import FinishedRun
 from qprune.training import checkpoint
 from qprune.training.distributed import autocast
@@ -91,12 +92,12 @@ def first_features(run: FinishedRun) -> dict[str, Tensor]:
         found.setdefault(operators.site, _sample(output).cpu().clone())
 
     def stop(*_: Any) -> None:
-        raise _Enough
+        raise Enough
 
     with _hooked(run.task.network, FeatureOperators, note):
         handle = run.task.network.register_forward_hook(stop)
         try:
-            with run.evaluating(), suppress(_Enough):
+            with run.evaluating(), suppress(Enough):
                 run.task.evaluate()
         finally:
             handle.remove()
@@ -152,7 +153,7 @@ class _Clipped:
 
     quantizer: Quantizer
     cut: int = 0
-    elements: int = field(default=0)
+    elements: int = 0
 
     def count(self, gradient: Tensor) -> None:
         self.cut += int(_outside(gradient, self.quantizer).sum())
@@ -210,10 +211,6 @@ def _sample(x: Tensor) -> Tensor:
     """Return at most ELEMENTS of x, evenly spread, flat."""
     flat = x.detach().flatten()
     return flat[:: -(-flat.numel() // ELEMENTS)]
-
-
-class _Enough(BaseException):
-    """Ends an evaluation whose result is not needed; no `except Exception` stops it."""
 
 
 @contextmanager

@@ -150,7 +150,6 @@ def plan(config: Recipe | identity.Config) -> str:
 
 def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Do the work of one rank; return the row's fields and the checksums of the files that were written."""
-    sums: dict[str, str] = {}
     config, first_rank = recipe.config, rank_and_world()[0] == 0
     device = _set_up_process(config)
     task = build_task(recipe, device)
@@ -163,7 +162,7 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> tuple[dict
         copy_fraction_bits(task.network, source)
     task.to(device)
     if first_rank:
-        _describe(config, folder, task, sites, device, sums)
+        _describe(config, folder, task, sites, device)
     names = {"precision", "evaluate_every", "checkpoint_minutes", "warm_start_at", "compile"}
     options = config.trainer.model_dump(include=names)
     options["events"] = folder.path / files.EVENTS if config.trainer.keep_events else None
@@ -176,8 +175,8 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch | None) -> tuple[dict
     metrics = trainer.fit()
     fields = _row_fields(recipe, trainer, metrics)
     if first_rank:
-        _write_results(config, folder, trainer, sums)
-    return fields, sums
+        _write_results(config, folder, trainer)
+    return fields, folder.written
 
 
 def _set_up_process(config: RunConfig) -> torch.device:
@@ -195,15 +194,13 @@ def _set_up_process(config: RunConfig) -> torch.device:
     return device
 
 
-def _describe(
-    config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device, sums: dict[str, str]
-) -> None:
-    """Write what is known before training, and print the plan. sums: gets the checksums of what is written."""
-    folder.write(files.CONFIG_FILE, _config_bytes(config), sums)
+def _describe(config: RunConfig, folder: RunFolder, task: Task, sites: Plan, device: torch.device) -> None:
+    """Write what is known before training, and print the plan."""
+    folder.write(files.CONFIG_FILE, _config_bytes(config))
     table = _plan_table(task, sites)
-    folder.write(files.PLAN_FILE, csv_bytes(table), sums)
+    folder.write(files.PLAN_FILE, csv_bytes(table))
     environment = describe_environment(config.seed, device, task.dataset)
-    folder.write(files.ENVIRONMENT_FILE, json_bytes(environment), sums)
+    folder.write(files.ENVIRONMENT_FILE, json_bytes(environment))
     print_text(f"{_plan_line(table)} ({files.PLAN_FILE})")
 
 
@@ -211,21 +208,21 @@ def _config_bytes(config: RunConfig) -> bytes:
     return yaml.safe_dump(config.plain(), sort_keys=False).encode()
 
 
-def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer, sums: dict[str, str]) -> None:
-    """Write what a trained run leaves beside its row. sums: gets the checksums of what is written."""
+def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
+    """Write what a trained run leaves beside its row."""
     task = trainer.task
     tensors = {name: t.detach().cpu().contiguous() for name, t in task.network.state_dict().items()}
-    folder.write(files.NETWORK_FILE, safetensors_bytes(tensors), sums)
+    folder.write(files.NETWORK_FILE, safetensors_bytes(tensors))
     with trainer.evaluation_context():
         pictures = task.pictures()
     for name, picture in pictures.items():
-        folder.write(f"{files.PICTURES}/{name}.png", png_bytes(picture), sums)
-    folder.write(files.OPERATORS_FILE, json_bytes(trainer.compressor.describe()), sums)
-    sums[files.METRICS_FILE] = files.sum_of(trainer.curve)
+        folder.write(f"{files.PICTURES}/{name}.png", png_bytes(picture))
+    folder.write(files.OPERATORS_FILE, json_bytes(trainer.compressor.describe()))
+    folder.written[files.METRICS_FILE] = files.sum_of(trainer.curve)
     if folder.content(files.CONFIG_FILE) != (written := _config_bytes(config)):
         path = folder.path / files.CONFIG_FILE
         print_text(f"{path} was changed while the run trained; it is written again as it was used")
-        folder.write(files.CONFIG_FILE, written, sums)
+        folder.write(files.CONFIG_FILE, written)
     log_curve(config.logger.name, folder.path, config.plain(), trainer.metrics)
     timing = {
         "steps": trainer.steps,
@@ -233,9 +230,9 @@ def _write_results(config: RunConfig, folder: RunFolder, trainer: Trainer, sums:
         "training_seconds": trainer.seconds,
         "compile_seconds": trainer.compiled.seconds if trainer.compiled else 0.0,
     }
-    folder.write(files.TIMING_FILE, json_bytes(timing), sums)
+    folder.write(files.TIMING_FILE, json_bytes(timing))
     with trainer.evaluation_context(), torch.no_grad():
-        folder.write(files.HISTOGRAMS_FILE, json_bytes(feature_histograms(task.network, task.evaluate)), sums)
+        folder.write(files.HISTOGRAMS_FILE, json_bytes(feature_histograms(task.network, task.evaluate)))
 
 
 def _row_fields(recipe: Recipe, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:

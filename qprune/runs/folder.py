@@ -14,7 +14,7 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +57,7 @@ class RunFolder:
     """The folder of one run, at `path`, which need not exist yet."""
 
     path: Path
+    written: dict[str, str] = field(default_factory=dict, compare=False)  # checksums of what `write` has written
 
     @classmethod
     def find(cls, run: str, results_dir: Path) -> RunFolder:
@@ -161,7 +162,10 @@ class RunFolder:
             raise UserError(f"{path}: {error}; delete the file, or run its command again with force=true") from error
 
     def store(self, row: Row, sums: Mapping[str, str]) -> None:
-        """Write the checksums of the run's files, and the row last: where one is, its run is whole."""
+        """Write the checksums of the run's files, and the row last: where one is, its run is whole.
+
+        sums: `written` of the process that wrote them.
+        """
         content = json_bytes(asdict(row))
         self.write_sums({**sums, ROW_FILE: sum_of(content)})
         write_atomically(self.path / ROW_FILE, content)
@@ -201,17 +205,17 @@ class RunFolder:
             raise UserError(f"{self.path / METRICS_FILE} is not the curve of a run ({why}); {_DAMAGED}") from error
         return curve
 
-    def parsed(self, name: str, schema: TypeAdapter[T]) -> T | None:
+    def parsed(self, name: str, schema: TypeAdapter[T], advice: str = _DAMAGED) -> T | None:
         """Return what a JSON file of the run holds, or None where it is missing. Raises UserError.
 
-        schema: one of those in `stored`.
+        schema: one of those in `stored`. advice: what to do with a damaged file.
         """
         if (content := self.checked_content(name)) is None:
             return None
         try:
             return schema.validate_json(content)
         except ValidationError as error:
-            raise UserError(f"{self.path / name}: {stored.first_problem(error)}; {_DAMAGED}") from error
+            raise UserError(f"{self.path / name}: {stored.first_problem(error)}; {advice}") from error
 
     def environment(self) -> stored.Environment:
         """Return what is known of the environment. Raises UserError."""
@@ -228,20 +232,14 @@ class RunFolder:
         """Note that the run was stopped early and might have reached `optimistic`."""
         write_json(self.path / STOPPED_FILE, {"reason": reason, "optimistic_score": optimistic})
 
-    def stopped(self) -> tuple[str, float] | None:
-        """Return reason and optimistic score of a stopped run; UserError if unreadable."""
-        try:
-            note = self.parsed(STOPPED_FILE, stored.STOPPED)
-        except UserError as error:
-            raise UserError(
-                f"{self.path / STOPPED_FILE} is not the note of a stopped run ({error}); delete it"
-            ) from error
-        return (note.reason, note.optimistic_score) if note is not None else None
+    def stopped(self) -> stored.Stopped | None:
+        """Return the note of a stopped run, or None where there is none. Raises UserError."""
+        return self.parsed(STOPPED_FILE, stored.STOPPED, "delete it")
 
-    def write(self, name: str, content: bytes, sums: dict[str, str]) -> None:
-        """Write a file of the run, and note in `sums` the checksum of what is written, whatever stands there later."""
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the run, and note its checksum in `written`, whatever stands there later."""
         write_atomically(self.path / name, content)
-        sums[name] = sum_of(content)
+        self.written[name] = sum_of(content)
 
     def write_sums(self, sums: Mapping[str, str]) -> None:
         """Write the checksums of the run's files."""

@@ -82,9 +82,9 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
         x, pruner = args[0], operators.pruner
         counts.add(x.masked_select(pruner.fitted(x).bool().expand_as(x)) if pruner and pruner.active else x)
         if all(each.elements >= ELEMENTS for _, each in sites):
-            raise _Enough
+            raise Enough
 
-    with ExitStack() as hooks, suppress(_Enough):
+    with ExitStack() as hooks, suppress(Enough):
         for operators, counts in sites:
             hooks.callback(operators.register_forward_pre_hook(partial(count, counts=counts)).remove)
         if sites:
@@ -92,5 +92,5 @@ def feature_histograms(network: nn.Module, evaluate: Callable[[], object]) -> li
     return [counts.as_plain() for _, counts in sites if counts.elements]
 
 
-class _Enough(BaseException):
-    """Ends an evaluation whose result is not needed; no `except Exception` stops it."""
+class Enough(BaseException):
+    """Ends a pass whose result is not needed; no `except Exception` stops it."""

@@ -21,6 +21,7 @@ from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import TRUST_VARIABLE, UserError
 from qprune.runs.folder import CONFIG_FILE, NETWORK_FILE, RunFolder
+from qprune.runs.histograms import Enough
 from qprune.runs.row import Row
 from qprune.training.distributed import choose_device
 from qprune.training.setup import attach_operators, build_task
@@ -90,13 +91,13 @@ class FinishedRun:
 
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs.append(args[0].detach().clone())
-            raise _InputFound
+            raise Enough
 
         handle = self.task.network.register_forward_pre_hook(stop, prepend=True)
         self.task.optimizers()
         self.task.begin_epoch(0)
         try:
-            with suppress(_InputFound):
+            with suppress(Enough):
                 self.task.train_step(next(iter(self.task.train_batches.epoch(0))))
         finally:
             handle.remove()
@@ -155,10 +156,6 @@ class _FunctionAsNetwork(nn.Module):
         return self.function[0](x)
 
 
-class _InputFound(Exception):
-    """Stops a training step once its input is known."""
-
-
 def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
     """Fix all fraction bits at those of a finished run: Q_u(x, d*) of Table 1.
 
@@ -182,9 +179,8 @@ def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:
 
 
 def _trained_tensors(run: RunFolder) -> dict[str, Tensor]:
-    run.check(NETWORK_FILE)
-    path, content = run.path / NETWORK_FILE, run.content(NETWORK_FILE)
-    if content is None:
+    path = run.path / NETWORK_FILE
+    if (content := run.checked_content(NETWORK_FILE)) is None:
         raise UserError(f"{path} is missing; run the run's command with force=true")
     try:
         return load(content)

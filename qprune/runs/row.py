@@ -61,6 +61,10 @@ class Row:
     costs: dict[str, float] = Field(default_factory=dict)  # total of `Cost`, at the size at which features are counted
     density_effective_bops: float | None = None  # the density with effective bit operations in the place of bits
 
+    def size_bits(self, accounting: str = "actual") -> float:
+        """Return the size of weights, features and input in bits."""
+        return float(sum(getattr(self, f"{kind}_bits_{accounting}") for kind in ("weight", "feature", "input")))
+
 
 _ROW = TypeAdapter(Row)
 

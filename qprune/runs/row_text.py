@@ -15,7 +15,7 @@ KINDS = {"weight": "weights", "feature": "features", "input": "input"}
 
 def format_row(row: Row, reference: Row | None = None) -> Text:
     """Return a row as a few lines. reference: the row of the float network, if it is there."""
-    sizes = {name: size_bits(row, name) for name in ("actual", "paper")}
+    sizes = {name: row.size_bits(name) for name in ("actual", "paper")}
     parts = ", ".join(f"{name} {_mb(getattr(row, f'{kind}_bits_actual'))} Mb" for kind, name in KINDS.items())
     zeros = ", ".join(f"{KINDS[kind]} {100 * getattr(row, f'{kind}_sparsity'):.4g} %" for kind in ("weight", "feature"))
     unit = f" {row.density_unit}" if row.density_unit else ""
@@ -41,8 +41,8 @@ def format_row(row: Row, reference: Row | None = None) -> Text:
 
 def gain_text(row: Row, reference: Row | None = None) -> str:
     """Say what compression cost in score and saved in size."""
-    text, size = score_text(row.metric, row.score), size_bits(row)
-    whole = size_bits(reference) if reference is not None else row.float_bits_actual
+    text, size = score_text(row.metric, row.score), row.size_bits()
+    whole = reference.size_bits() if reference is not None else row.float_bits_actual
     if reference is not None and reference.signature != row.signature and reference.metric == row.metric:
         text += f" (float {score_text(row.metric, reference.score, name=False)})"
     if not whole or whole <= size:
@@ -59,11 +59,6 @@ def score_text(metric: str, score: float, name: bool = True) -> str:
     shown = metric.rpartition("_")[0] if unit else metric
     number = f"{score:.2f}" if abs(score) >= 1 or score == 0 else digits(score)
     return f"{f'{shown} ' if name else ''}{number}{f' {unit}' if unit else ''}"
-
-
-def size_bits(row: Row, accounting: str = "actual") -> float:
-    """Return the size of weights, features and input in bits."""
-    return sum(float(getattr(row, f"{kind}_bits_{accounting}")) for kind in KINDS)
 
 
 def digits(value: float, count: int = 3) -> str:

@@ -23,8 +23,7 @@ def scored_by(row: Row, metric: str, density: Callable[[float, float], float]) -
     if metric == row.metric:
         return row
     score, others = row.metrics[metric], row.metrics | {row.metric: row.score}
-    paper = density(score, row.weight_bits_paper + row.feature_bits_paper + row.input_bits_paper)
-    actual = density(score, row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual)
+    paper, actual = density(score, row.size_bits("paper")), density(score, row.size_bits("actual"))
     return replace(row, metric=metric, score=score, metrics=others, density_paper=paper, density_actual=actual)
 
 

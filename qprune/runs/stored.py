@@ -78,14 +78,16 @@ class Environment(_Stored):
     dataset: dict[_Text, _Text] = {}
 
 
-class _Stopped(_Stored):
+class Stopped(_Stored):
+    """The note of a run that was stopped early."""
+
     reason: _Text
     optimistic_score: float
 
 
 CURVE, HISTOGRAMS = TypeAdapter(list[_Epoch]), TypeAdapter(list[_Histogram])
 OPERATORS = TypeAdapter(list[Annotated[_PruneOperator | _QuantizeOperator, Field(discriminator="operator")]])
-TIMING, ENVIRONMENT, STOPPED = TypeAdapter(_Timing), TypeAdapter(Environment), TypeAdapter(_Stopped)
+TIMING, ENVIRONMENT, STOPPED = TypeAdapter(_Timing), TypeAdapter(Environment), TypeAdapter(Stopped)
 
 
 def first_problem(error: ValidationError) -> str:

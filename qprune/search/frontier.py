@@ -143,8 +143,7 @@ class Search:
     def size(self, point: Point) -> float:
         """Return the size in bits: of the rows where there are some, else as planned."""
         rows = self.known[point].rows
-        sizes = [row.weight_bits_actual + row.feature_bits_actual + row.input_bits_actual for row in rows]
-        return sum(sizes) / len(sizes) if sizes else point.size_bits
+        return statistics.fmean(row.size_bits() for row in rows) if rows else point.size_bits
 
     def exceeds(self, point: Point, size: float) -> bool:
         """Return whether a point is larger than `size` by more than chance."""

@@ -53,6 +53,9 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
     """
     if ranks == 1:
         return work(*args)
+    # The agent's handlers for these stay after it. What the shell has set to be ignored, as by nohup, stays ignored.
+    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: handler for number in stopping if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -63,12 +66,13 @@ def launch(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
         monitor_interval=1,
         max_restarts=0,  # a rank that failed would fail again; the run itself is what resumes
         run_id="qprune",
+        signals_to_handle=",".join(number.name for number in before),
     )
     _quiet_agent()
     with tempfile.TemporaryDirectory() as reports, ExitStack() as handlers:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):  # whose handlers torch's agent replaces for good
-                handlers.callback(signal.signal, number, signal.getsignal(number))
+            for number, handler in before.items():
+                handlers.callback(signal.signal, number, handler)
         try:
             return elastic_launch(config, _in_group)(reports, work, args)[0]
         except ChildFailedError as error:

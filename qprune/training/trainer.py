@@ -1,6 +1,5 @@
 """The one training loop: steps, events, evaluation, checkpoints, stopping."""
 
-import copy
 import errno
 import math
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from qprune.atomic_write import explained, write_atomically
 from qprune.compression.compressor import Compressor
@@ -96,7 +96,7 @@ class Trainer:
         self._loss_count = 0
         self._saved_at = time.monotonic()
         self._stop_signal: int | None = None
-        self._initial: dict[str, Any] | None = None  # the state that training began with, until there is a checkpoint
+        self._initial: dict[str, Any] | None = None  # the first state, for `_failure` until there is a checkpoint
         self._finite_names: set[str] = set()
 
     def fit(self) -> dict[str, float]:
@@ -107,8 +107,8 @@ class Trainer:
             if self.main and not self.steps_taken_over:
                 print_text(f"resumed at step {self.step:,} of {self.steps:,}")
             self._write_metrics()
-        else:
-            self._initial = copy.deepcopy(self.state_dict())
+        elif rank_and_world()[1] == 1:  # on the CPU: a GPU's memory is for training
+            self._initial = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", copy=True), self.state_dict())
         numbers = nonfinite.numbers_of(self.task)
         self._finite_names = numbers.keys() - nonfinite.not_finite(numbers.items())
         reporter = Reporter(self.step, self.loop.epochs, self.steps_per_epoch, silent=not self.main)
@@ -361,7 +361,10 @@ class Trainer:
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once."""
+        """Let SIGTERM and SIGINT finish the step, and a second SIGINT stop at once.
+
+        A signal that the shell has set to be ignored, as SIGINT in `nohup ... &`, stays ignored.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._stop_signal == signal.SIGINT == number:
@@ -371,7 +374,8 @@ class Trainer:
         with ExitStack() as handlers:
             with suppress(ValueError):  # not the main thread
                 for number in (signal.SIGTERM, signal.SIGINT):
-                    handlers.callback(signal.signal, number, signal.signal(number, note))
+                    if signal.getsignal(number) != signal.SIG_IGN:
+                        handlers.callback(signal.signal, number, signal.signal(number, note))
             yield
 
 

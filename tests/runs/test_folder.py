@@ -53,10 +53,11 @@ def test_the_note_of_a_stopped_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.stopped() is None
     folder.note_stopped("hopeless", 28.4)
-    assert folder.stopped() == ("hopeless", 28.4)
+    assert (note := folder.stopped()) is not None
+    assert (note.reason, note.optimistic_score) == ("hopeless", 28.4)
     for broken in ("", "[]", '{"reason": "x"}', '{"reason": "x", "optimistic_score": "y"}'):
         (tmp_path / "stopped.json").write_text(broken, encoding="utf-8")
-        with pytest.raises(UserError, match=r"stopped\.json is not the note of a stopped run .*; delete it"):
+        with pytest.raises(UserError, match=r"stopped\.json: .*; delete it$"):
             folder.stopped()
 
 

@@ -1,6 +1,7 @@
 """Devices, and two ranks against one."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -104,6 +105,24 @@ def fail(kind: str) -> None:
 def test_a_rank_that_fails_ends_the_job_and_says_why(kind: str, expected: type[Exception], text: str) -> None:
     with pytest.raises(expected, match=text):
         launch(2, fail, kind)
+
+
+def interrupt_agent() -> int:
+    """Send SIGINT to the process that launched the ranks."""
+    if torch.distributed.get_rank() == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    torch.distributed.barrier()
+    return 1
+
+
+def test_ranks_leave_ignored_signals_ignored_and_handlers_as_they_were() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
+    try:
+        assert launch(2, interrupt_agent) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)] == handlers
 
 
 def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:

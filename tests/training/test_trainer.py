@@ -59,6 +59,18 @@ def test_signals_finish_the_step_and_save(step: int, number: signal.Signals, tmp
     assert_same_state(task, expected[1])
 
 
+def test_a_signal_that_the_shell_ignores_stays_ignored(tmp_path: Path) -> None:
+    """As SIGINT in `nohup qprune run ... &`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, _, trainer = prepared(tmp_path)
+        before_step(trainer, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+        trainer.fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert trainer.step == 24
+
+
 def test_a_signal_in_the_last_evaluation_stops_with_everything_saved(tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
     task, _, trainer = prepared(tmp_path / "stopped", evaluate_every=8)

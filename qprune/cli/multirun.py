@@ -23,7 +23,7 @@ from rich.table import Table
 from qprune.atomic_write import csv_bytes, write_atomically, write_json
 from qprune.cli import failures, signals
 from qprune.cli.sweep_progress import SweepProgress
-from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, key_of
+from qprune.config.compose import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, key_of, text_override
 from qprune.config.schema import RunConfig
 from qprune.config.signature import as_dict, short_hash
 from qprune.errors import DEBUG_VARIABLE, RunFailure, UserError, counted
@@ -49,8 +49,7 @@ def run_all(overrides: Sequence[str], config_dir: str | None) -> int:
     notes = Path(jobs[0].config.results_dir) / "multirun"
     _remove_left_notes(notes)
     folder = notes / uuid.uuid4().hex[:8]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    own = [f"hydra.sweep.dir='{place}'", f"++{_WARM_STARTS}={first_events(jobs)}"]
+    own = [text_override("hydra.sweep.dir", str(folder)), f"++{_WARM_STARTS}={first_events(jobs)}"]
     flags = ["--config-dir", config_dir] if config_dir else []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,14 +27,13 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         self.common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()  # of no use in a line
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)  # jobs redirect theirs
         columns = TextColumn("sweep"), BarColumn(24), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn()
-        self.bar = Progress(*columns, console=self.console, transient=True) if self.console.is_terminal else None
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "SweepProgress":
-        if self.bar:
-            self.bar.start()
-            self.bar.add_task("sweep", total=self.total)
+        self.bar.start()
+        self.bar.add_task("sweep", total=self.total)
         self._thread.start()
         return self
 
@@ -44,8 +43,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         self._ended.set()
         self._thread.join()
         self._look()
-        if self.bar:
-            self.bar.stop()
+        self.bar.stop()
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
@@ -62,8 +60,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
                     self.seen.add(path.name)
                     if self.total > 1 or note["exit_code"] in (0, STOPPED):  # the sweep names failures at its end
                         self.console.print(plain(f"{len(self.seen)} of {self.total}  {line_of(note, self.common)}"))
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=len(self.seen))
+        self.bar.update(self.bar.task_ids[0], completed=len(self.seen))
 
 
 def line_of(note: dict[str, Any], common: Collection[str]) -> str:

@@ -38,10 +38,9 @@ PANELS_IN_A_LINE = 6
 SMALL = 7  # points, of titles over pictures
 TIP = "tip: "  # begins the id of a group in the SVG; the rest is shown where the pointer rests on it
 BETWEEN_TIPS = " | "  # separates the tips of a line's points
-_ACRONYMS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP"}
+_WORDS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP", "top1": "top-1 accuracy"}  # of metrics
 
 Pixels = npt.NDArray[Any]
-Names = Mapping[str, str]  # with unit: of scores by metric, or of densities by task
 Entry = Mapping[str, Any]  # of operators.json or histograms.json
 
 
@@ -79,12 +78,10 @@ def axes_of(
     return figure, axes
 
 
-def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
-    """Name a metric with its unit, as `names` has it: `psnr_db` is PSNR (dB)."""
-    if metric in names:
-        return names[metric]
+def with_unit(metric: str) -> str:
+    """Name a metric with its unit: `psnr_db` is PSNR (dB)."""
     unit = unit_of_score(metric)
-    words = [_ACRONYMS.get(word, word) for word in (metric.rpartition("_")[0] if unit else metric).split("_")]
+    words = [_WORDS.get(word, word) for word in (metric.rpartition("_")[0] if unit else metric).split("_")]
     return " ".join(words) + (f" ({unit})" if unit else "")
 
 
@@ -99,7 +96,7 @@ def title_of(row: Row) -> str:
     return plotted(f"{row.task}  {row.notation}  seed {row.seed}{marked}")
 
 
-def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] = {}) -> Figure:
+def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row) -> Figure:
     """Draw loss and score over epochs, with shaded phases (float is white)."""
     figure, axes = axes_of(2, height=5.6, sharex=True)
     for axis in axes:
@@ -110,7 +107,7 @@ def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, nam
         axes[0].set_yscale("log")
     if row.metric in curve:
         _curve(axes[1], curve, row.metric, COLOURS[1])
-    axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric, names)))
+    axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric)))
     axes[0].set_title(title_of(row))
     if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(fontsize=7, loc="upper right")
@@ -282,9 +279,7 @@ def _dots(curve: pd.DataFrame) -> str | None:
     return "o" if len(curve) <= 30 else None
 
 
-def density_against_score(
-    runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "", names: Mapping[str, str] = {}
-) -> Figure:
+def density_against_score(runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "") -> Figure:
     """Draw density (accounting `actual`) against score with the Pareto front.
 
     runs: columns recipe, order, score, density; one line per run. A point is the mean of a recipe, its bar the
@@ -308,7 +303,7 @@ def density_against_score(
     for number, i in enumerate([] if few else front, 1):
         axis.plot([], [], " ", label=plotted(f"{number}  {points['recipe', ''][i]}"))
     axis.set(
-        xlabel=plotted(with_unit(metric, names)) + ("" if higher_is_better else ", smaller is better"),
+        xlabel=plotted(with_unit(metric)) + ("" if higher_is_better else ", smaller is better"),
         ylabel=plotted(f"performance density{f' ({unit})' if unit else ''}"),
         title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
     )
@@ -317,7 +312,7 @@ def density_against_score(
     return figure
 
 
-def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] = {}) -> Figure:
+def score_by_window(points: pd.DataFrame, metric: str, task: str) -> Figure:
     """Draw score against T (Fig. 4). points: columns window, recipe, score."""
     figure, [axis] = axes_of(1, height=3.8)
     groups = list(points.groupby("recipe", sort=True))
@@ -335,7 +330,7 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping
     axis.set_xticks(windows, [str(window) for window in windows])
     axis.minorticks_off()
     title = f"{task}: mean and standard deviation over seeds"
-    axis.set(xlabel="window T (samples)", ylabel=plotted(with_unit(metric, names)), title=title)
+    axis.set(xlabel="window T (samples)", ylabel=plotted(with_unit(metric)), title=title)
     axis.legend(fontsize=7)
     return figure
 

@@ -27,7 +27,7 @@ from qprune.compression.plan import INPUT
 from qprune.errors import UserError, counted, visible
 from qprune.reporting import figures, table_text
 from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
-from qprune.reporting.figures import Names, Pixels
+from qprune.reporting.figures import Pixels
 from qprune.reporting.recipes import recipes
 from qprune.reporting.tables import Joined
 from qprune.runs import folder as run_files
@@ -55,11 +55,9 @@ def page(
 ) -> str:
     """Write the page and its figures; what is wrong goes to the store's problems.
 
-    joined: figures use the tables' names of scores and units. runs_drawn: runs whose own figures are in the page, a
+    runs_drawn: runs whose own figures are in the page, a
     seed of every recipe before the others. note: called with the caption of each figure that is drawn.
     """
-    parts = [part for each in joined for part in each.table.parts]
-    names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
     for read in (RunFolder.check_all, RunFolder.config):
@@ -75,8 +73,8 @@ def page(
     lines = [_cells(row, labels) for row in rows]
     headings = [name for name in _HEADINGS if name != _PER_BOP or any(line[name] for line in lines)]
 
-    summary = list(summaries(rows, lambda group: recipes(store, group), names))
-    drawn = _saved(figures_of_runs(store, rows, names, units), figure_folder, note)
+    summary = list(summaries(rows, lambda group: recipes(store, group)))
+    drawn = _saved(figures_of_runs(store, rows), figure_folder, note)
     opening = next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     details = {}
@@ -84,7 +82,7 @@ def page(
         is_drawn = row.signature in chosen
         details[row.signature[:10]] = {
             "name": f"{row.task}/{visible(store.folders[row.signature].path.name)}",
-            "figures": _saved(figures_of_run(store, row, names), figure_folder, note) if is_drawn else [],
+            "figures": _saved(figures_of_run(store, row), figure_folder, note) if is_drawn else [],
             "files": _files(store, row, (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))),
         }
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
@@ -178,12 +176,10 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
-def summaries(
-    rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]], names: Mapping[str, str] = {}
-) -> Iterator[dict[str, Any]]:
+def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
     """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
 
-    recipes: names the recipe of each run of a group, by signature. names: of scores by metric.
+    recipes: names the recipe of each run of a group, by signature.
     """
     groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
     for row in rows:
@@ -192,9 +188,7 @@ def summaries(
     chosen = [min(found.values(), key=_rank) for found in groups.values()]
     for group in sorted(chosen, key=_rank):
         row = group[0]
-        heading = (
-            f"{row.task}, budget {row.budget}, {row.data_source} data: score is {figures.with_unit(row.metric, names)}"
-        )
+        heading = f"{row.task}, budget {row.budget}, {row.data_source} data: score is {figures.with_unit(row.metric)}"
         lines, name = list(_lines(group, recipes(group))), f"{row.task}-{row.budget}-{row.data_source}"
         yield {"heading": heading, "headings": _SUMMARY_HEADINGS, "lines": lines, "name": name}
 
@@ -226,12 +220,12 @@ def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[st
         yield [name, str(model.name), score, digits(model["size"]), ratio, digits(model["density"])]
 
 
-def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
+def figures_of_run(store: Store, row: Row) -> Iterator[Picture]:
     """Draw the figures of one run; a missing file has no figure, a broken one is a problem of the store."""
     place, timeline = store.folders[row.signature].path, store.timeline(row.signature)
     curve, operators = store.stored(row.signature, RunFolder.metrics), store.stored(row.signature, _operators) or []
     if curve is not None and len(curve) and set(curve) >= _CURVE:
-        drawing = figures.training_curve(curve, timeline, row, names)
+        drawing = figures.training_curve(curve, timeline, row)
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
             drawing = figures.over_time(curve, operators, timeline, row)
@@ -246,7 +240,7 @@ def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
         yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
-def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Names) -> Iterator[Picture]:
+def figures_of_runs(store: Store, rows: Sequence[Row]) -> Iterator[Picture]:
     """Draw the figures over runs of one task, budget, data and metric."""
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
@@ -257,13 +251,13 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
         if len(set(labels.values())) > 1:
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
-            better, unit = group[0].higher_is_better, units.get(key[0], "")
-            drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
+            better, unit = group[0].higher_is_better, max(row.density_unit for row in group)  # old rows lack it
+            drawing = figures.density_against_score(table, key[0], key[3], better, unit)
             caption = f"{head}{marked_text}: density (sizes as stored) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
-            drawing = figures.score_by_window(windows, key[3], key[0], names)
+            drawing = figures.score_by_window(windows, key[3], key[0])
             yield f"{name}-window", f"{head}{marked_text}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):

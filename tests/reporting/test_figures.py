@@ -131,7 +131,7 @@ def test_the_front_joins_means_over_seeds() -> None:
         [("a", "prune_first", 30.0, 9.0), ("a", "prune_first", 32.0, 9.0), ("b", "baseline", 35.0, 6.0)],
         columns=["recipe", "order", "score", "density"],
     )
-    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)", {"psnr_db": "PSNR (dB)"}).axes[0]
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)").axes[0]
     assert list(axis.lines[-1].get_xdata()) == [31.0, 35.0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("PSNR (dB)", "performance density (dB/ln(Mb))")
     axis = figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
@@ -259,7 +259,7 @@ def test_a_name_with_unit() -> None:
     assert with_unit("psnr_db") == "PSNR (dB)"
     assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"
     assert with_unit("fid_proxy") == "FID proxy"
-    assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
+    assert with_unit("top1_percent") == "top-1 accuracy (%)"
 
 
 TABLE = pd.DataFrame(

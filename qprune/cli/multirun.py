@@ -58,10 +58,10 @@ def run_all(overrides: Sequence[str], config_dir: str | None) -> int:
             start_hydra(["--multirun", *flags, *overrides, *own])
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
-        cut_short = _cut_short(folder)
-        if launcher and cut_short and not isinstance(error, UserError):
+        killed = _killed(folder)
+        if launcher and killed and not isinstance(error, UserError):
             raise RunFailure(
-                f"{launcher[-1]} lost a process, and stopped these runs: {'; '.join(cut_short)}; the same command goes "
+                f"{launcher[-1]} lost a process, and stopped these runs: {'; '.join(killed)}; the same command goes "
                 f"on from their last checkpoints ({error})"
             ) from error
         if launcher and not _outcomes(folder) and not isinstance(error, UserError):
@@ -97,7 +97,7 @@ def _job(cfg: DictConfig) -> None:
     try:
         with signals.stopping(), log, contextlib.redirect_stdout(log):
             signals.stop_if_asked()
-            print(*overrides, flush=True)  # first, as `_cut_short` expects
+            print(*overrides, flush=True)  # first, as `_killed` expects
             from qprune.runs import execute as runner
 
             config = RunConfig.check(as_dict(cfg))
@@ -121,7 +121,7 @@ def _outcomes(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
 
 
-def _cut_short(folder: Path) -> list[str]:
+def _killed(folder: Path) -> list[str]:
     """List the overrides of jobs that have begun and left no note: their process was killed."""
     logs = [path for path in sorted(folder.glob("job-*.log")) if not path.with_suffix(".json").exists()]
     return [path.read_text(encoding="utf-8").partition("\n")[0] for path in logs]
@@ -142,12 +142,12 @@ def _print_counts(total: int, folder: Path) -> bool:
     outcomes = _outcomes(folder)
     stopped = [outcome for outcome in outcomes if outcome["exit_code"] == failures.STOPPED]
     failed = [outcome for outcome in outcomes if outcome["exit_code"] and outcome not in stopped]
-    cut_short = _cut_short(folder)
+    killed = _killed(folder)
     counts = {
         "finished": len(outcomes) - len(failed) - len(stopped),
         "failed": len(failed),
-        "interrupted": len(stopped) + len(cut_short),
-        "not started": total - len(outcomes) - len(cut_short),
+        "interrupted": len(stopped) + len(killed),
+        "not started": total - len(outcomes) - len(killed),
     }
     shown = [f"{number} {what}" for what, number in counts.items() if number or what in ("finished", "failed")]
     print_text(f"{counted(total, 'run')}: {', '.join(shown)}")

@@ -241,7 +241,7 @@ def figures_of_run(store: Store, row: Row) -> Iterator[Picture]:
 
 
 def figures_of_runs(store: Store, rows: Sequence[Row]) -> Iterator[Picture]:
-    """Draw the figures over runs of one task, budget, data and metric."""
+    """Draw the figures over runs of one task, budget, data and metric; recipes stand in the order of the rows."""
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
         name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"

@@ -238,7 +238,7 @@ def test_figures_of_renamed_runs_are_drawn(attacks: Attacks, runs: list[Path], t
         results, _ = renamed(draw, runs, tmp_path / "place")
         store = Store.read(results)
         rows = list(store.rows.values())
-        pictures = [*figures_of_run(store, rows[0], {}), *figures_of_runs(store, rows, {}, {})]
+        pictures = [*figures_of_run(store, rows[0]), *figures_of_runs(store, rows)]
         name, _, figure = draw.choice(pictures)
         figures.save(figure, tmp_path / "figures", name[:80])
         assert store.problems == []

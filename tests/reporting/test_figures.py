@@ -196,13 +196,13 @@ def test_what_all_pictures_share_is_shown_once() -> None:
 def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
     place = store.folders[row.signature].path
-    assert list(report.figures_of_run(store, row, {})) == []
+    assert list(report.figures_of_run(store, row)) == []
     CURVE.to_csv(place / "metrics.csv", index=False)
     (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")
     (place / "histograms.json").write_text("[{", encoding="utf-8")  # not whole: no figure, no failure
-    found = list(report.figures_of_run(store, row, {}))
+    found = list(report.figures_of_run(store, row))
     assert [name.removeprefix(place.name) for name, _, _ in found] == ["-curve", "-time", "-decimals"]
-    again = list(report.figures_of_run(store, row, {}))
+    again = list(report.figures_of_run(store, row))
     for (name, _, figure), (_, _, other) in zip(found, again, strict=True):
         svg = save(figure, tmp_path, name)
         png = (tmp_path / f"{name}.png").read_bytes()
@@ -234,7 +234,7 @@ def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> Non
             Image.new("RGB", (30, 20), (i * 80, 0, 0)).save(place / "pictures" / "test.png")
             (place / "pictures" / "broken.png").write_bytes(b"\x89PNG")
     store = Store.read(tmp_path)
-    found = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))
+    found = list(report.figures_of_runs(store, list(store.rows.values())))
     assert [name for name, _, _ in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
     assert b"seed 0" in save(found[1][2], tmp_path, "found")
 
@@ -248,7 +248,7 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
             (place / "pictures").mkdir()
             Image.new("RGB", (30, 20)).save(place / "pictures" / "test.png")
     store = Store.read(tmp_path)
-    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()), {}, {})
+    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()))
     svg = save(figure, tmp_path, "found")
     assert b"10 of 13 recipes, those of most seeds" in svg
     assert svg.count(b"seed 0") == 10

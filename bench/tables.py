@@ -74,12 +74,12 @@ def make_runs(folder: Path, count: int) -> None:
 
 def tables(settings: Settings, runs: int = 10_000) -> str:
     """Measure `qprune tables` over stored runs, each with config, curve, row and checksums."""
-    seconds, cpu_seconds, peak_mb = alone(_measure, runs)
+    seconds, cpu_seconds, peak_mb = alone(measure, runs)
     cells = [str(runs), f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{peak_mb:.0f}"]
     return table(["runs", "seconds", "CPU seconds", "MB"], [cells])
 
 
-def _measure(runs: int) -> tuple[float, float, float]:
+def measure(runs: int) -> tuple[float, float, float]:
     """Return seconds, seconds of CPU and peak MB of a process. Fails unless each run is in a table."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "runs")

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 # No deadline: the first example pays for torch's start. Derandomized: a change that breaks a property fails at once,
 # for everyone, and not by chance for someone later.
-settings.register_profile("qprune", deadline=None, derandomize=True)
+settings.register_profile("qprune", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("qprune")
 os.environ["QPRUNE_TRUST"] = "tests"  # tasks that tests define
 torch.set_num_threads(1)  # test processes run side by side, one per core,

@@ -1,7 +1,5 @@
 """Files are written whole, with the permissions that the umask gives."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,16 +1,18 @@
 """Every shipped config composes, resolves and is commented."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 
 from qprune.cli.list import choices
 from qprune.compression.config import TARGETS, WEIGHT_AXES
 from qprune.compression.functional import GRADIENTS, MASK_RULES, ROUNDINGS
 from qprune.compression.pruner import BORDERS, GRANULARITIES
 from qprune.config.build import Recipe
+from qprune.config.compose import Composer
 from qprune.config.schema import keys
 from qprune.config.signature import notation
 from tests.faults.recipes import config_of
@@ -26,14 +28,15 @@ def names(group: str) -> list[str]:
 PAPER_S = ("baseline", "prune_first", "prune_only", "quantize_first", "quantize_only")
 
 
-@pytest.mark.parametrize("order", names("order"))
 @pytest.mark.parametrize("task", names("task"))
-def test_every_task_composes_in_every_order(task: str, order: str) -> None:
-    config = config_of(f"task={task}", f"order={order}", f"protocol={'paper' if order in PAPER_S else 'factorial'}")
-    assert config["task"]["name"] == task
-    assert config["order"]["name"] == order
-    recipe = Recipe.from_config(config)  # times in the order's order, within the epochs
-    assert recipe.limits.epochs == config["epochs"]
+def test_every_task_composes_in_every_order(task: str) -> None:
+    with Composer() as composer:
+        for order in names("order"):
+            protocol = "paper" if order in PAPER_S else "factorial"
+            config = composer.checked([f"task={task}", f"order={order}", f"protocol={protocol}"])
+            assert (config.task.name, config.order.name) == (task, order)
+            recipe = Recipe.from_config(config)  # times in the order's order, within the epochs
+            assert recipe.limits.epochs == config.epochs
 
 
 def test_orders_are_the_paper_s_rows() -> None:
@@ -49,11 +52,11 @@ def test_orders_are_the_paper_s_rows() -> None:
 @pytest.mark.parametrize("task", names("task"))
 def test_mirrored_orders_have_the_same_events(task: str) -> None:
     """Learning rates follow from the epoch, so that what is left after these events is the same too."""
-    schedules = {
-        order: Recipe.from_config(config_of(f"task={task}", f"order={order}", "protocol=factorial")).schedule
-        for order in names("order")
-        if order != "baseline"
-    }
+    schedules = {}
+    with Composer() as composer:
+        for order in (name for name in names("order") if name != "baseline"):
+            config = composer.checked([f"task={task}", f"order={order}", "protocol=factorial"])
+            schedules[order] = Recipe.from_config(config).schedule
     pruned = {
         order: (each.prune_times[0], each.prune_times[-1]) for order, each in schedules.items() if each.prune_times
     }
@@ -71,16 +74,21 @@ def test_mirrored_orders_have_the_same_events(task: str) -> None:
     }
 
 
-@pytest.mark.parametrize("order", ["prune_first", "quantize_first"])
-@pytest.mark.parametrize("budget", ["short", "smoke"])
 @pytest.mark.parametrize("task", names("task"))
-def test_small_budgets_keep_every_phase_apart(task: str, budget: str, order: str) -> None:
-    recipe = Recipe.from_config(config_of(f"task={task}", f"order={order}", f"budget={budget}"))
+def test_small_budgets_keep_every_phase_apart(task: str) -> None:
+    with Composer() as composer:
+        for budget, order in itertools.product(("short", "smoke"), ("prune_first", "quantize_first")):
+            config = composer.checked([f"task={task}", f"order={order}", f"budget={budget}"])
+            phases_are_apart(Recipe.from_config(config))
+
+
+def phases_are_apart(recipe: Recipe) -> None:
     recipe.schedule.check(recipe.config.order.steps, recipe.limits.epochs)
     assert recipe.limits.steps_per_epoch is not None
     timeline = recipe.schedule.in_steps(recipe.limits.steps_per_epoch)
     quantized = (timeline.weight_step, timeline.feature_step)
-    events = [*timeline.prune_steps, *quantized] if order == "prune_first" else [*quantized, *timeline.prune_steps]
+    prune_first = recipe.config.order.name == "prune_first"
+    events = [*timeline.prune_steps, *quantized] if prune_first else [*quantized, *timeline.prune_steps]
     assert events == sorted(events)  # type: ignore[type-var]
     assert len({*timeline.prune_steps}) == 4
     assert len({*quantized}) == 2
@@ -116,24 +124,15 @@ def test_feature_bits_follow_bits_unless_set() -> None:
     assert config_of("quantize.bits=4", "quantize.feature_bits=12")["quantize"]["feature_bits"] == 12
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS.parent)))
-def test_every_choice_says_in_its_first_line_what_it_is(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    first = next(line for line in lines if not line.startswith("# @"))
-    assert first.startswith("# ")
-    assert len(first) > 10
+def test_every_choice_says_in_its_first_line_what_it_is() -> None:
+    for path in FILES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert re.match("# .{9}", next(line for line in lines if not line.startswith("# @"))), path
 
 
 def test_every_key_is_explained() -> None:
-    """In the schema; a task's arguments, and what this project sets of Hydra's, beside their values."""
+    """In the schema; tests/docs/test_extensions holds a task's arguments and their comments."""
     assert [key for key, field in keys() if not field.description] == []
-    known = {key.rpartition(".")[2] for key, _ in keys()}
-    for path in FILES:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for node in keys_of_values(yaml.compose(path.read_text(encoding="utf-8"))):
-            here, above = lines[node.start_mark.line], lines[node.start_mark.line - 1].strip()
-            explained = node.value in known or "#" in here or above.startswith("#")
-            assert explained, f"{path.name}:{node.start_mark.line + 1}: {here}"
 
 
 def test_choices_of_the_schema_are_those_of_the_operators() -> None:
@@ -142,14 +141,3 @@ def test_choices_of_the_schema_are_those_of_the_operators() -> None:
     for key, field in keys():
         if key.startswith(("prune.", "quantize.")) and (legal := kinds.get(key.partition(".")[2])):
             assert get_args(field.annotation) == tuple(legal), key
-
-
-def keys_of_values(node: yaml.Node | None) -> list[yaml.Node]:
-    """The nodes of all keys whose values are no sections."""
-    found: list[yaml.Node] = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        if isinstance(value, yaml.MappingNode):
-            found += keys_of_values(value) if key.value not in ("hydra",) else []
-        elif key.value not in ("_target_", "defaults"):
-            found.append(key)
-    return found

@@ -4,9 +4,8 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORK = sorted((ROOT / "qprune").rglob("*.py"))
@@ -39,6 +38,11 @@ LAW = {
 }
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = ("qprune", *parts) if parts[0] == "tasks" else parts
@@ -47,7 +51,7 @@ def module_name(path: Path) -> str:
 
 def imported(path: Path) -> Iterator[str]:
     """Modules that a file imports, wherever in it; `from package import module` counts as the module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -69,13 +73,14 @@ def law_of(module: str) -> set[str]:
     return LAW[room]
 
 
-@pytest.mark.parametrize("path", [*FRAMEWORK, *TASKS], ids=module_name)
-def test_imports_point_one_way(path: Path) -> None:
-    legal = law_of(module_name(path))
-    for name in imported(path):
-        if name.partition(".")[0] == "qprune":
-            assert any(within(name, package) for package in legal), f"{module_name(path)} imports {name}"
-        assert name.partition(".")[0] not in {"tasks", "configs", "tests"}, "these are qprune.tasks and qprune.configs"
+def test_imports_point_one_way() -> None:
+    for path in (*FRAMEWORK, *TASKS):
+        legal = law_of(module_name(path))
+        for name in imported(path):
+            if name.partition(".")[0] == "qprune":
+                assert any(within(name, package) for package in legal), f"{module_name(path)} imports {name}"
+            top = name.partition(".")[0]
+            assert top not in {"tasks", "configs", "tests"}, f"{path}: these are qprune.tasks and qprune.configs"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -101,7 +106,7 @@ PRIVATE = {
 
 def private_names(path: Path) -> Iterator[tuple[int, str]]:
     """Imports and attributes with a leading underscore that are not the file's own, and assigned `__class__`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
     own |= {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and _is_name(node.target)}
@@ -128,19 +133,16 @@ def _is_name(node: ast.expr) -> bool:
     return isinstance(node, ast.Name)
 
 
-@pytest.mark.parametrize("path", [*FRAMEWORK, *TASKS], ids=module_name)
-def test_no_private_api_of_other_packages_is_used(path: Path) -> None:
-    module = module_name(path)
-    for line, name in private_names(path):
-        legal = any((room == "qprune" or within(module, room)) and name.startswith(what) for room, what in PRIVATE)
-        assert legal, f"{path}:{line}: {name} is private"
-
-
-def test_at_most_five_private_names_are_allowed_and_each_is_used() -> None:
+def test_of_other_packages_at_most_five_private_names_are_used() -> None:
     assert len(PRIVATE) <= 5
-    used = {(module_name(path), name) for path in FRAMEWORK for _, name in private_names(path)}
-    for room, what in PRIVATE:
-        assert any((within(module, room) or room == "qprune") and name.startswith(what) for module, name in used), what
+    used: set[tuple[str, str]] = set()
+    for path in (*FRAMEWORK, *TASKS):
+        for line, name in private_names(path):
+            rooms = [room for room, what in PRIVATE if name.startswith(what)]
+            found = [room for room in rooms if room == "qprune" or within(module_name(path), room)]
+            assert found, f"{path}:{line}: {name} is private"
+            used.update((room, what) for room, what in PRIVATE if room in found and name.startswith(what))
+    assert used == PRIVATE.keys()
 
 
 def test_compression_sees_no_config_and_no_runner() -> None:
@@ -154,7 +156,7 @@ def test_only_the_command_line_starts_hydra() -> None:
     for path in [*FRAMEWORK, *TASKS]:
         if module_name(path).startswith(("qprune.cli", "qprune.config.compose")):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hydra"):
                 assert not {alias.name for alias in node.names} & starters, path
 

@@ -49,12 +49,13 @@ def export(arguments: Sequence[str]) -> int:
     require_packages()
     from qprune.export.files import export_run
 
-    path, verdict, notes = export_run(load_run(options.run, options.keys), form, options.weights)
+    exported = export_run(load_run(options.run, options.keys), form, options.weights)
+    path = exported.path
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
     size = f"{path.stat().st_size / 1e6:.3f} MB" if path.is_file() else ""
-    print_text(f"{path}: {'; '.join(text for text in (size, verdict) if text)}")
-    for line in _summary(notes):
+    print_text(f"{path}: {'; '.join(text for text in (size, exported.verdict) if text)}")
+    for line in _summary(exported.notes):
         print_text(f"  {line}")
     if form not in ("hls4ml", "integers", "sparse"):
         print_text(f"  qprune verify RUN --form {form} compares it with PyTorch on the test data")

@@ -11,21 +11,31 @@ parameter) and what it is given is compared with what operators made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qprune.compression.config import CONVOLUTIONS
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, input_site
-from qprune.compression.prepare import FACTS, FeatureOperators, find_operators, run_example, samples_in, weight_path
+from qprune.compression.prepare import (
+    FACTS,
+    FeatureOperators,
+    find_operators,
+    run_example,
+    samples_in,
+    split_name,
+    tensors_in,
+    weight_path,
+)
 from qprune.compression.pruner import Pruner
 from qprune.compression.quantizer import Quantizer
 
@@ -47,6 +57,12 @@ _PRODUCTS = (
     *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "linear", "bilinear", "_trilinear"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn"),
 )
+
+
+def reads_sizes_alone(function: Any) -> bool:
+    """Return whether a function of torch reads the size of a tensor and not its values."""
+    name: str = function.overloadpacket.__name__
+    return name.startswith("new_") or name.endswith("_like")
 
 
 def is_product(function: str) -> bool:
@@ -124,7 +140,7 @@ def with_all_active(network: nn.Module, example: Any, samples: int | None = None
     try:
         for operator in operators:
             operator.active = True
-        return traced(network, example, samples, final=True)
+        return Trace(network, final=True).run(example, samples)
     finally:
         for operator, active in zip(operators, before, strict=True):
             operator.active = active
@@ -132,65 +148,14 @@ def with_all_active(network: nn.Module, example: Any, samples: int | None = None
 
 def stored_features(network: nn.Module, example: Any) -> list[Stored]:
     """Return the feature tensors that layers of `network` read, each once, in order of first use."""
-    return list(traced(network, example).reads)
-
-
-def traced(
-    network: nn.Module, example: Any, samples: int | None = None, final: bool = False, trace: Trace | None = None
-) -> Trace:
-    """Trace `example` through `network`.
-
-    Args:
-        network: Any module.
-        example, samples: As in `compress`.
-        final: Whether features count as after training, with every operator and the final sparsity of masks.
-        trace: A fresh trace of another class.
-    """
-    trace = trace or Trace(final)
-    modules = dict(network.named_modules())
-    for module in modules.values():
-        noted, children = getattr(module, FACTS, {}).items(), dict(module.named_children())
-        trace.generated |= {children[name]: facts for name, facts in noted if name in children}
-    handles = [
-        hook
-        for path, module in modules.items()
-        for hook in (
-            module.register_forward_pre_hook(trace.enter(path, input_site(modules, path))),
-            module.register_forward_hook(trace.leave(path, module), always_call=True),
-        )
-    ]
-    try:
-        for site, parameter, owner in parameters(network):
-            trace.weights[parameter] = [*trace.weights.get(parameter, ()), WeightUse(site)]
-            if not isinstance(network.get_submodule(owner), (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
-                trace.owners[site] = owner
-        trace.record(INPUT, example)
-        with trace, _attention_by_its_parts():
-            output = run_example(network, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    trace.samples = samples_in(example, output) if samples is None else samples
-    trace.results = {trace.values[t] for t in _tensors(output) if t in trace.values}
-    for tensor in _tensors(output):
-        trace.read(tensor, note=False)
-    return trace
+    return list(Trace(network).run(example).reads)
 
 
 def parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
     """Yield the site, the parameter and the module's path of all parameters of two or more dimensions."""
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if parameter.dim() > 1:
-            owner, parametrized, _ = f".{name}".partition(".parametrizations.")
-            yield weight_path(name), parameter, (owner if parametrized else owner.rpartition(".")[0]).removeprefix(".")
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    if isinstance(values, list | tuple):
-        return [tensor for value in values for tensor in _tensors(value)]
-    if isinstance(values, Tensor | int | float | None):  # in haste, for every function's arguments
-        return [values] if isinstance(values, Tensor) else []
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+            yield weight_path(name), parameter, split_name(name)[0]
 
 
 @contextmanager
@@ -207,9 +172,14 @@ def _attention_by_its_parts() -> Iterator[None]:
 class Trace(TorchDispatchMode):
     """Follows feature tensors through a network, without keeping them alive.
 
+    Args:
+        network: Any module.
+        final: Whether features count as after training, with every operator and the final sparsity of masks.
+
     Attributes:
         reads: Tensors that something reads, in that order.
-        results: Tensors that the network returns.
+        output: What the network returned.
+        results: The tensors in it.
         calls, shapes, passed: Number of calls of the module at a site, the shapes of the tensors there, and those of
             them that are features, by site: a module's path for its results, `path.input` for its first argument.
         layers: Paths of convolutions, linear layers, attention and modules of other kinds whose parameter is multiplied
@@ -219,11 +189,14 @@ class Trace(TorchDispatchMode):
         generated: Functions that `convert` made of the operators of a feature, with the facts that it left.
     """
 
-    def __init__(self, final: bool = False) -> None:
+    def __init__(self, network: nn.Module, final: bool = False) -> None:
         super().__init__()
-        self.final = final
+        self.network, self.final = network, final
+        self.modules = dict(network.named_modules())
+        self.paths = {module: path for path, module in self.modules.items()}
+        self.output: Any = None
         self.results: set[Stored] = set()
-        self.calls: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
         self.shapes: dict[str, set[tuple[int, ...]]] = {}
         self.passed: dict[str, list[Stored]] = {}
         self.layers: list[str] = []
@@ -237,6 +210,35 @@ class Trace(TorchDispatchMode):
         self.reads: dict[Stored, None] = {}
         self.path: list[str] = []
         self.muted = 0
+        for module in self.paths:
+            children = dict(module.named_children())
+            noted = getattr(module, FACTS, {})
+            self.generated |= {children[name]: facts for name, facts in noted.items() if name in children}
+        for site, parameter, owner in parameters(network):
+            self.weights[parameter] = [*self.weights.get(parameter, ()), WeightUse(site)]
+            if not isinstance(self.modules[owner], (*COMPUTE, *ATTENTION, *RECURRENT, *TABLES)):
+                self.owners[site] = owner
+
+    def run(self, example: Any, samples: int | None = None) -> Self:
+        """Pass `example`, of so many `samples`, through the network, as `compress` does."""
+        handles: list[RemovableHandle] = []
+        for module in self.paths:
+            leave = self._leave_generated if module in self.generated else self._leave
+            handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            self.record(INPUT, example)
+            with self, _attention_by_its_parts():
+                self.output = run_example(self.network, example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.samples = samples_in(example, self.output) if samples is None else samples
+        for tensor in tensors_in(self.output):
+            if tensor in self.values:
+                self.results.add(self.values[tensor])
+                self.read(tensor, note=False)
+        return self
 
     def is_batch(self, shape: tuple[int, ...]) -> bool:
         """Return whether the first of several dimensions holds the example's samples."""
@@ -246,16 +248,15 @@ class Trace(TorchDispatchMode):
         self, name: str, tensors: Any, like: Stored | None = None, grid: bool = True, zeros: bool = True, **origin: Any
     ) -> None:
         """Record new feature tensors, with the grid and the zeros of `like` as said; origin: further fields."""
-        for tensor in _tensors(tensors):
+        for tensor in tensors_in(tensors):
             stored = Stored(name, tensor.numel(), floating=tensor.is_floating_point(), **origin)
-            self.values[tensor] = stored
             if like is not None and grid:
                 stored.bits = like.bits
+                stored.operators |= like.operators & {"quantize"}
             if like is not None and zeros:
                 stored.density = like.density
-            if like is not None:
-                kept = {"quantize": grid, "prune": zeros}
-                stored.operators = frozenset(name for name in like.operators if kept[name])
+                stored.operators |= like.operators & {"prune"}
+            self.values[tensor] = stored
 
     def read(self, tensor: Any, note: bool = True, product: bool = True) -> None:
         """Record a read of the tensor by the running module, or by the network's caller (note=False)."""
@@ -271,56 +272,53 @@ class Trace(TorchDispatchMode):
             self.passed.setdefault(site, []).append(self.values[tensor])
             self.shapes.setdefault(site, set()).add(tuple(tensor.shape))
 
-    def enter(self, path: str, site_of_input: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.path.append(path)
-            for site in (path, site_of_input):
-                self.calls[site] = self.calls.get(site, 0) + 1
-            self._pass(site_of_input, args[0] if args else None)
-            if isinstance(module, COMPUTE + ATTENTION) and path not in self.layers:
-                self.layers.append(path)
-            self.muted += module in self.generated or isinstance(module, (FeatureOperators, Operator))
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of every module."""
+        path = self.paths[module]
+        site_of_input = input_site(self.modules, path)
+        self.path.append(path)
+        self.calls.update((path, site_of_input))
+        self._pass(site_of_input, args[0] if args else None)
+        if isinstance(module, COMPUTE + ATTENTION) and path not in self.layers:
+            self.layers.append(path)
+        self.muted += module in self.generated or isinstance(module, (FeatureOperators, Operator))
 
-        return hook
-
-    def leave(self, path: str, module: nn.Module) -> Callable[..., None]:
-        if isinstance(module, FeatureOperators):
-            operators = [operator for operator in (module.pruner, module.quantizer) if operator is not None]
-        else:
-            operators = [module] if isinstance(module, (Pruner, Quantizer)) else []
-
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            self.path.pop()
-            self.muted -= isinstance(module, (FeatureOperators, Operator))
-            if self.muted or not isinstance(output, Tensor):
-                return
-            active = [operator for operator in operators if self.final or operator.acts]
-            if active and args[0] in self.weights:
-                made = {"prune" if isinstance(operator, Pruner) else "quantize" for operator in active}
-                self.weights[output] = [replace(w, operators=w.operators | made) for w in self.weights[args[0]]]
-            elif active and args[0] in self.values:
-                self._operate(active, args[0], output)
-            elif output in self.values:
-                self.values[output].outputs[path] = tuple(output.shape)
-                self._pass(path, output)
-
-        def generated(_: nn.Module, args: Any, output: Any) -> None:
-            """Do the same after a function of `convert`, called with (module, arguments) or (..., output)."""
-            self.path.pop()
-            facts, before = self.generated[module], args[2] if args[2:] else args[1][0]
-            operators: list[Any] = []
-            if "mask" in facts:  # where the mask keeps it, the largest number is above zero on every grid
-                full = torch.full_like(before[:1], torch.finfo(before.dtype).max)
-                kept = _tensors(module.forward(None, *(((), full) if args[2:] else ((full,),))))[0]
-                operators.append(Pruner())
-                operators[0].mask, operators[0].sparsity = (kept[0] != 0).float(), 1 - facts["density"]
-            if "bits" in facts:
-                operators.append(Quantizer(facts["bits"]))
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of a module, of operators too."""
+        path = self.path.pop()
+        operators: list[Any] = []
+        if isinstance(module, (FeatureOperators, Operator)):
             self.muted -= 1
-            if not self.muted and before in self.values:
-                self._operate(operators, before, _tensors(output)[0])
+            operators = [module] if isinstance(module, Operator) else [module.pruner, module.quantizer]
+        if self.muted or not isinstance(output, Tensor):
+            return
+        active = [operator for operator in operators if operator is not None and (self.final or operator.acts)]
+        if active and args[0] in self.weights:
+            made = {"prune" if isinstance(operator, Pruner) else "quantize" for operator in active}
+            self.weights[output] = [replace(w, operators=w.operators | made) for w in self.weights[args[0]]]
+        elif active and args[0] in self.values:
+            self._operate(active, args[0], output)
+        elif output in self.values:
+            self.values[output].outputs[path] = tuple(output.shape)
+            self._pass(path, output)
 
-        return generated if module in self.generated else hook
+    def _leave_generated(self, function: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of a function of `convert`, which is itself a hook: of (module, args) or of (..., output)."""
+        self.path.pop()
+        at_output = len(args) == 3
+        before, after = (args[2], output) if at_output else (args[1][0], output[0])
+        facts, operators = self.generated[function], list[Any]()
+        if "mask" in facts:  # where the mask keeps it, the largest number is above zero on every grid
+            full = torch.full_like(before[:1], torch.finfo(before.dtype).max)
+            kept = function.forward(None, (), full) if at_output else function.forward(None, (full,))[0]
+            pruner = Pruner()
+            pruner.mask, pruner.sparsity = (kept[0] != 0).float(), 1 - facts["density"]
+            operators.append(pruner)
+        if "bits" in facts:
+            operators.append(Quantizer(facts["bits"]))
+        self.muted -= 1
+        if not self.muted and before in self.values:
+            self._operate(operators, before, after)
 
     def _operate(self, operators: list[Any], before: Tensor, after: Tensor) -> None:
         """Record what active operators made of a feature tensor."""
@@ -339,16 +337,14 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.muted:
+        if self.muted or reads_sizes_alone(func):
             return out
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         name = func.overloadpacket.__name__
-        if name.startswith("new_") or name.endswith("_like"):  # of the size of a tensor, not of its values
-            return out
         if func.is_view and given:
-            for tensor in _tensors(out):
+            for tensor in tensors_in(out):
                 self.bases[tensor] = self.bases.get(given[0], given[0])
-        inputs = [stored for stored in map(self.values.get, given) if stored is not None]
+        inputs = [self.values[tensor] for tensor in given if tensor in self.values]
         weights = [weight for tensor in given for weight in self.weights.get(tensor, ())]
         if weights:
             self._follow(weights, func, given, inputs, out)
@@ -375,16 +371,16 @@ class Trace(TorchDispatchMode):
             kept = {"prune"} if name.removesuffix("_") in (*_KEEPS_ZEROS, "mul") else set()
             changed = (replace(w, operators=w.operators & kept, changed_by=w.changed_by or name) for w in weights)
             weights = list(dict.fromkeys(changed))
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             self.weights[tensor] = weights
 
     def _make(self, weights: list[WeightUse], func: Any, args: Any, inputs: list[Stored], out: Any) -> None:
         """Record the features that a function made of others, and that it read these."""
         name = func.overloadpacket.__name__
         inputs = [stored for stored in inputs if stored.floating] or inputs
-        cast = bool(inputs) and not inputs[0].floating and any(t.is_floating_point() for t in _tensors(out))
+        cast = bool(inputs) and not inputs[0].floating and any(t.is_floating_point() for t in tensors_in(out))
         if inputs and not cast and (func.is_view or name in _MOVES):
-            for tensor in _tensors(out):
+            for tensor in tensors_in(out):
                 self.values[tensor] = inputs[0]
             return
         for stored in dict.fromkeys(inputs):
@@ -393,11 +389,11 @@ class Trace(TorchDispatchMode):
         batch_norm = "batch_norm" in name and not _uses_batch_statistics(args)
         fused = torch.Tag.pointwise in func.tags or batch_norm or (cast and name == "_to_copy")
         if not fused:
-            for tensor in _tensors(args):
+            for tensor in tensors_in(args):
                 self.read(tensor, product=product)
         same_grid = name in _KEEPS_GRID and len({value.bits for value in inputs}) == 1
         same_zeros = name.removesuffix("_") in _KEEPS_ZEROS
-        keeps = {"grid": same_grid and name != "cat", "zeros": same_zeros or (same_grid and name != "cat")}
+        keeps = {"grid", "zeros"} if same_grid and name != "cat" else {"zeros"} if same_zeros else set()
         within = self.path[-1] if self.path else ""
         owners = [self.owners[w.path] for w in weights if product and not w.changed_by and w.path in self.owners]
         self.record(
@@ -409,7 +405,7 @@ class Trace(TorchDispatchMode):
             made_by=name,
             within=within,
             fused=fused,
-            keeps=frozenset(word for word, kept in keeps.items() if kept),
+            keeps=frozenset(keeps),
             inputs=tuple(dict.fromkeys(inputs)),
             layer=next(iter(owners), None),
             whole=not (product or weights or "embedding" in name) and all(s.whole or not s.floating for s in inputs),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qprune.compression.activation_trace import ATTENTION, COMPUTE, Stored, Trace, is_product, traced
+from qprune.compression.activation_trace import ATTENTION, COMPUTE, Stored, Trace, is_product
 from qprune.compression.plan import Plan, Site, input_site, match, weight_place, weight_places
 from qprune.errors import UserError
 
@@ -54,7 +54,7 @@ def auto_plan(
         UserError: The example passes no layer that can be compressed, or does not show how many samples it holds; or a
             glob matches nothing.
     """
-    return _Planner(network, traced(network, example, samples), include, exclude).plan()
+    return _Planner(network, Trace(network).run(example, samples), include, exclude).plan()
 
 
 class _Planner:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.compression.activation_trace import FLOAT_BITS
 from qprune.compression.auto_plan import auto_plan
-from qprune.compression.config import PruneConfig, QuantizeConfig
+from qprune.compression.config import PruneConfig, QuantizeConfig, is_target
 from qprune.compression.convert import convert
 from qprune.compression.coverage import Coverage, coverage
 from qprune.compression.distributed import rank_and_world, summed
@@ -215,41 +214,39 @@ class Compressor:
 
     def collect_on_first_rank(self) -> None:
         """Gather what all ranks observed on rank 0, before it is saved; the other ranks discard theirs."""
-        first = rank_and_world()[0] == 0
+        rank, world = rank_and_world()
+        if world == 1:
+            return
         for placed in self.placed:
             operator = placed.operator
-            if placed.chain is not None or rank_and_world()[1] == 1:
-                continue
             if isinstance(operator, Pruner) and operator.window is not None:
                 operator.window = summed(operator.window)
-            elif isinstance(operator, Quantizer):
+            elif isinstance(operator, Quantizer) and placed.kind == "feature":
                 observed = operator.observed()
                 operator.window = observed if observed.numel() else None
-        if not first:
-            self.forget_windows()
-
-    def forget_windows(self) -> None:
-        """Discard what this process observed, as a rank does whose observations rank 0 carries."""
-        for placed in self.placed:
-            placed.operator.clear_window()
+            if rank:
+                operator.clear_window()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs beside the network's state: the step, and what windows hold so far."""
-        windows = {f"{p.kind} {p.path} {type(p.operator).__name__}": p.operator.window for p in self.placed}
-        return {"step": self._step, "windows": {name: w for name, w in windows.items() if w is not None}}
+        windows = {placed.name: placed.operator.window for placed in self.placed if placed.operator.window is not None}
+        return {"step": self._step, "windows": windows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` returned; load the network's state as well.
 
+        With several ranks, rank 0 carries on what all had observed, see `collect_on_first_rank`.
+
         Raises:
             UserError: It is the state of other operators.
         """
-        operators = {f"{p.kind} {p.path} {type(p.operator).__name__}": p.operator for p in self.placed}
-        if unknown := sorted(state["windows"].keys() - operators.keys()):
+        if unknown := sorted(state["windows"].keys() - {placed.name for placed in self.placed}):
             raise UserError(f"the state is of a network with another plan: it has a window of the {unknown[0]}")
-        for name, operator in operators.items():
-            window = state["windows"].get(name)
+        for placed in self.placed:
+            operator, window = placed.operator, state["windows"].get(placed.name)
             operator.window = None if window is None else window.to(operator.updates.device)
+            if rank_and_world()[0]:
+                operator.clear_window()
         self._step, self._quiet_until = None, 0
 
     @property
@@ -310,11 +307,13 @@ class Compressor:
         if self.coverage is None:
             lines = [f"{kind}s: {sum(placed.kind == kind for placed in self.placed)} operators" for kind in kinds]
         else:
-            lines = [_summary(self.coverage, kind) for kind in kinds]
+            lines = [self.coverage.summary(kind) for kind in kinds]
         several = [f"{site} ({calls} calls)" for site, calls in self.calls.items() if calls > 1]
         if several:
             lines.append(f"one set of decimals and one mask for all calls: {', '.join(several)}")
-        return "\n".join(lines if self.coverage is None else [*lines, str(self.coverage)])
+        if self.coverage is not None:
+            lines.append(str(self.coverage))
+        return "\n".join(lines)
 
     def _size(self, example: Any) -> None:
         """Size feature masks by the example, and require each feature operator to fire."""
@@ -388,28 +387,23 @@ def attach(
 
 
 def _uncompiled(network: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile` returned another one for, or else the network itself."""
+    """Return the network that `torch.compile` put into another module, or `network` itself."""
+    # Torch has no public way to it but its name, by which states have it too.
     inner = dict(network.named_children())
-    return inner["_orig_mod"] if list(inner) == ["_orig_mod"] else network
+    return inner["_orig_mod"] if inner.keys() == {"_orig_mod"} else network
 
 
 def _check_types(network: nn.Module, quantize: QuantizeConfig | None) -> None:
     """Raise UserError where parameters are of a type that grids do not fit into."""
-    for bits in () if quantize is None else {quantize.bits, quantize.bits_of_features}:
-        for name, parameter in network.named_parameters():
-            if parameter.is_floating_point() and working_dtype(parameter.dtype, bits) != parameter.dtype:
-                raise UserError(
-                    f"{name} is of {parameter.dtype}, which does not hold a grid of {bits} bits; keep the parameters "
-                    "in float32 (network.float()) and train under torch.autocast"
-                )
-
-
-def _summary(found: Coverage, kind: str) -> str:
-    number, size = found.of[kind], found.size_bits[kind]
-    return (
-        f"{kind}s: {number - len(found.names(kind))} of {number} compressed, {found.share(kind):.1%} of the elements; "
-        f"{found.elements[kind] * FLOAT_BITS / 1e6:.3g} Mb become {size / 1e6:.3g} Mb"
-    )
+    if quantize is None:
+        return
+    bits = max(quantize.bits, quantize.bits_of_features)
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and working_dtype(parameter.dtype, bits) != parameter.dtype:
+            raise UserError(
+                f"{name} is of {parameter.dtype}, which does not hold a grid of {bits} bits; keep the parameters "
+                "in float32 (network.float()) and train under torch.autocast"
+            )
 
 
 def compress(  # noqa: PLR0913  (the library's one entry point, called with keywords)
@@ -459,8 +453,8 @@ def compress(  # noqa: PLR0913  (the library's one entry point, called with keyw
         compressor = attach(network, found, timeline, example, prune, quantize)
         compressor.coverage = coverage(network, example, samples)
     for kind in ("weight", "feature"):
-        wanted = any(options and kind[0] in options.targets for options in (prune, quantize))
+        wanted = is_target(kind, prune) or is_target(kind, quantize)
         if wanted and compressor.coverage.reachable(kind) < 0.5:
-            reasons = "print(compressor) says why"
-            warnings.warn(f"most elements stay float: {_summary(compressor.coverage, kind)}; {reasons}", stacklevel=2)
+            summary = compressor.coverage.summary(kind)
+            warnings.warn(f"most elements stay float: {summary}; print(compressor) says why", stacklevel=2)
     return compressor

@@ -129,3 +129,8 @@ class QuantizeConfig:
         if isinstance(layer, CONVOLUTIONS):
             return 3 if isinstance(layer, nn.ConvTranspose2d) else 1
         return None
+
+
+def is_target(kind: str, options: PruneConfig | QuantizeConfig | None) -> bool:
+    """Return whether a config acts on `weight` or `feature` tensors; None acts on none."""
+    return options is not None and kind[0] in options.targets

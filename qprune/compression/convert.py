@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from qprune.compression.operator import Operator
 from qprune.compression.prepare import FACTS, INPUT_CHILD, OUTPUT_CHILD, FeatureOperators, facts_of, find_operators
-from qprune.compression.pruner import tile_mask
+from qprune.compression.pruner import Pruner, tile_mask
+from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
 
 
@@ -72,17 +73,17 @@ class _Function(nn.Module):
     made of it: torch.fx computes those of buffers alone while it traces.
     """
 
-    def __init__(self, operators: FeatureOperators) -> None:
+    def __init__(self, pruner: Pruner | None, quantizer: Quantizer | None) -> None:
         super().__init__()
-        pruner, quantizer = operators.pruner, operators.quantizer
-        self.masks = (pruner,) if pruner is not None and pruner.acts else ()
-        self.grids = (quantizer,) if quantizer is not None and quantizer.acts else ()
-        for masks in self.masks:
+        self.prunes, self.quantizes = pruner is not None, quantizer is not None
+        if pruner is not None:
             self.pruner = nn.Module()
-            self.pruner.register_buffer("mask", masks.mask.clone())
-        for grids in self.grids:
+            self.pruner.register_buffer("mask", pruner.mask.clone())
+            self.tiled, self.border = pruner.granularity == "element" and pruner.mask.dim() > 1, pruner.border
+        if quantizer is not None:
             self.quantizer = nn.Module()
-            self.quantizer.register_buffer("decimal", grids.fraction_bits)  # whole numbers survive `.half()`
+            self.quantizer.register_buffer("decimal", quantizer.fraction_bits)  # whole numbers survive `.half()`
+            self.bounds, self.rounding = quantizer.grid.bounds, _ROUNDINGS[quantizer.rounding]
 
     def forward(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Forward hook: return the output after the operators."""
@@ -91,16 +92,15 @@ class _Function(nn.Module):
     def operate(self, x: Tensor) -> Tensor:
         """Return x (B, ...), masked and on the grid, in x's type."""
         wide = x.float()
-        for pruner in self.masks:
-            mask, sizes = self.pruner.get_buffer("mask"), range(2, pruner.mask.dim() + 1)
-            if pruner.granularity == "element" and sizes:
-                mask = tile_mask(wide.new_ones(()) * mask, tuple(x.shape[dim] for dim in sizes), pruner.border)
+        if self.prunes:
+            mask = self.pruner.get_buffer("mask")
+            if self.tiled:
+                size = tuple(x.shape[dim] for dim in range(2, mask.dim() + 1))
+                mask = tile_mask(wide.new_ones(()) * mask, size, self.border)
             wide = wide * mask
-        for quantizer in self.grids:
-            low, high = quantizer.grid.bounds
+        if self.quantizes:
             scale = torch.exp2(wide.new_ones(()) * self.quantizer.get_buffer("decimal"))
-            rounding: Callable[[Tensor], Tensor] = _ROUNDINGS[quantizer.rounding]
-            wide = rounding((wide * scale).clamp(low, high)) / scale
+            wide = self.rounding((wide * scale).clamp(*self.bounds)) / scale
         return wide.type_as(x)
 
 
@@ -116,20 +116,25 @@ def _trunc(x: Tensor) -> Tensor:
     return x - x.frac()
 
 
-_ROUNDINGS: dict[str, Any] = {"floor": torch.floor, "nearest": torch.round, "trunc": _trunc}
+_ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"floor": torch.floor, "nearest": torch.round, "trunc": _trunc}
 
 
 def _replace(module: nn.Module, name: str, operators: FeatureOperators) -> None:
     """Put a generated function in the place of a feature's operators and of the hook that calls them."""
     operators.handle.remove()
     delattr(module, name)
-    at_input = name == INPUT_CHILD
-    function = (_InputFunction if at_input else _Function)(operators)
-    if function.masks or function.grids:
-        generated = fx.symbolic_trace(function)
-        _note(module, name, {"site": operators.site, **facts_of((operators.pruner, operators.quantizer))})
-        module.add_module(name, generated)
-        (module.register_forward_pre_hook if at_input else module.register_forward_hook)(generated)
+    pruner = operators.pruner if operators.pruner is not None and operators.pruner.acts else None
+    quantizer = operators.quantizer if operators.quantizer is not None and operators.quantizer.acts else None
+    if pruner is None and quantizer is None:
+        return
+    _note(module, name, {"site": operators.site, **facts_of((pruner, quantizer))})
+    if name == INPUT_CHILD:
+        generated = fx.symbolic_trace(_InputFunction(pruner, quantizer))
+        module.register_forward_pre_hook(generated)
+    else:
+        generated = fx.symbolic_trace(_Function(pruner, quantizer))
+        module.register_forward_hook(generated)
+    module.add_module(name, generated)
 
 
 def _note(module: nn.Module, name: str, facts: dict[str, Any]) -> None:

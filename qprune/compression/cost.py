@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qprune.compression.activation_trace import FLOAT_BITS, Trace, traced
+from qprune.compression.activation_trace import FLOAT_BITS, Trace, reads_sizes_alone
 from qprune.compression.fake_quantize import shaped_along
 from qprune.compression.footprint import weights_of
+from qprune.compression.prepare import tensors_in
 from qprune.compression.pruner import Pruner
 
 # Energies in pJ of M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, Fig. 1.1.9
@@ -144,14 +145,14 @@ def cost(network: nn.Module, example: Any) -> Cost:
     Returns:
         The cost, by layer and in sum.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(network)
     # Attention as matrix products and a softmax, which one function would hide.
     with torch.no_grad(), parametrize.cached(), sdpa_kernel(SDPBackend.MATH):
         constants = {_storage(tensor): _Constant(tensor, {}) for tensor in network.buffers()}
         for weight in weights_of(network):
             value = getattr(weight.module, weight.tensor) if weight.facts else weight.parameter
             constants[_storage(value)] = _Constant(value.detach(), weight.facts, learned=True)
-        traced(network, example, trace=recorder)
+        recorder.run(example)
     with torch.enable_grad():
         return _Repetition(recorder, constants).cost()
 
@@ -205,21 +206,18 @@ class _Recorder(Trace):
 
     Attributes:
         tape: The calls, in order.
-        returned: The tensors that the network returns, with their bits.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
         self.tape: list[_Call] = []
-        self.returned: list[tuple[Tensor, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = tensors_in((args, kwargs))
         bits = {id(t): self.values[t].bits for t in given if t in self.values}
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        name = func.overloadpacket.__name__
-        if not (self.muted or name.startswith("new_") or name.endswith("_like")):  # as in `Trace`
-            made = [self.values[t] for t in tree_leaves(out) if isinstance(t, Tensor) and t in self.values]
+        if not (self.muted or reads_sizes_alone(func)):
+            made = [self.values[t] for t in tensors_in(out) if t in self.values]
             whole = self.bases.get(out) if given and out is given[0] else None
             path, fused = self.path[-1] if self.path else "", bool(made) and made[0].fused
             self.tape.append(_Call(func, args, kwargs or {}, out, path, bits, fused, whole=whole))
@@ -229,12 +227,6 @@ class _Recorder(Trace):
         super()._operate(operators, before, after)
         masks = [operator.fitted(before) for operator in operators if isinstance(operator, Pruner)]
         self.tape.append(_Call(None, (before,), {}, after, "", {}, masks=masks))
-
-    def read(self, tensor: Any, note: bool = True, product: bool = True) -> None:
-        """Record a read as in `Trace`, and what the network returns."""
-        super().read(tensor, note, product)
-        if not note and tensor in self.values:
-            self.returned.append((tensor, self.values[tensor].bits))
 
 
 class _Kept(torch.autograd.Function):
@@ -281,8 +273,9 @@ class _Repetition:
         """Return the cost of everything that was recorded."""
         for call in self.recorder.tape:
             (self._operate if call.function is None else self._repeat)(call)
-        for tensor, bits in self.recorder.returned:
-            self._read(tensor, bits)
+        for tensor in tensors_in(self.recorder.output):
+            if tensor in self.recorder.values:
+                self._read(tensor, self.recorder.values[tensor].bits)
         outputs = [product.output for product in self.products]
         gradients: Iterable[Tensor | None] = [None] * len(outputs)
         if outputs and any(each.requires_grad for each in self.read):
@@ -302,8 +295,8 @@ class _Repetition:
         self._set(call.out, kept, call.args)
 
     def _repeat(self, call: _Call) -> None:
-        name, features = call.name, [t for t in tree_leaves((call.args, call.kwargs)) if id(t) in call.bits]
-        outs = [t for t in tree_leaves(call.out) if isinstance(t, Tensor)]
+        name, features = call.name, [t for t in tensors_in((call.args, call.kwargs)) if id(t) in call.bits]
+        outs = tensors_in(call.out)
         if call.whole is not None:  # of a tensor that is written in parts, all counts as kept and read
             for tensor in features:
                 self._read(tensor, call.bits[id(tensor)])
@@ -315,11 +308,8 @@ class _Repetition:
         elif features and (call.function.is_view or name.startswith(_LINEAR)):
             for out, kept in zip(outs, tree_leaves(self._linear(call)), strict=True):
                 self._set(out, _Kept.apply(kept.float(), None), features)
-        elif features and name in _MAX_POOLS and set(call.args[4:5] and call.args[4]) <= {1}:
-            given: list[Any] = [*call.args[1:], *[None, 0, 1, False][len(call.args) - 2 :]]
-            window = (given[0], given[1] or None, given[2], given[4])  # size, stride, padding, whether it rounds up
-            summed = _MAX_POOLS[name](self._of(features[0]), *window, divisor_override=1)
-            self._set(outs[0], _Kept.apply(summed, None), features)
+        elif features and name in _MAX_POOLS and not _is_dilated(call):
+            self._set(outs[0], _Kept.apply(_window_sums(call, self._of(features[0])), None), features)
         elif features and call.fused:
             self._set(outs[0], self._elementwise(call, features, outs[0]), features)
         else:
@@ -351,10 +341,7 @@ class _Repetition:
 
     def _linear(self, call: _Call) -> Any:
         """Repeat a function that moves or adds elements."""
-
-        floats = any(
-            id(t) in call.bits and t.is_floating_point() for t in tree_leaves(call.args) if isinstance(t, Tensor)
-        )
+        floats = any(id(t) in call.bits and t.is_floating_point() for t in tensors_in(call.args))
 
         def kept(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -379,8 +366,8 @@ class _Repetition:
             total = sum(parts[1:], parts[0]).expand(out.shape)
             revived = bool(alive.any())
             return _Kept.apply(total, alive if revived else None) if revived or parts[1:] else total
-        for factor in tree_leaves((call.args, call.kwargs)):
-            constant = self.constants.get(_storage(factor)) if isinstance(factor, Tensor) else None
+        for factor in tensors_in((call.args, call.kwargs)):
+            constant = self.constants.get(_storage(factor))
             if constant is not None and not constant.learned:  # a mask of the network's own
                 parts.append((factor != 0).float().cpu())
         return math.prod(parts[1:], start=parts[0]).expand(out.shape)
@@ -390,7 +377,7 @@ class _Repetition:
         factors = [call.args[place] for place in _PRODUCTS[call.name]]
         convolution = call.name == "convolution"
         transposed = convolution and call.args[6]
-        features = [tensor for tensor in tree_leaves(call.args) if id(tensor) in call.bits]
+        features = [tensor for tensor in tensors_in(call.args) if id(tensor) in call.bits]
         for tensor in features:
             self._read(tensor, call.bits[id(tensor)])
         # What is computed from weights alone is a weight too, but where neither factor is a feature that was followed.
@@ -416,6 +403,19 @@ class _Repetition:
         self.products.append(_Product(layer, _product(call, *kept).round().int(), output))
         self._set(call.out, output, ())
         self.made_by[id(call.out)] = frozenset((len(self.products) - 1,))
+
+
+def _is_dilated(call: _Call) -> bool:
+    """Return whether a pooling leaves elements of its windows out."""
+    return len(call.args) > 4 and set(call.args[4]) != {1}
+
+
+def _window_sums(call: _Call, kept: Tensor) -> Tensor:
+    """Return how many kept elements lie in each window of a max pooling."""
+    given, defaults = list(call.args[1:]), [None, 0, 1, False]
+    size, stride, padding, _, ceil_mode = given + defaults[len(given) - 1 :]
+    sums: Tensor = _MAX_POOLS[call.name](kept, size, stride or None, padding, ceil_mode, divisor_override=1)
+    return sums
 
 
 def _product(call: _Call, first: Tensor, second: Tensor) -> Tensor:

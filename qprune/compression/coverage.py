@@ -79,6 +79,14 @@ class Coverage:
         left = [t for t in self.tensors if t.kind == kind and not t.pruned and not t.reason.startswith(reasons)]
         return 1.0 - sum(t.elements for t in left) / max(1, self.elements[kind])
 
+    def summary(self, kind: str) -> str:
+        """Say in a line how many `weight` or `feature` tensors are compressed, and to which size."""
+        number, before, after = self.of[kind], self.elements[kind] * FLOAT_BITS, self.size_bits[kind]
+        return (
+            f"{kind}s: {number - len(self.names(kind))} of {number} compressed, {self.share(kind):.1%} of the "
+            f"elements; {before / 1e6:.3g} Mb become {after / 1e6:.3g} Mb"
+        )
+
     def __str__(self) -> str:
         heads = [f"{len(self.names(kind))} of {self.of[kind]} {kind}s" for kind in ("weight", "feature")]
         floats = sum(tensor.pruned for tensor in self.tensors)

@@ -12,18 +12,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from qprune.compression.activation_trace import FLOAT_BITS, stored_features
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.operator import Operator
 from qprune.compression.plan import INPUT, match
-from qprune.compression.prepare import FACTS, facts_of, find_operators, run_example
-
-ACCOUNTINGS = ("paper", "actual", "actual with masks")
+from qprune.compression.prepare import (
+    FACTS,
+    INPUT_CHILD,
+    OUTPUT_CHILD,
+    facts_of,
+    find_operators,
+    run_example,
+    split_name,
+    tensors_in,
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,10 @@ def paper_footprint(
         kept = 1.0 - prune.sparsity if prune and target in prune.targets and name in pruned[target] else 1.0
         return Entry(name, kind, elements, FLOAT_BITS if name in left_float else bits[target], kept)
 
-    entries = [entry(path, "weight", "w", _parameter_elements(module)) for path, module in owners.items()]
+    entries = [
+        entry(path, "weight", "w", sum(parameter.numel() for parameter in module.parameters()))
+        for path, module in owners.items()
+    ]
     if size.count_input:
         first = example[0] if isinstance(example, tuple) else example
         entries.append(entry(INPUT, "input", "f", first.numel()))
@@ -136,15 +144,12 @@ class PlacedWeight(NamedTuple):
 def weights_of(network: nn.Module) -> Iterator[PlacedWeight]:
     """Yield the parameters of a network, prepared or converted."""
     for name, parameter in network.named_parameters():
-        layer, parametrized, rest = f".{name}".rpartition(".parametrizations.")
-        if not parametrized:
-            layer, _, rest = f".{name}".rpartition(".")
-        tensor = rest.split(".")[0]
-        module = network.get_submodule(layer.removeprefix("."))
+        path, tensor = split_name(name)
+        module = network.get_submodule(path)
         facts = getattr(module, FACTS, {}).get(tensor, {})
-        if parametrized:
+        if parametrize.is_parametrized(module, tensor):
             facts = facts_of(module.parametrizations[tensor])  # type: ignore[index]
-        plain = f"{layer}.{rest.removesuffix('.original')}".removeprefix(".")
+        plain = f".{name}".replace(".parametrizations.", ".").removesuffix(".original").removeprefix(".")
         yield PlacedWeight(plain, module, tensor, parameter, facts)
 
 
@@ -185,39 +190,27 @@ def _parameter_owners(network: nn.Module) -> list[tuple[str, nn.Module]]:
     owners = []
     for path, module in network.named_modules():
         own = any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module)
-        noted = getattr(module, FACTS, {})
-        children = [c for name, c in module.named_children() if name not in noted and not _is_machinery(c)]
-        if own and not children and not isinstance(module, (parametrize.ParametrizationList, Operator)):
+        children = [
+            child
+            for name, child in module.named_children()
+            if name not in ("parametrizations", INPUT_CHILD, OUTPUT_CHILD) and not isinstance(child, Operator)
+        ]
+        if own and not children and not isinstance(module, parametrize.ParametrizationList):
             owners.append((path, module))
     return owners
-
-
-def _is_machinery(module: nn.Module) -> bool:
-    """Return whether a child belongs to operators and not to the network."""
-    inner = list(module.modules())[1:]
-    return isinstance(module, (Operator, parametrize.ParametrizationList)) or (
-        bool(inner) and all(isinstance(m, (Operator, parametrize.ParametrizationList)) for m in inner)
-    )
-
-
-def _parameter_elements(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _output_elements(network: nn.Module, example: Any, owners: dict[str, nn.Module]) -> dict[str, int]:
     """Return the output elements of each module over all its calls while the example passes."""
     elements = dict.fromkeys(owners, 0)
+    paths = {module: path for path, module in owners.items()}
 
-    def count(path: str) -> Any:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            elements[path] += sum(tensor.numel() for tensor in tree_leaves(output) if isinstance(tensor, Tensor))
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        elements[paths[module]] += sum(tensor.numel() for tensor in tensors_in(output))
 
-        return hook
-
-    handles = [module.register_forward_hook(count(path)) for path, module in owners.items()]
+    handles = [module.register_forward_hook(count) for module in paths]
     try:
-        with torch.no_grad():
-            run_example(network, example)
+        run_example(network, example)
     finally:
         for handle in handles:
             handle.remove()

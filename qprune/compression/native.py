@@ -43,7 +43,7 @@ print("called")
 """
 
 _library: Any = None
-_refused: set[str] = set()  # values of CC whose operator is not used, which is said once
+_refused = False  # whether the operator cannot be used here, which is said once
 
 
 def load() -> bool:
@@ -52,7 +52,7 @@ def load() -> bool:
     Call `fake_quantize.use_native` instead, which also compares its bits with torch's.
     """
     global _library
-    if _library is None and os.environ.get("CC", "") not in _refused and sys.platform.startswith("linux"):
+    if _library is None and not _refused and sys.platform.startswith("linux"):
         try:
             _library = _compiled()
         except Exception as error:  # no compiler, one that fails, no temporary folder, or one that forbids execution
@@ -67,9 +67,10 @@ def unload() -> None:
 
 
 def refuse(reason: str) -> None:
-    """Unload the operator of this compiler for good, with a warning."""
+    """Unload the operator for good, with a warning."""
+    global _refused
     unload()
-    _refused.add(os.environ.get("CC", ""))
+    _refused = True
     warnings.warn(
         f"the native operator is not used ({reason}); torch's functions compute the same bits, more slowly",
         stacklevel=3,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from qprune.compression.config import PruneConfig, QuantizeConfig
+from qprune.compression.config import PruneConfig, QuantizeConfig, is_target
 from qprune.errors import UserError, closest
 
 INPUT = "input"  # the site of the network's input, among the feature sites
@@ -91,21 +91,11 @@ class Plan:
 
     def restricted(self, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> Plan:
         """Return the plan with the operators of these configs alone: None drops one, `targets` restricts it."""
-
-        def keeps(options: PruneConfig | QuantizeConfig | None, kind: str) -> bool:
-            return options is not None and kind[0] in options.targets
-
-        return Plan(
-            tuple(
-                Site(
-                    site.path,
-                    site.kind,
-                    prune=site.prune and keeps(prune, site.kind),
-                    quantize=site.quantize and keeps(quantize, site.kind),
-                )
-                for site in self.sites
-            )
-        )
+        sites = []
+        for site in self.sites:
+            pruned, quantized = is_target(site.kind, prune), is_target(site.kind, quantize)
+            sites.append(replace(site, prune=site.prune and pruned, quantize=site.quantize and quantized))
+        return Plan(tuple(sites))
 
     @property
     def active(self) -> tuple[Site, ...]:

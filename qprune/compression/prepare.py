@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from qprune.compression.config import PruneConfig, QuantizeConfig
@@ -75,6 +75,11 @@ class Placed:
         """`weight` or `feature`."""
         return "feature" if self.chain is None else "weight"
 
+    @property
+    def name(self) -> str:
+        """Kind, path and class, as a compressor's state names it."""
+        return f"{self.kind} {self.path} {type(self.operator).__name__}"
+
     @torch.no_grad()
     def weight_in(self) -> Tensor:
         """Return what reaches this operator of a weight: the raw weight after the operators before this one."""
@@ -107,7 +112,11 @@ def prepare(network: nn.Module, plan: Plan, prune: PruneConfig | None, quantize:
             pruned, quantized = prune if site.prune else None, quantize if site.quantize else None
             try:
                 if site.kind == "weight":
-                    _prepare_weight(*weight_place(network, site.path), pruned, quantized)
+                    layer, name = weight_place(network, site.path)
+                    if pruned:
+                        pruned.for_weights().on(layer, name)
+                    if quantized:
+                        quantized.for_weights(layer, name).on(layer, name)
                 else:
                     pruner = pruned.for_features() if pruned else None
                     _prepare_feature(modules, site, pruner, quantized.for_features() if quantized else None)
@@ -117,13 +126,6 @@ def prepare(network: nn.Module, plan: Plan, prune: PruneConfig | None, quantize:
             for module in modules.values():
                 if isinstance(module, nn.TransformerEncoder):  # in evaluation it may pack padded batches
                     module.use_nested_tensor = False
-
-
-def _prepare_weight(layer: nn.Module, name: str, prune: PruneConfig | None, quantize: QuantizeConfig | None) -> None:
-    if prune:
-        prune.for_weights().on(layer, name)
-    if quantize:
-        quantize.for_weights(layer, name).on(layer, name)
 
 
 @contextmanager
@@ -242,13 +244,18 @@ def facts_of(operators: Iterable[nn.Module | None]) -> dict[str, Any]:
     return {name: fact for each in acting for name, fact in each.facts.items()}
 
 
-def weight_path(name: str) -> str:
-    """Return the site of a parameter from its name, or from that of its parametrizations or what is inside them."""
-    layer, parametrized, rest = f".{name}".rpartition(".parametrizations.")
+def split_name(name: str) -> tuple[str, str]:
+    """Split the name of a parameter, or of its parametrizations or what is inside them, into module and tensor."""
+    module, parametrized, rest = f".{name}".rpartition(".parametrizations.")
     if not parametrized:
-        layer, _, rest = f".{name}".rpartition(".")
-    tensor = rest.split(".")[0]
-    return (layer if tensor == "weight" else f"{layer}.{tensor}").removeprefix(".")
+        module, _, rest = rest.rpartition(".")
+    return module.removeprefix("."), rest.split(".")[0]
+
+
+def weight_path(name: str) -> str:
+    """Return the site of a parameter from any name that `split_name` takes."""
+    module, tensor = split_name(name)
+    return module if tensor == "weight" else f"{module}.{tensor}".removeprefix(".")
 
 
 def _feature_path(network: nn.Module, path: str) -> str:
@@ -276,7 +283,12 @@ def run_example(network: nn.Module, example: Any) -> Any:
     devices = {p.device.index for p in network.parameters() if p.is_cuda}
     network.eval()
     try:
-        with _eager(), torch.random.fork_rng(devices), torch.no_grad(), parametrize.cached():
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            parametrize.cached(),
+        ):
             if isinstance(example, dict):
                 return network(**example)
             return network(*example) if isinstance(example, tuple) else network(example)
@@ -285,9 +297,9 @@ def run_example(network: nn.Module, example: Any) -> Any:
             module.training = mode
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Run what is compiled in eager mode; before the compiler is imported, which takes seconds, nothing is."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def samples_in(example: Any, results: Any = None) -> int | None:

@@ -68,13 +68,13 @@ class Schedule:
         for name in ("t_qw", "t_qf", "t_p"):
             time = getattr(self, name)
             if time is not None and not (math.isfinite(time) and time >= 0):
-                raise UserError(f"schedule.{name}={time} is not a time in epochs; type a number >= 0")
+                raise UserError(f"{name}={time} is not a time in epochs; type a number >= 0")
         if (self.t_p is None) != (self.dt_p is None):
-            raise UserError("schedule.t_p and schedule.dt_p belong together; give both in epochs, or neither")
+            raise UserError("t_p and dt_p belong together; give both in epochs, or neither")
         if self.dt_p is not None and not (math.isfinite(self.dt_p) and self.dt_p > 0):
-            raise UserError(f"schedule.dt_p={self.dt_p} is not a length in epochs; type a number > 0")
+            raise UserError(f"dt_p={self.dt_p} is not a length in epochs; type a number > 0")
         if not isinstance(self.n, int) or self.n < 1:
-            raise UserError(f"schedule.n={self.n} is not a number of pruning events; type a whole number >= 1")
+            raise UserError(f"n={self.n} is not a number of pruning events; type a whole number >= 1")
         if self.prune_at and self.t_p is not None:
             raise UserError("prune_at stands in place of t_p and dt_p; give one of them")
         are_times = all(math.isfinite(time) and time >= 0 for time in self.prune_at)
@@ -104,7 +104,7 @@ class Schedule:
         overlap: Whether events of both may fall between each other, in any order.
         """
         times = {"prune": self.prune_times, "quantize": self.quantize_times}
-        keys = {"prune": "schedule.t_p + n * schedule.dt_p", "quantize": "schedule.t_qw and schedule.t_qf"}
+        keys = {"prune": "t_p + n * dt_p", "quantize": "t_qw and t_qf"}
         for step in order:
             if not times[step]:
                 raise UserError(f"the order {' then '.join(order)} needs {keys[step]}, and the schedule has none")
@@ -158,7 +158,7 @@ class Schedule:
         whole = steps_per_epoch * batch_size
         last = batch_size if samples_per_epoch is None else batch_size - (whole - samples_per_epoch)
         if window < 1:
-            raise UserError(f"prune.window={window} is not a number of samples; type a whole number >= 1")
+            raise UserError(f"window={window} is not a number of samples; type a whole number >= 1")
         if not 0 < last <= batch_size:
             raise UserError(f"{samples_per_epoch} samples do not make {steps_per_epoch} batches of {batch_size}")
 
@@ -169,14 +169,14 @@ class Schedule:
         if len(set(prune)) < len(prune):
             raise UserError(
                 f"pruning events at epochs {', '.join(f'{time:g}' for time in self.prune_at)} fall together at "
-                f"{steps_per_epoch} steps an epoch; raise schedule.slots.length or the budget"
+                f"{steps_per_epoch} steps an epoch; choose times further apart, or train more steps an epoch"
             )
         if self.t_p is not None and self.dt_p is not None:
             start, interval = steps(self.t_p), steps(self.dt_p)
             if interval < 1:
                 raise UserError(
-                    f"schedule.dt_p is {self.dt_p * steps_per_epoch:.2g} of a step at {steps_per_epoch} steps an "
-                    "epoch: pruning events would fall together; raise schedule.dt_p, or train more steps an epoch"
+                    f"dt_p is {self.dt_p * steps_per_epoch:.2g} of a step at {steps_per_epoch} steps an "
+                    "epoch: pruning events would fall together; raise dt_p, or train more steps an epoch"
                 )
             prune = [start + k * interval for k in range(1, self.n + 1)]
         return Timeline(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.footprint import PaperSize
 from qprune.compression.schedule import Schedule
-from qprune.config.schema import RunConfig
+from qprune.config.schema import RunConfig, naming_keys
 from qprune.config.signature import Config, as_dict
 
 
@@ -44,6 +44,7 @@ class Recipe:
     fetch: bool = True  # as in DataOptions; false for a stored run, whose config is not to choose where to write
 
     @classmethod
+    @naming_keys()
     def from_config(cls, config: Recipe | Config) -> Recipe:
         """Check a config and build its recipe. Raises UserError naming the keys."""
         if isinstance(config, Recipe):

@@ -5,7 +5,9 @@ key, and with its default, a config is one run. Keys marked as `machine` say whe
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -151,6 +153,25 @@ class ScheduleSection(Section):
         return Schedule.in_slots(starts, slots.length, self.n, targets)
 
 
+# The library's arguments that are keys here: before "=", and the times of a schedule in any place
+_ARGUMENT = re.compile(r"(?<![\w.])(\w+(?==)|t_qw|t_qf|t_p\b|dt_p)")
+
+
+@contextmanager
+def naming_keys() -> Iterator[None]:
+    """Have the library's errors name keys in place of its arguments: `quantize.saturate=` for `saturate=`."""
+    sections: dict[str, type[Section]] = {
+        "prune": PruneSection,
+        "quantize": QuantizeSection,
+        "schedule": ScheduleSection,
+    }
+    keys = {name: f"{section}.{name}" for section, model in sections.items() for name in model.model_fields}
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_ARGUMENT.sub(lambda found: keys.get(found[0], found[0]), str(error))) from error
+
+
 class BudgetSection(Section):
     """How much of the recipe is run; null: all of it."""
 
@@ -277,6 +298,7 @@ class RunConfig(Section):
         """Epochs that are trained, within the budget."""
         return min(self.epochs, self.budget.epochs or self.epochs)
 
+    @naming_keys()
     def events(self) -> Schedule:
         """Build the schedule of the operators in the order, in trained epochs.
 

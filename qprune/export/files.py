@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,16 +34,28 @@ FORMS = (*onnx_files.FORMS, "integers", "sparse", "hls4ml")
 _FILES = {"sparse": f"network{SUFFIX}", "integers": "integers.npz", "hls4ml": "hls4ml"}
 
 
-def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> tuple[Path, str, list[Any]]:
+@dataclass(frozen=True)
+class Exported:
+    """What `export_run` wrote.
+
+    Attributes:
+        path: The file, or the folder of a project.
+        verdict: Whether it is equal to PyTorch, or what is known of it; empty for a file of numbers alone.
+        notes: Of the form `integer`, how each layer is computed, see `IntegerProgram`.
+    """
+
+    path: Path
+    verdict: str = ""
+    notes: Sequence[dict[str, Any]] = ()
+
+
+def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -> Exported:
     """Write one form of a run's network into the folder `export` of the run.
 
     Args:
         run: The finished run.
         form: A form of `export_onnx`, or `integers`, `sparse` or `hls4ml` (a folder).
         weights: Type of integer weights: `auto`, chosen by the CPU that loads the file, `safe` or `signed`.
-
-    Returns:
-        The file; whether it is equal to PyTorch, or what is known of it; of `integer`, how each layer is computed.
 
     Raises:
         UserError: The network cannot be exported in this form.
@@ -50,30 +64,25 @@ def export_run(run: FinishedRun, form: str = "integer", weights: str = "auto") -
     one_of("--weights", weights, WEIGHT_TYPES)
     if not any(find_operators(run.task.network)):
         raise UserError(f"{run.folder} is a run without operators: there is nothing compressed to export")
-    path, made = exported_file(run.folder, form), None
+    path = exported_file(run.folder, form)
     if form == "hls4ml":
-        with redirect_stdout(StringIO()):  # hls4ml prints each layer
-            project = export_hls4ml(run.task.network.eval(), run.example, path)
-        differing, elements = project.differing(run.training_input())
-        parts = [f"{differing:,} of {elements:,} outputs differ from PyTorch in emulation"]
-        parts += [f"{project.cut} is cut off the end"] if project.cut else []
-        parts += [f"{name} is a coarse table: quantize what it reads for an exact one" for name in project.rough]
-        return path, "; ".join(parts), []
+        return Exported(path, _write_hls4ml(run, path))
     if form == "sparse":
-        content = sparse_of_run(run)
-    elif form == "integers":
-        inputs = Inputs.of(run.example, _any_size(run))
-        content = integers_bytes(run.task.network.eval(), inputs, _metadata(run, form))
+        write_atomically(path, sparse_of_run(run))
+        return Exported(path)
+    if form == "integers":
+        write_atomically(path, integers_bytes(run.task.network.eval(), _inputs(run), _metadata(run, form)))
+        return Exported(path)
+    if form == "integer":
+        made = onnx_files.integer_onnx(integers_of_run(run), _inputs(run), weights)
     else:
-        made = onnx_of_run(run, form, weights)
-        content = made.model.SerializeToString()
-    write_atomically(path, content)
-    if made is None:
-        return path, "", []
+        made = onnx_files.plain_onnx(run.task.network.eval(), _inputs(run), form)
+    made.add_metadata(_metadata(run, form))
+    write_atomically(path, made.model.SerializeToString())
     verdict = (
         f"equality with PyTorch is not promised: {made.rounds}" if made.rounds else "equal to PyTorch in every bit"
     )
-    return path, verdict, made.program.notes if made.program else []
+    return Exported(path, verdict, made.program.notes if made.program else ())
 
 
 def exported_file(folder: Path, form: str) -> Path:
@@ -81,26 +90,14 @@ def exported_file(folder: Path, form: str) -> Path:
     return own_place(folder, FOLDER) / _FILES.get(form, f"{form}.onnx")
 
 
-def onnx_of_run(run: FinishedRun, form: str, weights: str = "auto") -> OnnxNetwork:
-    """Return the network of a run in one form, and what the file says about it."""
-    inputs = Inputs.of(run.example, _any_size(run))
-    if form == "integer":
-        made = onnx_files.integer_onnx(integers_of_run(run), inputs, weights)
-    else:
-        made = onnx_files.plain_onnx(run.task.network.eval(), inputs, form)
-    made.add_metadata(_metadata(run, form))
-    return made
-
-
 def integers_of_run(run: FinishedRun) -> IntegerProgram:
     """Return the network of a run in integer kernels, in PyTorch."""
-    inputs = Inputs.of(run.example, _any_size(run))
-    return onnx_files.integers_of(run.task.network.eval(), inputs, run.training_input())
+    return onnx_files.integers_of(run.task.network.eval(), _inputs(run), run.training_input())
 
 
 def quant_graph_of_run(run: FinishedRun) -> tuple[fx.GraphModule, str]:
     """Return what the form `qonnx` of a run computes, in PyTorch, and why the two may differ, or an empty text."""
-    return onnx_files.quant_graph_of(run.task.network.eval(), Inputs.of(run.example, _any_size(run)))
+    return onnx_files.quant_graph_of(run.task.network.eval(), _inputs(run))
 
 
 def uncompressed_onnx(run: FinishedRun) -> OnnxNetwork:
@@ -109,7 +106,7 @@ def uncompressed_onnx(run: FinishedRun) -> OnnxNetwork:
     for module in plain.modules():
         if isinstance(module, Operator):
             module.updates.zero_()  # none of its events has fired
-    return onnx_files.plain_onnx(plain, Inputs.of(run.example, _any_size(run)), "float")
+    return onnx_files.plain_onnx(plain, _inputs(run), "float")
 
 
 def sparse_of_run(run: FinishedRun) -> bytes:
@@ -118,9 +115,21 @@ def sparse_of_run(run: FinishedRun) -> bytes:
     return sparse_bytes(run.task.network, with_plain_weights(run.task.network).eval(), metadata)
 
 
-def _any_size(run: FinishedRun) -> bool:
-    """Whether the task's first test input has another size than its training inputs."""
-    seen: list[Tensor] = []
+def _write_hls4ml(run: FinishedRun, folder: Path) -> str:
+    """Write the project of a run; return how it compares with PyTorch in emulation."""
+    with redirect_stdout(StringIO()):  # hls4ml prints each layer
+        project = export_hls4ml(run.task.network.eval(), run.example, folder)
+    differing, elements = project.differing(run.training_input())
+    parts = [f"{differing:,} of {elements:,} outputs differ from PyTorch in emulation"]
+    if project.cut:
+        parts.append(f"{project.cut} is cut off the end")
+    parts += [f"{name} is a coarse table: quantize what it reads for an exact one" for name in project.rough]
+    return "; ".join(parts)
+
+
+def _inputs(run: FinishedRun) -> Inputs:
+    """Return the example inputs of a run: of any size if the first test input has another one than the example."""
+    example, seen = run.example, list[Tensor]()
 
     def stop(x: Tensor) -> NoReturn:
         seen.append(x)
@@ -128,7 +137,7 @@ def _any_size(run: FinishedRun) -> bool:
 
     with suppress(_StopEvaluationError):
         run.evaluate_as(stop)
-    return not seen or seen[0].shape[2:] != run.example.shape[2:]
+    return Inputs.of(example, any_size=not seen or seen[0].shape[2:] != example.shape[2:])
 
 
 def _metadata(run: FinishedRun, form: str) -> dict[str, str]:

@@ -58,6 +58,11 @@ class Affine:
     factor: Tensor
     shift: Tensor
 
+    @classmethod
+    def identity(cls, channels: int) -> Affine:
+        """Return what changes nothing."""
+        return cls(torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+
     def after(self, bias: Tensor | None) -> Affine:
         """Return this behind the bias of a layer."""
         return self if bias is None else replace(self, shift=self.shift + bias.double() * self.factor)

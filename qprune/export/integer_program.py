@@ -149,7 +149,7 @@ class _Lowering:
         if not values:
             self.fold(node)
         elif not any(torch.is_tensor(each) for each in tree_leaves(node.meta["val"])):
-            self.made[node] = Value(self.copied(node, lambda value: value.node))  # a size
+            self.made[node] = Value(self.copied(node))  # a size
         elif is_identity(node):
             self.made[node] = values[0]
         else:
@@ -197,8 +197,8 @@ class _Lowering:
         """Return a value in float64."""
         return value.node if value.wide else self.graph.call_method("double", (self.to_float(value).node,))
 
-    def copied(self, node: fx.Node, of: Callable[[Value], fx.Node]) -> fx.Node:
-        """Return the same operation on what its inputs became."""
+    def copied(self, node: fx.Node, of: Callable[[Value], fx.Node] = attrgetter("node")) -> fx.Node:
+        """Return the same operation on what its inputs became, as it is or as what `of` makes of it."""
         made = map_arg((node.args, node.kwargs), lambda n: of(self.made[n]) if n in self.made else self.as_float(n))
         return self.graph.call_function(node.target, *made)  # type: ignore[arg-type]
 
@@ -233,14 +233,14 @@ class _Lowering:
         if len(grids) != len(node.all_input_nodes):
             return self.other(node, values)
         if len({(value.grid, value.stored, value.zero) for value in values}) == 1:
-            return replace(values[0], node=self.copied(node, lambda value: value.node))
+            return replace(values[0], node=self.copied(node))
         parts = _finer(grids)
         grid = FixedPoint(parts[0].decimal, min(p.low for p in parts), max(p.high for p in parts))
         return self.in_floats(node, grid) if grid.fits else self.other(node, values)
 
     def rearranged(self, node: fx.Node, values: Sequence[Value]) -> Value:
         """Move elements, which keep their type and grid."""
-        return replace(values[0], node=self.copied(node, lambda value: value.node))
+        return replace(values[0], node=self.copied(node))
 
     def padded(self, node: fx.Node, values: Sequence[Value]) -> Value:
         """Pad with zeros, which lie on a grid and are the zero point of integers."""
@@ -255,7 +255,7 @@ class _Lowering:
         """Apply a ReLU or other bounds, where possible by narrowing the grid."""
         x, bounds = values[0], bounds_of(node)
         if x.wide and bounds is not None:
-            return Value(self.copied(node, attrgetter("node")), wide=True)
+            return Value(self.copied(node), wide=True)
         grid = None if bounds is None or x.grid is None else x.grid.clipped(bounds)
         if grid is None:
             return self.other(node, values)
@@ -379,11 +379,8 @@ class _Lowering:
         if window is None or (found is None and not linear):
             return None
         grid, rounding = found or (None, "nearest")
-        affine = Affine(
-            torch.ones(len(weight.integers), dtype=torch.float64), torch.zeros(len(weight.integers)).double()
-        )
-        if grid and "batch_norm" in behind:
-            affine = affine_of(behind["batch_norm"]) or affine
+        affine = affine_of(behind["batch_norm"]) if grid and "batch_norm" in behind else None
+        affine = affine or Affine.identity(len(weight.integers))
         scaled = folded(weight, affine.after(bias), x.on_grid, grid, rounding != "nearest")
         if scaled.error and grid is None:
             return None
@@ -474,14 +471,16 @@ def _window(node: fx.Node, weight: GridWeight) -> list[int] | None:
 
 def _why_float(node: fx.Node, weight: GridWeight | None, x: Value) -> str:
     """Return why a layer is computed on floats."""
-    linear = operation(node) == "linear"
-    reasons = {
-        "a transposed convolution, for which onnxruntime has no integer kernel": "transpose" in operation(node),
-        "its weight is on no grid": weight is None,
-        "its input is on no grid": x.grid is None,
-        "its weight has more than 8 bits": weight is not None and weight.bits > 8,
-        "its input has more than 8 bits": not x.stored,
-        "its weights have one scale per input channel": linear,
-        "no 8-bit grid follows its sums at once, and floats are faster": True,
-    }
-    return next(reason for reason, holds in reasons.items() if holds)
+    if "transpose" in operation(node):
+        return "a transposed convolution, for which onnxruntime has no integer kernel"
+    if weight is None:
+        return "its weight is on no grid"
+    if x.grid is None:
+        return "its input is on no grid"
+    if weight.bits > 8:
+        return "its weight has more than 8 bits"
+    if not x.stored:
+        return "its input has more than 8 bits"
+    if operation(node) == "linear":
+        return "its weights have one scale per input channel"
+    return "no 8-bit grid follows its sums at once, and floats are faster"

@@ -23,7 +23,7 @@ from qprune.compression.fake_quantize import power_of_two, shaped_along
 from qprune.compression.functional import fake_quantize
 from qprune.compression.operator import Operator
 from qprune.compression.plan import weight_place
-from qprune.compression.prepare import find_operators, weight_path
+from qprune.compression.prepare import find_operators, tensors_in, weight_path
 from qprune.compression.pruner import Pruner, tile_mask
 from qprune.compression.quantizer import Quantizer
 from qprune.errors import UserError
@@ -182,8 +182,7 @@ class Inputs:
     @classmethod
     def of(cls, example: Any, any_size: bool = False) -> Inputs:
         """Return the inputs for a tensor, a tuple of arguments or a dict of arguments by name."""
-        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-        if all(tensor.shape[:1] == (1,) for tensor in tensors):
+        if all(tensor.shape[:1] == (1,) for tensor in tensors_in(example)):
             example = tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example)
         if isinstance(example, dict):
             return cls((), example, any_size)
@@ -355,14 +354,6 @@ def site_of(layer: fx.Node) -> str:
 @torch.no_grad()
 def run_and_keep(module: fx.GraphModule, inputs: Sequence[Any], nodes: Collection[fx.Node]) -> dict[fx.Node, Tensor]:
     """Run a graph; return the values of `nodes`."""
-    kept = {}
-
-    class Keeping(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if n in nodes:
-                kept[n] = result
-            return result
-
-    Keeping(module).run(*inputs)
-    return kept
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    interpreter.run(*inputs)
+    return {node: interpreter.env[node] for node in nodes}

@@ -21,10 +21,9 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from qprune.compression.convert import with_plain_weights
-from qprune.compression.prepare import run_example
+from qprune.compression.prepare import run_example, tensors_in
 from qprune.errors import UserError
 from qprune.export.files import (
     exported_file,
@@ -143,9 +142,8 @@ def verify_onnx(network: nn.Module, path: Path | str, data: Any) -> Difference:
     session = _load(Path(path), "write it again with qprune.export_onnx")
     ours, reference = [], []
     for example in data if isinstance(data, list) else [data]:
-        leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-        ours += session.outputs(*leaves)
-        reference += [leaf for leaf in tree_leaves(run_example(network, example)) if isinstance(leaf, Tensor)]
+        ours += session.outputs(*tensors_in(example))
+        reference += tensors_in(run_example(network, example))
     return Difference.between(*(torch.cat([y.flatten().float() for y in each]) for each in (ours, reference)))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 
 from qprune.compression.compressor import Compressor
-from qprune.compression.distributed import rank_and_world
 
 
 class CompressorCallback(pl.Callback):
@@ -38,5 +37,3 @@ class CompressorCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.compressor.load_state_dict(state_dict)
-        if rank_and_world()[0]:
-            self.compressor.forget_windows()  # the first rank carries what all had observed

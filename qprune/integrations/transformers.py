@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qprune.atomic_write import write_atomically
 from qprune.compression.compressor import Compressor
-from qprune.compression.distributed import rank_and_world
 
 FILE = "compressor.pt"  # in a checkpoint's folder
 
@@ -36,8 +35,6 @@ class CompressorCallback(TrainerCallback):
         path = self._path(args, state)
         if state.global_step and path.exists():  # without it, `at` refuses to begin inside a window
             self.compressor.load_state_dict(torch.load(path, map_location=args.device, weights_only=True))
-            if rank_and_world()[0]:
-                self.compressor.forget_windows()  # the first rank carries what all had observed
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,6 +11,7 @@ from qprune.compression.compressor import Compressor, attach
 from qprune.compression.plan import Plan
 from qprune.compression.schedule import Timeline
 from qprune.config.build import Recipe
+from qprune.config.schema import naming_keys
 from qprune.config.types import check
 from qprune.errors import UserError, closest
 from qprune.training.compile import arrange
@@ -47,12 +48,14 @@ def plan_of(recipe: Recipe, task: Task) -> Plan:
     return plan.restricted(recipe.pruning, recipe.quantization)
 
 
+@naming_keys()
 def timeline_of(recipe: Recipe, task: Task) -> Timeline:
     """Return the schedule in steps; T is that of quantizers too (spec 3.2)."""
     data = task.train_batches
     return recipe.schedule.in_steps(len(data), data.batch_size, recipe.config.prune.window, data.samples)
 
 
+@naming_keys()
 def attach_operators(recipe: Recipe, task: Task, plan: Plan | None = None) -> Compressor:
     """Put the operators of a recipe into the task's network. plan: as of `plan_of`."""
     plan = plan_of(recipe, task) if plan is None else plan

@@ -157,8 +157,6 @@ class Trainer:
             torch.set_rng_state(state["random"])
             if state["random_cuda"] and self.device.type == "cuda":
                 torch.cuda.set_rng_state_all(state["random_cuda"])
-        else:
-            self.compressor.forget_windows()  # rank 0 carries what all ranks had observed
 
     @contextmanager
     def evaluation_context(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ import pytest
 from qprune.cli import main as cli
 from tests.attacks.hostile import finished_runs
 
-TRIALS = int(os.environ.get("QPRUNE_ATTACKS", "6"))  # per kind
+TRIALS = int(os.environ.get("QPRUNE_ATTACKS", "3"))  # per kind
 FAULTS = ("tracebacks", "silent differences", "lost rows")
 
 

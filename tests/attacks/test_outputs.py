@@ -143,7 +143,7 @@ def test_streams_that_a_shell_closes_or_fills(
             if rows_of(results).items() - whole.items():
                 raise SilentDifferenceError("what was printed is in a file of the run")
 
-    attacks.run("streams that a shell closes or fills", trial, max(TRIALS // 4, 4))
+    attacks.run("streams that a shell closes or fills", trial, max(TRIALS // 4, 3))
 
 
 @pytest.mark.parametrize(

@@ -13,64 +13,9 @@ from tests.attacks import hostile
 from tests.attacks.conftest import TRIALS, Answer, Attacks, LostRowError, SilentDifferenceError, verb
 
 TEXTS = (
-    *(
-        "2026",
-        "007",
-        "1e5",
-        "0x1F",
-        "-1",
-        "1.50",
-        "yes",
-        "no",
-        "on",
-        "true",
-        "False",
-        "null",
-        "Null",
-        "~",
-        "nan",
-        "inf",
-        ".5",
-    ),
-    *(
-        "a: b",
-        "[a",
-        "a]",
-        "{a",
-        "a b",
-        "a(b",
-        "#x",
-        "!x",
-        "%x",
-        "@x",
-        "`x`",
-        "a=b",
-        "=",
-        "a:",
-        ":a",
-        "2026-01-01",
-        "12:30:00",
-    ),
-    *(
-        "é",
-        "漢字",
-        "a'b",
-        'a"b',
-        "*x",
-        "?",
-        "|x",
-        ">",
-        "&x",
-        "- x",
-        "---",
-        "...x",
-        "a\\b",
-        "x\\",
-        "$x",
-        "1_000",
-        "range",
-        "choice",
-    ),
+    *"2026 007 1e5 0x1F -1 1.50 yes no on true False null Null ~ nan inf .5 [a a] {a a(b #x !x %x @x `x` a=b =".split(),
+    *r"""a: :a 2026-01-01 12:30:00 é 漢字 a'b a"b *x ? |x > &x --- ...x a\b x\ $x 1_000 range choice""".split(),
+    *("a: b", "a b", "- x"),
 )
 # What Hydra itself reads in them, as it does for `qprune run`; a path that holds it is typed in quotes
 _SYNTAX = ("'", '"', "\\", "${", ",", "(", ")")
@@ -152,16 +97,8 @@ def test_any_value_of_any_key_is_answered_in_words(
     signature = hostile.row_of(runs[0])["signature"][:12]
     hostile.copied(runs, tmp_path / "results" / "runs")
     monkeypatch.chdir(tmp_path)
-    keys = (
-        "results_dir",
-        "data.root",
-        "data.verify",
-        "budget.test_samples",
-        "task.test_folder",
-        "trainer.device",
-        "seed",
-    )
-    keys = (*keys, "task", "arithmetic", "margin", "protocol", "budget", "state", "x", "")
+    keys = ["", *"results_dir data.root data.verify budget.test_samples task.test_folder trainer.device seed".split()]
+    keys += "task arithmetic margin protocol budget state x".split()
 
     def trial(draw: random.Random) -> None:
         key, text = draw.choice(keys), draw.choice((*TEXTS, *(hostile.name(draw, path=False) for _ in range(20))))

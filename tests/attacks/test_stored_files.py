@@ -25,19 +25,8 @@ from tests.attacks.conftest import TRIALS, Attacks, LostRowError, SilentDifferen
 JSON_FILES = ("result.json", "operators.json", "histograms.json", "timing.json", "environment.json")
 SUMMED = (*JSON_FILES, "config.yaml", "metrics.csv", "plan.csv", "network.safetensors", "pictures/test.png")
 TEXTS = (
-    *(
-        "",
-        "\0",
-        "{",
-        "[]",
-        "null",
-        "3",
-        '"x"',
-        "a: &x [*x]",
-        "&x {a: *x}",
-        "!!python/object/apply:os.system [x]",
-        "\ufeff{}",
-    ),
+    *("", "\0", "{", "[]", "null", "3", '"x"', "a: &x [*x]", "&x {a: *x}", "!!python/object/apply:os.system [x]"),
+    "\ufeff{}",
     *("a: !!binary xx", "? [a]\n: b", "- a\n b: c", hostile.nested(20), hostile.nested(200), hostile.nested(20000)),
     "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(12)),
     "epoch,step\n1e999,2\n",

@@ -27,28 +27,11 @@ VERBS = {
     "explain": lambda folder, run: ("explain", str(run), str(run)),
     "report": lambda folder, run: ("report", f"results_dir={folder}", "--runs", "1"),
 }
-_WRITES = (
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-    "os.truncate",
-    "os.chmod",
-    "os.chown",
-)
-_WRITES = (*_WRITES, "shutil.rmtree", "shutil.copyfile", "shutil.move")
-_STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pty.spawn")
-_STARTS = (
-    *_STARTS,
-    "socket.connect",
-    "socket.getaddrinfo",
-    "urllib.Request",
-    "ctypes.dlopen",
-    "marshal.loads",
-    "pickle.find_class",
-)
+_WRITES = {f"os.{name}" for name in "mkdir rename remove rmdir symlink link truncate chmod chown".split()}
+_WRITES |= {f"shutil.{name}" for name in ("rmtree", "copyfile", "move")}
+_STARTS = {f"os.{name}" for name in ("system", "exec", "posix_spawn", "spawn", "fork")}
+_STARTS |= {"subprocess.Popen", "pty.spawn", "socket.connect", "socket.getaddrinfo", "urllib.Request"}
+_STARTS |= {"ctypes.dlopen", "marshal.loads", "pickle.find_class"}
 
 seen: list[tuple[str, Any]] | None = None  # while a verb is watched
 
@@ -82,30 +65,10 @@ def watched() -> Iterator[list[tuple[str, Any]]]:
 
 
 TARGETS = (
-    *(
-        "stranger.Task",
-        "stranger.Task.x",
-        "os.system",
-        "subprocess.Popen",
-        "builtins.eval",
-        "qprune.tasks.espcn.os.system",
-    ),
-    *(
-        "qprune.tasks.data.cifar10.pickle.loads",
-        "tests_stranger.Task",
-        "qprune.cli.main.main",
-        "torch.hub.load",
-        "Toy",
-        "",
-    ),
-    *(
-        "qprune.tasks",
-        "qprune.tasks..x",
-        "hydra.utils.call",
-        "tests.attacks.hostile.os.system",
-        "..tests.x.Y",
-        "qprune_tasks.x.Y",
-    ),
+    *"stranger.Task stranger.Task.x os.system subprocess.Popen builtins.eval tests_stranger.Task Toy".split(),
+    *"qprune.tasks.espcn.os.system qprune.tasks.data.cifar10.pickle.loads qprune.cli.main.main".split(),
+    *"torch.hub.load hydra.utils.call tests.attacks.hostile.os.system qprune_tasks.x.Y".split(),
+    *("qprune.tasks", "qprune.tasks..x", "..tests.x.Y", ""),
 )
 
 
@@ -140,26 +103,9 @@ def made_hostile(draw: random.Random, runs: list[Path], place: Path, outside: Pa
         _pickled(run, outside)
     for _ in range(draw.randint(0, 2)):
         target = outside / draw.choice(("folder", "file"))
-        link = draw.choice(
-            (
-                *(
-                    run / name
-                    for name in (
-                        ".lock",
-                        "export",
-                        "pictures",
-                        "events",
-                        "checkpoints",
-                        "histograms.json",
-                        "metrics.csv",
-                    )
-                ),
-                *(
-                    results / name
-                    for name in ("tables", "figures", "explain", "report.html", "frontier", "sweeps", "warm_starts")
-                ),
-            )
-        )
+        names = ".lock export pictures events checkpoints histograms.json metrics.csv".split()
+        places = "tables figures explain report.html frontier sweeps warm_starts".split()
+        link = draw.choice([*(run / name for name in names), *(results / name for name in places)])
         if link.exists():
             shutil.rmtree(link) if link.is_dir() and not link.is_symlink() else link.unlink()
         if not link.is_symlink():

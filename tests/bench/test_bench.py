@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import SECTIONS, main, replace_section
-from bench.compare import Settings, alone, ratios, table
-from bench.tables import tables
+from bench.compare import Settings, ratios, table
+from bench.tables import measure
 
 
 def steady() -> Callable[[], None]:
@@ -17,7 +17,7 @@ def steady() -> Callable[[], None]:
 
 
 def failing() -> Callable[[], None]:
-    raise ValueError("this step cannot be built\nfor reasons")
+    raise ValueError(f"this step cannot be built in process {os.getpid()}\nfor reasons")
 
 
 def test_a_section_replaces_itself_and_keeps_the_others_in_order(tmp_path: Path) -> None:
@@ -39,11 +39,11 @@ def test_pairs_are_compared_and_one_that_fails_says_why() -> None:
     assert lines[0].startswith("2 turns of 100 steps in 1 processes per line")
     assert lines[2] == "| step | float, ms | it, ms | ratio | middle half |"
     assert all(float(cell.replace(",", "")) > 0 for cell in lines[4].split(" | ")[1:4])
-    assert lines[5] == "| failing | ValueError: this step cannot be built |  |  |  |"
-
-
-def test_alone_is_in_another_process() -> None:
-    assert len({os.getpid(), alone(os.getpid), alone(os.getpid)}) == 3
+    said = re.fullmatch(
+        r"\| failing \| ValueError: this step cannot be built in process (\d+) \|  \|  \|  \|", lines[5]
+    )
+    assert said is not None
+    assert int(said[1]) != os.getpid()
 
 
 def test_tables() -> None:
@@ -59,6 +59,4 @@ def test_an_unknown_section_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_made_up_runs_are_counted_by_the_tables() -> None:
-    assert re.search(
-        r"^\| 5 \| [\d.]+ \| [\d.]+ \| \d+ \|$", tables(Settings(threads=1, rounds=1), runs=5), re.MULTILINE
-    )
+    assert min(measure(5)) > 0  # it fails unless each run is in a table

@@ -1,7 +1,5 @@
 """A finished or interrupted run answers for its own data alone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 
 from qprune.cli import main as cli
+from qprune.runs.execute import execute
 from tests.cli.errors import error_of
+from tests.runs.test_execute import config
 
-KEYS = ("data=synthetic", "budget=smoke", "trainer.threads=1", "trainer.keep_events=true")
+KEYS = ("data=synthetic", "budget=smoke", "trainer.threads=1", "trainer.keep_events=true", "budget.batch_size=4")
+KEYS = (*KEYS, "budget.test_samples=1")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +41,10 @@ def test_two_runs_are_explained(runs: list[Path], capsys: pytest.CaptureFixture[
 
 
 def test_runs_of_different_tasks_are_refused(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    results = runs[0].parents[1]
-    assert (
-        cli.main(["run", "task=cifar", "order=baseline", *KEYS, "budget.steps_per_epoch=1", f"results_dir={results}"])
-        == 0
-    )
-    [other] = results.glob("cifar/*")
+    execute(config(runs[0].parents[1]))
+    [other] = runs[0].parents[1].glob("toy/*")
     said = error_of(capsys, "explain", str(runs[0]), str(other))
-    assert said.startswith(f"{runs[0]} is a run of espcn (psnr_db) and {other} of cifar (top1_percent); name two runs")
+    assert said.startswith(f"{runs[0]} is a run of espcn (psnr_db) and {other} of toy (negative_mse); name two runs")
 
 
 def test_bad_words_are_named(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """`qprune list runs`: states, filters, published rows, and a table that fits 80 columns."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -44,7 +42,7 @@ def test_every_run_has_its_state(results: Path, capsys: pytest.CaptureFixture[st
     lines = lines_of(capsys, f"results_dir={results}")
     states = {line[0].partition("-")[0] + line[0][-17:-11].partition("seed")[2]: line[1] for line in lines[1:-2]}
     assert sorted(line[1] for line in lines[1:-2]) == [
-        *("failed", "finished", "finished", "interrupted", "published"),
+        *("failed", "finished", "finished", "interrupted", "published")
     ], states
     assert " ".join(lines[-2]) == "5 runs: 1 interrupted, 1 failed, 2 finished, 1 published"
     assert " ".join(lines[-1]).startswith(f"below {results} and {results.parent / 'published'}; ")

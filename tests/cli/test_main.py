@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from qprune.cli import main as cli
-from qprune.runs import execute as runner
 from tests.cli.errors import error_of
 from tests.cli.shell import command
 
@@ -20,13 +18,8 @@ SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 def test_help_names_every_verb_and_loads_neither_torch_nor_hydra() -> None:
     code = "import sys; from qprune.cli.main import main; main(['--help']); "
     code += "sys.exit(bool({'torch', 'hydra'} & {*sys.modules}))"
-    seconds = []
-    for _ in range(3):  # the best of three: another test may have the core
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"\n  {verb} " in done.stdout for verb in cli.VERBS)
-    assert min(seconds) < 0.5
 
 
 def test_nothing_typed_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,13 +54,6 @@ def test_a_verb_alone_says_what_to_type_and_trains_nothing(verb: str, capsys: py
     assert "task=espcn" in said
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([verb, "--help"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"usage: qprune {verb}")
-
-
 @pytest.mark.parametrize("words", ["run", "sweep", "plan", "list", "tables", "report", "frontier"])
 def test_a_folder_of_configs_that_is_not_there_is_refused(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -92,8 +78,9 @@ def test_in_a_terminal_help_is_folded_between_words(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    cli.main([*filter(None, [verb]), "--help"])
+    assert cli.main([*filter(None, [verb]), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: qprune {verb or 'VERB'}")
     assert [line for line in lines if len(line) > width] == []
 
 
@@ -111,12 +98,6 @@ def test_the_help_of_run_lists_groups_with_their_choices(capsys: pytest.CaptureF
     assert groups in capsys.readouterr().out
 
 
-def test_plan_prints_what_the_runner_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(runner, "plan", lambda cfg: f"the plan of {cfg.task.name}")
-    assert cli.main(["plan", "task=espcn"]) == 0
-    assert capsys.readouterr().out == "the plan of espcn\n"
-
-
 def test_list_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
@@ -127,25 +108,22 @@ def test_list_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None
     assert listed == ["budgets", "cpu", "paper", "short", "smoke"]
 
 
-def test_a_run_from_the_shell_ends_with_its_row_and_is_found_again(tmp_path: Path) -> None:
-    words = ("qprune", "run", *SMOKE, "order=prune_first", "results_dir=out")
-    first, second = (command(*words, folder=tmp_path) for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+def test_a_run_from_the_shell_ends_with_its_row_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("run", *SMOKE, "budget.batch_size=4", "budget.test_samples=1", "order=prune_first", "results_dir=out")
+    first = command("qprune", *words, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
     row = first.stdout[first.stdout.index("espcn  P0.5(w,f)->Q8(w,f)  seed 0\n  psnr ") :]
     assert "\n  not comparable with the paper: synthetic data; " in row
     assert first.stdout.count("step 64/64") == 1
-    plan = "plan: 4 features quantized, 1 pruned; 3 weights quantized, 1 pruned; 2 tensors not compressed (plan.csv)"
-    assert first.stdout.splitlines()[1].startswith("plan: "), plan
-    assert second.stdout.endswith(row)
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "a run writes into its own folder only"
-    listed = command("qprune", "list", "runs", "results_dir=out", folder=tmp_path)
-    assert (listed.returncode, listed.stdout.count("prune_first-P0.5wf-Q8wf-seed0-")) == (0, 1)
-
-
-def test_a_row_that_is_broken_is_named_and_the_others_listed(tmp_path: Path) -> None:
-    (tmp_path / "out" / "espcn" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.endswith(row)
+    (tmp_path / "out" / "espcn" / "x").mkdir()
     (tmp_path / "out" / "espcn" / "x" / "result.json").write_text("{", encoding="utf-8")
-    listed = command("qprune", "list", "runs", "results_dir=out", folder=tmp_path)
-    assert listed.returncode == 1
-    assert listed.stdout == "no runs below out\n"
-    assert listed.stderr.startswith("left out: out/espcn/x/result.json: not readable JSON")
+    assert cli.main(["list", "runs", "results_dir=out"]) == 1
+    listed = capsys.readouterr()
+    assert listed.out.count("prune_first-P0.5wf-Q8wf-seed0-") == 1
+    assert listed.err.startswith("left out: out/espcn/x/result.json: not readable JSON")

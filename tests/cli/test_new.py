@@ -1,7 +1,5 @@
 """`qprune new task NAME`: the files, and that their own test passes."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

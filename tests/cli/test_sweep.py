@@ -1,13 +1,14 @@
 """Sweeps: named ones, plans, summaries, launchers, two at once, and one that is killed half-way."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,10 +21,11 @@ from qprune.errors import Interrupted, UserError
 from qprune.runs import execute as runner
 from qprune.runs.folder import read_rows
 from qprune.runs.jobs import expand
+from tests.attacks.toys import toy_words
 from tests.reporting.rows import store_row
 
 TOY = ["task=espcn", "data=synthetic", "budget=smoke", "budget.steps_per_epoch=12", "trainer.threads=1"]
-QPRUNE = [sys.executable, "-m", "qprune.cli.main"]
+TOY += ["budget.batch_size=4", "budget.test_samples=1"]
 
 
 def table_of(folder: Path) -> str:
@@ -107,16 +109,26 @@ def test_the_summary_is_written_when_runs_fail(tmp_path: Path, capsys: pytest.Ca
     assert table["sd"][0] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
-def sweep_of_two_orders(folder: Path, *options: str) -> str:
-    command = [*QPRUNE, "sweep", *TOY, "order=baseline,prune_first", *options, f"results_dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return table_of(folder)
+def started(folder: Path, words: Sequence[str], *options: str) -> subprocess.Popen[str]:
+    """Start a sweep of toy runs in a session of its own."""
+    command = [sys.executable, "-m", "qprune.cli.main", "sweep", *words, *options, f"results_dir={folder}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    options_of_process: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder.parent, env=environment, start_new_session=True, **options_of_process)
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return sweep_of_two_orders(tmp_path_factory.mktemp("basic"))
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What chooses a sweep of three toy runs."""
+    return [*toy_words(tmp_path_factory.mktemp("configs") / "toy"), "seed=range(3)"]
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of that sweep, by the basic launcher in one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.main(["sweep", *words, f"results_dir={folder}"]) == 0
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -129,10 +141,17 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     ids=["processes", "submitit_local", "ray_here"],
 )
 def test_launchers_make_the_rows_of_the_basic_one(
-    plugin: str, options: list[str], expected: str, tmp_path: Path
+    plugin: str, options: list[str], words: list[str], whole: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip(plugin)
-    assert sweep_of_two_orders(tmp_path, *options) == expected
+    process = started(tmp_path / "runs", [*words[:-1], "seed=0,1"], *options)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "2 runs: 2 finished, 0 failed" in output
+    expected = {path.parent.name: path.read_bytes() for path in whole.rglob("result.json")}
+    found = {path.parent.name: path.read_bytes() for path in (tmp_path / "runs").rglob("result.json")}
+    assert len(found) == 2
+    assert found.items() <= expected.items()
 
 
 def test_a_launcher_that_cannot_start_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,38 +164,27 @@ def test_a_launcher_that_cannot_start_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "bug of qprune" not in error
 
 
-def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Two workers, SIGKILL to all of them after the first row; then again, and two sweeps at once."""
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(
+    words: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """Two workers, SIGKILL to all of them after the first row; then two sweeps at once."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    keys = [*TOY, "order=baseline,prune_first", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-
-    def start(folder: Path) -> subprocess.Popen[str]:
-        command = [*QPRUNE, "sweep", *keys, f"results_dir={folder}"]
-        log = subprocess.PIPE
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    reference = start(whole)
-    output, _ = reference.communicate(timeout=200)
-    assert reference.returncode == 0, output
-    victim = start(killed)
+    killed = tmp_path / "killed"
+    victim = started(killed, words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     deadline = time.monotonic() + 120
     while not list(killed.rglob("result.json")) and victim.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(victim.pid, signal.SIGKILL)  # the session that this test started, workers included
-    victim.wait()
-    assert victim.stdout is not None
-    victim.stdout.close()
+    victim.communicate()
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("result.json")}
     assert before
-    pair = [start(killed), start(killed)]  # one waits for the runs that the other has
+    pair = [started(killed, words) for _ in range(2)]  # one waits for the runs that the other has
     outputs = [process.communicate(timeout=200)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert table_of(killed) == table_of(whole)
-    assert len(read_rows(killed)[0]) == 2
+    assert len(read_rows(killed)[0]) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished was not run again
-    trained = "".join(outputs).count("trained in ")
     # Both sweeps say so of each run; one that was killed behind its last step has none left to train.
-    assert trained <= 2 * (2 - len(before)), outputs
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(killed.rglob("result.json"))]
-    assert rows == [json.loads(path.read_text(encoding="utf-8")) for path in sorted(whole.rglob("result.json"))]
+    assert "".join(outputs).count("trained in ") <= 2 * (3 - len(before)), outputs
+    rows = [[path.read_bytes() for path in sorted(folder.rglob("result.json"))] for folder in (killed, whole)]
+    assert rows[0] == rows[1]

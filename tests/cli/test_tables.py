@@ -248,6 +248,7 @@ def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "expected"),
     [
         (["9"], "qprune tables: WHAT='9' is not one of 1, 2, 3, 4, 5, 6, variants, window, order"),
+        (["4", "task=espcm"], "task='espcm' is not one of "),
         (["4", "order=baseline"], "order=baseline: a table's rows have their own order; leave it out"),
         (["4", "seed=a"], "seed=a is not a list of whole numbers >= 0; type for example seed=range(5) or seed=0,1"),
         (["4", "prune.sparsty=1"], "unknown key 'prune.sparsty'; did you mean 'prune.sparsity'?"),
@@ -256,11 +257,6 @@ def test_a_folder_of_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tables", *arguments, f"results_dir={tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {expected}")
-
-
-def test_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["tables", f"results_dir={tmp_path / 'nowhere'}"]) == 2
-    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_run_missing_runs_the_source_of_decimal_bits_first(
@@ -293,11 +289,6 @@ def test_run_missing_runs_the_source_of_decimal_bits_first(
     assert decimals[0] == decimals[1]
     assert cli.main(["tables", "mine", *keys, *options]) == 0
     assert "missing run" not in capsys.readouterr().out.split("## Table mine")[-1]
-
-
-def test_an_unknown_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["tables", "4", "task=espcm", f"results_dir={tmp_path}"]) == 2
-    assert "task='espcm' is not one of " in capsys.readouterr().err
 
 
 def test_tables_are_written_below_results_dir_one_name_per_budget_and_data(

@@ -1,13 +1,9 @@
 """Networks that were not written for compression: what is found, what is left alone, and what is said about it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qprune
@@ -41,22 +37,6 @@ def features(network: nn.Module, example: object, **globs: list[str]) -> dict[st
     """Path of each feature site -> whether it is pruned, and quantized."""
     plan = auto_plan(network, example, **globs)
     return {site.path: (site.prune, site.quantize) for site in plan.sites if site.kind == "feature"}
-
-
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "mnasnet0_5"])
-def test_classifiers_of_torchvision_keep_nothing_back_but_their_result(name: str) -> None:
-    torch.manual_seed(0)
-    network = getattr(torchvision.models, name)(num_classes=3)
-    compressor = trained(network, PICTURES)
-    assert compressor.sparsity == {"weight": pytest.approx(0.5, abs=1e-3), "feature": pytest.approx(0.5, abs=1e-3)}
-    network.eval()
-    assert torch.equal(compressor.convert()(PICTURES), network(PICTURES))
-    alone = qprune.coverage(network, PICTURES)
-    assert alone.names("weight") == []
-    assert {t.reason for t in alone.tensors} <= {"the network's result", "not in the plan"}
-    assert len(alone.names("feature")) <= 2  # SqueezeNet's last layer is a convolution, and a mean reads what it makes
-    stored = [e for e in qprune.actual_footprint(network, PICTURES[:1]).entries if e.kind == "feature"]
-    assert sum(e.bits == 8 for e in stored) == len(stored) - len(alone.tensors)
 
 
 class Functional(nn.Module):
@@ -251,18 +231,6 @@ def test_globs_reach_what_a_layer_is_given() -> None:
     expected = [f"block.{name}" for name in ("conv1", "bn1", "conv2", "bn2")]
     inputs = [f"block.{name}.input" for name in ("bn1", "conv2", "bn2", "gate")]
     assert [site.path for site in plan.active] == [*expected, *inputs]
-
-
-def test_weights_that_something_else_computes_are_refused() -> None:
-    network = nn.Sequential(nn.Linear(3, 4), parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
-    with pytest.raises(UserError) as error:
-        compress(network, torch.randn(2, 3), SCHEDULE, 1, 2, plan=Plan.from_globs(network, ["**"]))
-    assert str(error.value) == (
-        "1: the weight of Linear is computed by _WeightNorm, as weight norms do, and cannot be compressed; "
-        "make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
-        "torch.nn.utils.remove_weight_norm for the older kind), or exclude the layer"
-    )
-    assert not any("operators" in name for name, _ in network.named_modules())  # nothing half-done on features
 
 
 def test_a_network_is_compressed_once() -> None:

@@ -1,7 +1,5 @@
 """Attached networks: events, equality after baking, state, compilation, and every way of getting it wrong."""
 
-from __future__ import annotations
-
 import copy
 import io
 import math
@@ -41,7 +39,7 @@ def batch(step: int, size: int = 4) -> Tensor:
 
 
 def train(net: nn.Module, compressor: Compressor, steps: range, optimizer: torch.optim.Optimizer | None = None) -> None:
-    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.05)
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     for step in steps:
         compressor.at(step)
         net.train()
@@ -128,7 +126,7 @@ def test_state_goes_through_a_state_dict() -> None:
     again.at(STEPS)
     net.eval(), fresh.eval()
     assert torch.equal(fresh(batch(50)), net(batch(50)))
-    assert again.describe() == compressor.describe()
+    assert (again.describe(), again.sparsity) == (compressor.describe(), compressor.sparsity)
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
@@ -136,12 +134,14 @@ def test_resumed_equals_uninterrupted(stop: int) -> None:
     expected, _ = trained()
     first = network()
     compressor = compress(first, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
-    train(first, compressor, range(stop))
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.05, momentum=0.9)
+    train(first, compressor, range(stop), optimizer)
     second = network(seed=1)
     resumed = compress(second, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
-    second.load_state_dict(first.state_dict())
-    resumed.load_state_dict(compressor.state_dict())
-    train(second, resumed, range(stop, STEPS))
+    other = torch.optim.SGD(second.parameters(), lr=0.05, momentum=0.9)
+    for new, old in ((second, first), (resumed, compressor), (other, optimizer)):
+        new.load_state_dict(old.state_dict())
+    train(second, resumed, range(stop, STEPS), other)
     for (name, a), b in zip(expected.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -163,7 +163,7 @@ def test_compiled_without_graph_breaks_gives_the_same(training: bool) -> None:
     net, compressor = trained()
     net.train(training)
     torch._dynamo.reset()
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
     x = batch(7)
     expected = copy.deepcopy(net)(x)
     assert torch.equal(compiled(x), expected)
@@ -186,18 +186,6 @@ def test_a_window_takes_memory_until_its_event_alone() -> None:
     train(net, compressor, range(last, last + 1))
     assert all(p.window is None for p in pruners)
     assert {name: buffer.shape for name, buffer in net.named_buffers()} == sizes
-
-
-def test_what_a_network_does_belongs_to_its_state() -> None:
-    net, compressor = trained()
-    net.eval()
-    fresh = network(seed=1)
-    again = compress(fresh, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
-    fresh.load_state_dict(net.state_dict())
-    fresh.eval()
-    assert torch.equal(fresh(batch(9)), net(batch(9)))
-    assert again.sparsity == compressor.sparsity
-    assert torch.equal(again.convert()(batch(9)), net(batch(9)))
 
 
 def test_steps_that_go_back_and_windows_without_their_beginning_are_refused() -> None:
@@ -237,13 +225,6 @@ def test_the_last_event_may_fire_again_when_the_state_of_its_step_is_loaded() ->
     assert torch.equal(net.eval()(batch(99)), again.eval()(batch(99)))
 
 
-def test_an_idle_network_is_the_float_network() -> None:
-    net, plain = network(), network()
-    compress(net, batch(0), PRUNE_FIRST, 1, 4).at(0)
-    net.eval(), plain.eval()
-    assert torch.equal(net(batch(1)), plain(batch(1)))
-
-
 def test_evaluation_inside_a_window_changes_nothing() -> None:
     net = network()
     compressor = compress(net, batch(0), PRUNE_FIRST, 1, 4, PruneConfig(window=8), QuantizeConfig())
@@ -268,20 +249,6 @@ def test_jumping_over_an_event_is_refused() -> None:
     train(net, compressor, range(1))
     with pytest.raises(UserError, match="jumps over the event of step 1"):
         compressor.at(2)
-
-
-def test_an_operator_that_never_fires_is_refused() -> None:
-    class Unused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.unused = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
-
-    plan = Plan((Site("unused", "feature", prune=True),))
-    with pytest.raises(UserError, match="the operator at 'unused' never fires in one pass of the example"):
-        attach(Unused(), plan, PRUNE_FIRST.in_steps(1), batch(0), PruneConfig())
 
 
 def test_an_operator_of_two_calls_observes_both() -> None:

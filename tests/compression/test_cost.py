@@ -1,6 +1,4 @@
-"""What one pass costs: by hand, against torch's counter and qonnx, with masks, and the same once converted."""
-
-from __future__ import annotations
+"""What one pass costs: by hand, against torch's counter, with masks, and the same once converted."""
 
 import copy
 import io
@@ -184,49 +182,6 @@ def test_products_are_those_of_torch_s_counter(make: Any, size: int) -> None:
     found = cost(network, x)
     assert found.total()["macs"] == counter.get_total_flops() / 2
     assert found.uncounted == ()
-
-
-def quantized_onnx(conv: nn.Conv2d, bits: int, shape: tuple[int, ...]) -> Any:
-    """A convolution behind two nodes Quant of QONNX, of its input with `bits` and of its weight with 4 bits."""
-    onnx = pytest.importorskip("onnx")
-    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
-    scalars = {"step": 0.25, "zero": 0.0, "four": 4.0, "bits": bits}
-    constants = [
-        onnx.numpy_helper.from_array(torch.tensor(v, dtype=torch.float32).numpy(), n) for n, v in scalars.items()
-    ]
-    constants.append(onnx.numpy_helper.from_array(conv.weight.detach().numpy(), "weight"))
-    keys = {"domain": "qonnx.custom_op.general", "signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
-    nodes = [
-        helper.make_node("Quant", ["x", "step", "zero", "bits"], ["xq"], **keys),
-        helper.make_node("Quant", ["weight", "step", "zero", "four"], ["wq"], **keys),
-        helper.make_node(
-            "Conv", ["xq", "wq"], ["y"], kernel_shape=conv.kernel_size, strides=conv.stride, group=conv.groups
-        ),
-    ]
-    given, made = (helper.make_tensor_value_info(n, floats, s) for n, s in (("x", shape), ("y", None)))
-    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("qonnx.custom_op.general", 1)]
-    return helper.make_model(helper.make_graph(nodes, "g", [given], [made], constants), opset_imports=opsets)
-
-
-def test_bit_operations_are_those_of_qonnx() -> None:
-    # Its pass discounts zero weights and no masks. Without padding, every weight is used equally often.
-    tool = pytest.importorskip("qonnx.util.inference_cost", reason="the package qonnx is not installed")
-    from qonnx.core.modelwrapper import ModelWrapper
-
-    torch.manual_seed(0)
-    conv = nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False)
-    with torch.no_grad():
-        conv.weight.copy_(torch.randint(-2, 3, conv.weight.shape) * 0.25)
-    model = quantized_onnx(conv, 6, (1, 4, 9, 9))
-    found = tool.inference_cost(ModelWrapper(model))["total_cost"]
-    acting(qprune.Quantizer(4), torch.tensor(2)).on(conv)
-    network = nn.Sequential(acting(qprune.Quantizer(6), torch.tensor(2)), conv)
-    (layer,) = cost(network, torch.zeros(1, 4, 9, 9)).layers
-    assert 0 < layer.effective_macs < layer.macs
-    assert (layer.effective_macs, layer.effective_bops) == (found["total_macs"], found["total_bops"])
-    assert layer.weight_bytes * 8 == found["total_mem_w_bits"]
-    dense = tool.inference_cost(ModelWrapper(model), discount_sparsity=False)["total_cost"]
-    assert (layer.macs, layer.bops) == (dense["total_macs"], dense["total_bops"])
 
 
 def test_what_cannot_be_counted_is_named() -> None:

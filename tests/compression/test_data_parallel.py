@@ -1,7 +1,5 @@
 """DistributedDataParallel as torch has it by default, which broadcasts rank 0's buffers before each forward pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -58,22 +56,34 @@ def train(kind: str, parts: int, gradient: str = "ste") -> dict[str, Any]:
     return state | {"described": compressor.describe()}
 
 
+CASES = {"frozen norm": ("frozen norm", "ste"), "transformer": ("transformer", "ste")}
+CASES["clipped"] = ("frozen norm", "clip_value")
+
+
+def train_all(parts: int) -> dict[str, dict[str, Any]]:
+    """All cases, in one start of two processes."""
+    return {case: train(kind, parts, gradient) for case, (kind, gradient) in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def two() -> dict[str, dict[str, Any]]:
+    return launch(2, train_all, 1)
+
+
 @pytest.mark.parametrize("kind", ["frozen norm", "transformer"])
 @pytest.mark.filterwarnings("ignore:most elements stay float")
-def test_two_processes_give_the_bits_of_one(kind: str) -> None:
+def test_two_processes_give_the_bits_of_one(kind: str, two: dict[str, dict[str, Any]]) -> None:
     """Against one process that sums the gradients of the same two halves of each batch."""
-    two = launch(2, train, kind, 1)
     one = train(kind, 2)
-    assert one.keys() == two.keys()
+    assert one.keys() == two[kind].keys()
     for name, value in one.items():
-        assert value == two[name], name
+        assert value == two[kind][name], name
     assert all(row["active"] for row in one["described"])
 
 
-def test_clipped_gradients_are_those_of_the_whole_batch() -> None:
-    one, two = train("frozen norm", 1, "clip_value"), launch(2, train, "frozen norm", 1, "clip_value")
-    for name, value in one.items():
+def test_clipped_gradients_are_those_of_the_whole_batch(two: dict[str, dict[str, Any]]) -> None:
+    for name, value in train("frozen norm", 1, "clip_value").items():
         if name.endswith((".mask", ".decimal", ".updates")) or name == "described":
-            assert value == two[name], name
+            assert value == two["clipped"][name], name
         else:
-            assert torch.allclose(torch.tensor(value), torch.tensor(two[name]), atol=1e-6), name
+            assert torch.allclose(torch.tensor(value), torch.tensor(two["clipped"][name]), atol=1e-6), name

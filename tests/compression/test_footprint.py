@@ -1,8 +1,5 @@
-"""Sizes: the paper's rows from our own counting, and the actual accounting by hand."""
+"""Sizes: the paper's elements from our own counting, and the actual accounting by hand (Table 5: tests/cli)."""
 
-from __future__ import annotations
-
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,62 +11,6 @@ from qprune.compression.quantizer import Quantizer
 from qprune.compression.schedule import Schedule
 
 P_W, P_WF, Q = PruneConfig(0.5, "w"), PruneConfig(0.5, "wf"), QuantizeConfig(8)
-
-
-def vgg(layers: list[int | str]) -> nn.Sequential:
-    """VGG for CIFAR-10 with batch norm and one linear layer."""
-    modules: list[nn.Module] = []
-    channels = 3
-    for layer in layers:
-        if isinstance(layer, str):
-            modules.append(nn.MaxPool2d(2))
-        else:
-            modules += [nn.Conv2d(channels, layer, 3, padding=1), nn.BatchNorm2d(layer), nn.ReLU()]
-            channels = layer
-    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(512, 10))
-
-
-def mobilenet() -> nn.Sequential:
-    """MobileNet for CIFAR-10: depthwise and pointwise convolutions."""
-
-    def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
-        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
-
-    modules, channels = conv(3, 32, 3, 1), 32
-    steps = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-    for outputs, stride in steps:
-        modules += conv(channels, channels, 3, stride, groups=channels) + conv(channels, outputs, 1, 1)
-        channels = outputs
-    return nn.Sequential(*modules, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(1024, 10))
-
-
-VGG16 = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
-VGG19 = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"]
-
-
-@pytest.mark.parametrize(
-    ("network", "features", "weights", "pruning", "quantization", "feature_mb", "weight_mb"),
-    [
-        (vgg(VGG16), 1_105_940, 14_728_266, PruneConfig(0.79, "w"), None, 35.39, 98.97),
-        (vgg(VGG19), 1_212_436, 20_040_522, PruneConfig(0.80, "w"), None, 38.80, 128.26),
-        (mobilenet(), 1_646_612, 3_217_226, None, Q, 13.17, 25.74),
-    ],
-    ids=["VGG-16", "VGG-19", "MobileNet"],
-)
-def test_table_5_rows(
-    network: nn.Module,
-    features: int,
-    weights: int,
-    pruning: PruneConfig | None,
-    quantization: QuantizeConfig | None,
-    feature_mb: float,
-    weight_mb: float,
-) -> None:
-    footprint = paper_footprint(network, torch.zeros(1, 3, 32, 32), None, pruning, quantization)
-    assert (footprint.elements("feature"), footprint.elements("weight")) == (features, weights)
-    assert round(footprint.size_bits("feature") / 1e6, 2) == feature_mb
-    assert round(footprint.size_bits("weight") / 1e6, 2) == weight_mb
 
 
 class Block(nn.Module):

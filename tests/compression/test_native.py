@@ -1,8 +1,7 @@
 """The native operator: the same bits as torch's functions, and a run without it wherever it cannot be used."""
 
-from __future__ import annotations
-
 import ctypes
+import itertools
 import math
 import os
 import subprocess
@@ -26,17 +25,20 @@ from qprune.compression.plan import Plan
 from qprune.compression.schedule import Timeline
 
 
-@pytest.fixture(autouse=True)
-def _no_compiler_is_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_refused", set())
-
-
-@pytest.fixture
-def loaded() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[None]:
+    """Compile the operator once for all tests that compute with it."""
     if not use_native():
         pytest.skip("no C compiler here compiles the native operator")
     yield
     native.unload()
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin without the operator, which nothing has refused yet; put back what was loaded."""
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_refused", False)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -95,44 +97,36 @@ def on_both_paths(
     return results
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("rounding", functional.ROUNDINGS)
-@pytest.mark.parametrize("gradient", functional.GRADIENTS)
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_features_have_the_same_bits_on_both_paths(
-    shape: tuple[int, ...], layout: torch.memory_format, rounding: str, gradient: str, with_mask: bool
-) -> None:
+def test_features_have_the_same_bits_on_both_paths(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     x, upstream = sample(shape, 1, layout), sample(shape, 2, layout)
-    mask = (torch.rand_like(x[0], memory_format=torch.preserve_format) > 0.5).float() if with_mask else None
+    half = (torch.rand_like(x[0], memory_format=torch.preserve_format) > 0.5).float()
     d = torch.tensor(4, dtype=torch.int32)
-    expected = plain(x, upstream, d, 8, rounding, gradient, mask)
-    for out, grad in on_both_paths(x, upstream, d, Grid(8, rounding, gradient), mask):
-        assert same_bits(out, expected[0])
-        assert same_bits(grad, expected[1])
+    for rounding, gradient, mask in itertools.product(functional.ROUNDINGS, functional.GRADIENTS, (None, half)):
+        expected = plain(x, upstream, d, 8, rounding, gradient, mask)
+        for out, grad in on_both_paths(x, upstream, d, Grid(8, rounding, gradient), mask):
+            assert same_bits(out, expected[0]), (rounding, gradient)
+            assert same_bits(grad, expected[1]), (rounding, gradient)
 
 
-@pytest.mark.usefixtures("loaded")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("axis", [0, 1, 3])
 @pytest.mark.parametrize("shape", [(8, 6, 3, 5), (6, 8, 1, 1), (130, 320, 1, 1)], ids=str)
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_weights_with_fraction_bits_per_channel_have_the_same_bits(
-    shape: tuple[int, ...], axis: int, layout: torch.memory_format, with_mask: bool
-) -> None:
-    x, upstream = sample(shape, 3, layout), sample(shape, 4, layout)
-    mask = (torch.rand_like(x) > 0.5).float() if with_mask else None
+def test_weights_with_fraction_bits_per_channel_have_the_same_bits(shape: tuple[int, ...], axis: int) -> None:
     d = torch.arange(shape[axis], dtype=torch.int32) % 12 - 3
     along = d.view([-1 if dim == axis else 1 for dim in range(4)])
-    for rounding in functional.ROUNDINGS:
+    for layout, rounding, masked in itertools.product(LAYOUTS, functional.ROUNDINGS, (False, True)):
+        x, upstream = sample(shape, 3, layout), sample(shape, 4, layout)
+        mask = (torch.rand_like(x) > 0.5).float() if masked else None
         expected = plain(x, upstream, along, 8, rounding, "clip_value", mask)
         for out, grad in on_both_paths(x, upstream, d, Grid(8, rounding, axis=axis, of_samples=False), mask):
-            assert same_bits(out, expected[0])
-            assert same_bits(grad, expected[1])
+            assert same_bits(out, expected[0]), (rounding, layout)
+            assert same_bits(grad, expected[1]), (rounding, layout)
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("shape", [(64, 1, 5, 5), (8, 3, 1, 1), (1, 1, 1, 1)], ids=str)
 def test_strides_are_those_of_the_input_on_both_paths(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape).to(memory_format=torch.channels_last)
@@ -140,7 +134,7 @@ def test_strides_are_those_of_the_input_on_both_paths(shape: tuple[int, ...]) ->
         assert out.stride() == x.stride()
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled")
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=40),
     st.integers(2, 16),
@@ -192,7 +186,7 @@ def trained(steps: int = 12) -> tuple[list[float], dict[str, Tensor]]:
     return losses, network.state_dict()
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled")
 def test_training_has_the_same_bits_on_both_paths() -> None:
     losses, state = trained()
     with native.disabled():
@@ -202,15 +196,15 @@ def test_training_has_the_same_bits_on_both_paths() -> None:
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled", "unloaded")
 def test_an_operator_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.unload()
     monkeypatch.setattr(torch, "equal", lambda a, b: False)
     with pytest.warns(UserWarning, match="is not used .it does not give torch's bits here.; torch's"):
         assert not use_native()
     assert not use_native()  # said once
 
 
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
@@ -229,13 +223,7 @@ def test_without_a_working_compiler_torch_computes(compiler: str, reason: str, m
     assert not use_native()  # said once
 
 
-@pytest.mark.usefixtures("loaded")
-def test_cc_may_be_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.unload()
-    monkeypatch.setenv("CC", f"env {os.environ.get('CC', 'cc')}")
-    assert use_native()
-
-
+@pytest.mark.usefixtures("unloaded")
 def test_without_a_temporary_folder_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise FileNotFoundError(2, "No usable temporary directory found")
@@ -245,11 +233,12 @@ def test_without_a_temporary_folder_torch_computes(monkeypatch: pytest.MonkeyPat
         assert not use_native()
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled", "unloaded")
 def test_the_library_is_built_in_a_private_folder_that_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native.unload()
+    """By a CC of several words, too."""
+    monkeypatch.setenv("CC", f"env {os.environ.get('CC', 'cc')}")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "fake_quantize.so").write_bytes(b"another user's")
     before, folders, cdll = sorted(tmp_path.iterdir()), [], ctypes.CDLL
@@ -264,7 +253,7 @@ def test_the_library_is_built_in_a_private_folder_that_is_removed(
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("compiled")
 def test_threads_are_those_of_torch() -> None:
     probe = (
         "import torch; from qprune.compression.fake_quantize import use_native; assert use_native(); "

@@ -1,7 +1,5 @@
 """Pruner and Quantizer on their own: windows, tiles, sizes, state."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Globs on module paths, and the automatic plan."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,24 +70,14 @@ def test_the_auto_plan_follows_the_data() -> None:
     plan = auto_plan(Residual(), torch.zeros(1, 3, 8, 8))
     weights = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "weight"}
     features = {s.path: (s.prune, s.quantize) for s in plan.sites if s.kind == "feature"}
-    assert weights == {
-        "conv1": (False, True),
-        "conv2": (True, True),
-        "conv3": (True, True),
-        "linear": (False, True),
-    }
+    assert weights == {"conv1": (False, True), "conv2": (True, True), "conv3": (True, True), "linear": (False, True)}
     # The sum is made by functions and read by a mean: no module returns it, and its addends are not stored.
     assert features == {INPUT: (False, True), "bn1": (False, True), "linear.input": (False, True)}
 
 
 def test_targets_restrict_a_plan_and_the_rest_is_left_alone() -> None:
     plan = Plan.from_globs(Residual(), ["**"], ["**", "!linear"], [INPUT, "bn1"], ["bn1"])
-    assert plan.counts() == {
-        "weight_quantizers": 4,
-        "weight_pruners": 3,
-        "feature_quantizers": 2,
-        "feature_pruners": 1,
-    }
+    assert plan.counts() == {"weight_quantizers": 4, "weight_pruners": 3, "feature_quantizers": 2, "feature_pruners": 1}
     only = plan.restricted(PruneConfig(targets="w"), None)
     assert list(only.counts().values()) == [0, 3, 0, 0]
     assert [site.path for site in only.without_operators] == ["linear", INPUT, "bn1"]

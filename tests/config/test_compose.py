@@ -74,10 +74,6 @@ LISTS = "tasks, orders, protocols, schedules, budgets, data, loggers, launchers,
         ),
         ("run data.root=${oc.env:NO_SUCH_VARIABLE}", f"a value cannot be resolved (data.root): {NOT_FOUND}"),
         ("list order", f"qprune list: WHAT='order' is not one of {LISTS}; did you mean 'orders'?"),
-        (
-            "list runs results_dir=nowhere",
-            "there is no folder nowhere; name the one that holds the runs with results_dir=...",
-        ),
         ("completion tcsh", "qprune completion: SHELL='tcsh' is not one of bash, zsh, fish; did you mean 'zsh'?"),
     ],
 )

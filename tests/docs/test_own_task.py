@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qprune.cli import main as cli
+from tests.cli.errors import error_of
 from tests.docs.pages import blocks
 
 PAGE = "own-task"
 SETTINGS = "export PYTHONPATH=$PWD QPRUNE_TRUST=my_task"
-ORDERS = ("baseline", "prune_only", "quantize_only", "prune_first", "quantize_first")
+WORDS = ("--config-dir", "configs", "task=my_task")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,19 @@ def typed(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Be in the folder with the page's settings but for the path; the module is imported anew by each test."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("QPRUNE_TRUST", "my_task")
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    return monkeypatch
+
+
+def test_the_tutorial_as_it_is_typed(
+    here: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a shell up to the first row; what follows in this process."""
     _, first, then = commands()
     assert first.startswith(SETTINGS)
     done = typed(folder, first)
@@ -62,33 +77,35 @@ def test_the_tutorial_as_it_is_typed(folder: Path) -> None:
         row["score"] * 1e3 / sum(row[f"{kind}_bits_actual"] for kind in ("weight", "feature", "input"))
     )
 
-    done = typed(folder, f"{SETTINGS}\n{then}")
-    assert done.returncode == 0, done.stderr
-    assert "finished before: results/runs/my_task/prune_first" in done.stdout
-    assert "4 runs: 4 finished, 0 failed" in done.stdout
+    here.syspath_prepend(folder)
+    for line in then.splitlines():
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+    printed = capsys.readouterr().out
+    assert "finished before: results/runs/my_task/prune_first" in printed
+    assert "4 runs: 4 finished, 0 failed" in printed
     assert len(list(folder.glob("results/runs/my_task/*/result.json"))) == 6
 
 
-def test_a_schedule_of_an_order_takes_the_place_of_the_slots(folder: Path) -> None:
+def test_a_schedule_of_an_order_takes_the_place_of_the_slots(
+    here: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (block,) = blocks(PAGE, "yaml")
     path = folder / block.caption
     path.parent.mkdir(parents=True)
     path.write_text(block.text, encoding="utf-8")
-    done = typed(folder, f"{SETTINGS}\nqprune run --config-dir configs task=my_task --cfg job")
+    assert cli.main(["run", *WORDS, "--cfg", "job"]) == 0
     path.unlink()
-    assert done.returncode == 0, done.stderr
-    schedule = yaml.safe_load(done.stdout)["schedule"]
+    schedule = yaml.safe_load(capsys.readouterr().out)["schedule"]
     assert (schedule["t_p"], schedule["slots"]) == (8, None)
 
 
-def test_every_error_of_the_page_is_met(folder: Path) -> None:
-    plan = "qprune plan --config-dir configs task=my_task"
-    no_path = typed(folder, f"{SETTINGS}; unset PYTHONPATH; qprune run --config-dir configs task=my_task epochs=21")
-    assert no_path.returncode == 2
-    assert "task._target_=my_task.MyTask cannot be imported" in no_path.stderr
-    no_schedule = typed(folder, f"{SETTINGS}\n{plan} schedule.slots=null")
-    assert no_schedule.returncode == 2
-    assert "there is no schedule 'my_task/prune_first' for this task in this order; " in no_schedule.stderr
-    no_site = typed(folder, f"{SETTINGS}\n{plan} 'task.sites.prune_features=[3x]'")
-    assert no_site.returncode == 2
-    assert "sites.prune_features: the glob '3x' matches none of the network's 6 paths" in no_site.stderr
+def test_every_error_of_the_page_is_met(
+    here: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = error_of(capsys, "run", *WORDS, "epochs=21")
+    assert "task._target_=my_task.MyTask cannot be imported" in said
+    here.syspath_prepend(folder)
+    said = error_of(capsys, "plan", *WORDS, "schedule.slots=null")
+    assert "there is no schedule 'my_task/prune_first' for this task in this order; " in said
+    said = error_of(capsys, "plan", *WORDS, "task.sites.prune_features=[3x]")
+    assert "sites.prune_features: the glob '3x' matches none of the network's 6 paths" in said

@@ -34,27 +34,6 @@ def test_code_prints_what_is_said(
     assert not capsys.readouterr().out
 
 
-def test_the_quick_start(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = blocks("quickstart", "")[0].text.splitlines()[1]
-    assert cli.main(shlex.split(command)[1:]) == 0
-    printed = capsys.readouterr().out
-    plan, row, files = (block.text for block in blocks("quickstart", "text"))
-
-    def figures_aside(text: str) -> list[str]:
-        """Lines without spaces at the end, and without scores, which differ from machine to machine."""
-        lines = [re.sub(r"psnr(_db)? [\d.]+|[\d.]+ dB/ln\(Mb\)", "", line) for line in text.strip().splitlines()]
-        learned = ("  with masks", "  cost", "  sums")
-        return [re.sub(r"(?<= )\d[\d.]*", "#", line) if line.startswith(learned) else line.rstrip() for line in lines]
-
-    assert "\n".join(figures_aside(plan)) in "\n".join(figures_aside(printed))
-    assert "\n".join(figures_aside(row)) in "\n".join(figures_aside(printed))
-    (stored,) = tmp_path.glob("results/runs/espcn/*")
-    folder, *names = (line.split()[0] for line in files.strip().splitlines())
-    assert folder == f"{stored.relative_to(tmp_path)}/"
-    assert {*names} <= {path.name for path in stored.iterdir()}
-
-
 def commands() -> list[str]:
     """Return every `qprune ...` of the pages, without the shell's part."""
     found = []
@@ -96,14 +75,11 @@ def texts_of_errors() -> list[str]:
     return [re.sub("…+", "…", text) for text in texts]
 
 
-def quoted_errors() -> list[str]:
-    """Return the error texts that the page on troubleshooting explains."""
-    return re.findall(r"^`(.+)`\n: ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
-
-
-@pytest.mark.parametrize("quoted", quoted_errors())
-def test_errors_are_quoted_as_they_stand_in_the_code(quoted: str) -> None:
-    assert any(text.startswith(quoted) for text in texts_of_errors()), quoted
+def test_errors_are_quoted_as_they_stand_in_the_code() -> None:
+    texts, page = texts_of_errors(), (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quotes = re.findall(r"^`(.+)`\n: ", page, re.MULTILINE)
+    assert len(quotes) > 20
+    assert [quoted for quoted in quotes if not any(text.startswith(quoted) for text in texts)] == []
 
 
 def test_every_public_name_is_in_the_reference() -> None:

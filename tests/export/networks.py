@@ -1,7 +1,5 @@
 """Small compressed networks that cover what export translates, without a task."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

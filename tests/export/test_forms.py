@@ -1,7 +1,5 @@
 """Files that hold grids as nodes, or as whole numbers: every reader computes what PyTorch computes."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Projects of hls4ml, compiled with g++: what the hardware computes is what PyTorch computes, to the last bit."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a file answers in onnxruntime is what PyTorch answers: to the last bit where that is promised."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Constants packed in a file come back whole when it is loaded, and weights are read as the CPU needs them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

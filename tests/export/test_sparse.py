@@ -1,7 +1,5 @@
 """The sparse form: back to the last bit, and as small as what is counted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

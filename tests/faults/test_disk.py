@@ -195,21 +195,3 @@ def test_a_score_on_fewer_pictures_than_the_set_holds_says_so(task: str) -> None
     limits = ("budget=smoke", "budget.test_samples=3", "budget.steps_per_epoch=2", "budget.batch_size=2")
     built = build_task(Recipe.from_config(config_of(*overrides, *limits, *tiny.get(task, ()))))
     assert any(mark.startswith("test set") and ": 3 of " in mark for mark in built.marks), built.marks
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """A pickle that would call a function, under its right checksum: passed over, and the function is not called."""
-    import hashlib
-    import pickle
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "called",))
-
-    content = pickle.dumps(Evil(), protocol=2)
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / f"step-000000001-{hashlib.sha256(content).hexdigest()[:16]}.pt").write_bytes(content)
-    with pytest.warns(UserWarning, match="is damaged .*; the checkpoint before it is used"):
-        assert checkpoint.load_newest(folder) is None
-    assert not (tmp_path / "called").exists()

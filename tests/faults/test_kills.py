@@ -22,7 +22,7 @@ from tests.faults.fuzzing import check_all
 from tests.faults.recipes import config_of, small
 
 # Kills per task; a run is killed up to three times before it is left alone.
-KILLS = {"espcn": 100, "cifar": 42, "cyclegan": 63} if LONG else {"espcn": 9, "cyclegan": 3}
+KILLS = {"espcn": 100, "cifar": 42, "cyclegan": 63} if LONG else {"espcn": 6}
 KILLS_PER_RUN = 3
 # Checkpoints after every step, every third of a second, or at the end alone
 MINUTES = (0.0, 0.005, 5.0)

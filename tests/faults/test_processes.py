@@ -81,7 +81,7 @@ def saved(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("start", [Forked, Typed] if LONG else [Forked])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if LONG else [signal.SIGTERM])
 def test_a_scheduler_s_signal_and_a_second_process(start: Any, number: signal.Signals, tmp_path: Path) -> None:
     """The first is told to stop; one beside it is refused; another waits, goes on from where it stopped, and ends."""
     recipe = small("espcn", *SLOW)

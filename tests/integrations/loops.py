@@ -1,7 +1,5 @@
 """The same training in a loop of one's own, for comparison with that of a library."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset

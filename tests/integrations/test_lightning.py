@@ -1,7 +1,5 @@
 """The callback for Lightning, against a loop of one's own."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The callback for the Trainer of transformers, against a loop of one's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Print results/networks.md: `python -m tests.networks > results/networks.md`, with all libraries installed."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 

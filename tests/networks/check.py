@@ -1,7 +1,5 @@
 """Look at what the functions of a network are really given, without qprune's own trace."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Print results/exports.md: `python -m tests.networks.exports > results/exports.md`, with all libraries installed."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every network of the zoo: attached, trained through all phases, converted, saved, loaded and copied."""
 
-from __future__ import annotations
-
 import copy
 import io
 from collections import Counter

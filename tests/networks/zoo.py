@@ -1,7 +1,5 @@
 """Small configurations of networks that others wrote: every family of torchvision's classifiers, and more."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,8 +156,7 @@ def _torchvision() -> list[Network]:
         add("ConvNeXt", make=lambda: tv.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=3)),
         add("DenseNet", make=lambda: tv.DenseNet(8, (2, 2, 2, 2), 16, num_classes=3)),
         add(
-            "EfficientNet",
-            make=lambda: _efficientnet(MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(4, 5, 2, 8, 16, 2)),
+            "EfficientNet", make=lambda: _efficientnet(MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(4, 5, 2, 8, 16, 2))
         ),
         add(
             "EfficientNetV2",

@@ -1,7 +1,5 @@
 """Which order is better: verdicts, sentences, and what may not be paired."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

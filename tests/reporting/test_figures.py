@@ -104,14 +104,15 @@ def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
             store_row(composer, f"task=espcn order={words}".split(), tmp_path)
         for words in ("quantize_first", "quantize_first trainer.threads=1 seed=1"):
             store_row(composer, f"task=espcn order={words}".split(), tmp_path)
+        store_row(composer, "task=espcn order=prune_first prune.window=4 prune.border=keep".split(), tmp_path)
     store = Store.read(tmp_path)
     rows = list(store.rows.values())
     found = sorted(report.recipes(store, rows).values())
     first = "P0.5(w,f)->Q8(w,f)"
-    assert found == [first, first, f"{first}, T = 4", *["Q8(w,f)->P0.5(w,f)"] * 2]
+    named = [f"{first}, T = {setting}" for setting in ("16", "16", "4", "4, rim not pruned")]
+    assert found == [*named, *["Q8(w,f)->P0.5(w,f)"] * 2]
     windows = report.scores_by_window(store, rows)
-    assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only
-    assert set(windows["recipe"]) == {"P0.5(w,f)->Q8(w,f)"}
+    assert sorted(windows["window"]) == [4, 16, 16]  # quantize_first has one window only, and no other rim two
 
 
 def test_window_means_and_deviations(tmp_path: Path) -> None:
@@ -212,19 +213,6 @@ def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
         assert png.startswith(b"\x89PNG")
 
 
-def test_the_value_that_most_runs_have_goes_without_saying(tmp_path: Path) -> None:
-    with Composer() as composer:
-        for words in (["seed=0"], ["seed=1"], ["prune.window=4"], ["prune.window=4", "prune.border=keep"]):
-            store_row(composer, ["task=espcn", "order=prune_first", *words], tmp_path)
-    store = Store.read(tmp_path)
-    assert sorted(report.recipes(store, list(store.rows.values())).values()) == [
-        "P0.5(w,f)->Q8(w,f), T = 16",
-        "P0.5(w,f)->Q8(w,f), T = 16",
-        "P0.5(w,f)->Q8(w,f), T = 4",
-        "P0.5(w,f)->Q8(w,f), T = 4, rim not pruned",
-    ]
-
-
 def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> None:
     with Composer() as composer:
         for i, order in enumerate(("baseline", "prune_first")):
@@ -282,10 +270,6 @@ def numbers(figure: Figure, panel: int) -> dict[tuple[float, float], Annotation]
     return {text.xy: text for text in figure.axes[panel].texts if isinstance(text, Annotation)}
 
 
-def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
 def test_each_finished_model_has_its_bits_inside() -> None:
     figure = search_fronts(TABLE, "psnr_db", "espcn", {}, True)
     by_size, by_density = ({at: text.get_text() for at, text in numbers(figure, i).items()} for i in range(2))
@@ -295,21 +279,3 @@ def test_each_finished_model_has_its_bits_inside() -> None:
         across, down = text.xyann
         assert across == 0
         assert abs(down) < 2  # points: within the marker
-
-
-def test_points_of_the_front_are_filled_and_lie_above_others() -> None:
-    axis = search_fronts(TABLE, "psnr_db", "espcn", {}, True).axes[0]
-    points = {(line.get_xdata()[0], line.get_ydata()[0]): line for line in axis.lines if len(line.get_xdata()) == 1}
-    dominated = points[12.0, 29.0]
-    assert dominated.get_markerfacecolor() == "#ffffff"
-    for place in ((10.0, 30.0), (20.0, 31.0)):
-        assert points[place].get_markerfacecolor() != "#ffffff"
-        assert points[place].get_zorder() > numbers(axis.figure, 0)[12.0, 29.0].get_zorder() > dominated.get_zorder()
-
-
-def test_what_was_asked_is_told_in_the_legend() -> None:
-    asked = search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5, "size_mb": 15.0}, False)
-    needed = "score that is needed; beyond it the front may lack models"
-    assert {needed, "largest size that is allowed"} <= {*words(asked)}
-    assert "score that is needed" in words(search_fronts(TABLE, "psnr_db", "espcn", {"score": 30.5}, True))
-    assert not any("needed" in text for text in words(search_fronts(TABLE, "psnr_db", "espcn", {}, True)))

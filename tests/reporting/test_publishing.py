@@ -3,7 +3,6 @@
 import json
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from qprune.runs.store import Store
 from tests.reporting.rows import store_row
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "publish_results.py"
-publish = runpy.run_path(str(SCRIPT))["publish"]
+names = runpy.run_path(str(SCRIPT))
+publish = names["publish"]
 
 
 def runs_of(folder: Path, *seeds: int) -> list[Row]:
@@ -101,7 +101,7 @@ def test_a_row_that_was_edited_is_not_published(tmp_path: Path) -> None:
     assert "the score is 30, and metrics.csv ends with 29" in problems[0]
 
 
-def test_the_script_says_what_is_new(tmp_path: Path) -> None:
+def test_the_script_says_what_is_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs_of(tmp_path / "runs", 0)
-    done = subprocess.run([sys.executable, SCRIPT, tmp_path / "runs"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"1 new rows in {tmp_path / 'published'}\n")
+    assert names["main"]([str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out == f"1 new rows in {tmp_path / 'published'}\n"

@@ -1,7 +1,5 @@
 """Intervals and tests by hand, and what they promise, held in simulation."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from qprune import atomic_write as files
-from qprune.config import signature as identity
 from qprune.config.build import Recipe
 from qprune.config.compose import compose_run
 from qprune.errors import RunFailure, UserError
@@ -106,20 +104,15 @@ def test_a_baseline_has_no_operators(tmp_path: Path) -> None:
     assert json.loads(next(tmp_path.rglob("operators.json")).read_text()) == []
 
 
-def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
-    cfg = config(tmp_path)
-    folder = identity.run_folder(cfg)
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(UserError, match="is being run by another process"):
-        execute(cfg)
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ("prune.sparsity=1.0", "prune.sparsity=1.0 is not a number in [0, 1)"),
         ("quantize.bits=17", "quantize.bits=17 is not a whole number of bits in [2, 16]"),
-        ("quantize.saturate=[0.9,0.1]", "saturate=[0.9, 0.1] is not a pair of rising quantiles"),
+        (
+            "quantize.saturate=[0.9,0.1]",
+            "quantize.saturate=[0.9, 0.1] is not a pair of rising quantiles within [0, 1]; type quantize.saturate=[",
+        ),
         ("schedule.n=0", "schedule.n=0 is not a whole number of pruning events in [1, 10000]"),
         ("schedule.t_qf=16", "the last quantize event (schedule.t_qw and schedule.t_qf) is at epoch 16"),
         ("schedule.t_qw=3", "the order is prune then quantize, but the last prune event"),
@@ -147,6 +140,16 @@ def test_bad_input_is_named_and_leaves_nothing(change: str, text: str, tmp_path:
         execute(config(tmp_path / "results", change))
     assert text in str(error.value)
     assert [p for p in (tmp_path / "results").rglob("*") if p.is_file()] == []
+
+
+def test_advice_of_the_library_names_keys(tmp_path: Path) -> None:
+    quantize_at_once = ("order.steps=[quantize]", "schedule.t_qw=0", "schedule.t_qf=0")
+    with pytest.raises(UserError) as error:
+        execute(config(tmp_path, *quantize_at_once))
+    assert str(error.value) == (
+        "schedule.t_qf is at step 0, before any feature was seen; raise schedule.t_qf, or fix the decimal bits "
+        "(quantize.decimal=7 for example)"
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -169,11 +169,11 @@ def test_loading_names_the_file_and_the_field(tmp_path: Path, changes: dict[str,
     assert str(caught.value) == f"{path}: {said}; delete the file, or run its command again with force=true"
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
-def test_loading_names_a_missing_field(tmp_path: Path, name: str) -> None:
-    (tmp_path / ROW_FILE).write_text(json.dumps({k: v for k, v in FIELDS.items() if k != name}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"the field {name} is missing"):
-        RunFolder(tmp_path).row()
+def test_loading_names_a_missing_field(tmp_path: Path) -> None:
+    for name in FIELDS:
+        (tmp_path / ROW_FILE).write_text(json.dumps({k: v for k, v in FIELDS.items() if k != name}), encoding="utf-8")
+        with pytest.raises(UserError, match=f"the field {name} is missing"):
+            RunFolder(tmp_path).row()
 
 
 @pytest.mark.parametrize(
@@ -183,18 +183,6 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ROW_FILE).write_bytes(content)
     with pytest.raises(UserError, match=ROW_FILE):
         RunFolder(tmp_path).row()
-
-
-@given(
-    st.dictionaries(st.sampled_from(sorted(FIELDS)), st.none() | st.booleans() | st.integers() | st.text(), min_size=1)
-)
-def test_no_mutation_gives_a_row_of_other_types(changes: dict[str, Any]) -> None:
-    try:
-        row = Row(**FIELDS | changes)
-    except ValueError:
-        return
-    for name, value in dataclasses.asdict(ROW).items():
-        assert type(getattr(row, name)) is type(value)
 
 
 def test_reading_a_folder_survives_bad_files_and_counts_a_run_once(tmp_path: Path) -> None:

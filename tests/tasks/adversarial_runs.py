@@ -20,12 +20,14 @@ def recipe_of(task: str, *overrides: str) -> Recipe:
     return Recipe.from_config(config_of(f"task={task}", *budget, *small, *overrides))
 
 
-def prepared(recipe: Recipe, folder: Path) -> tuple[Any, Trainer]:
-    """The task and its trainer, with a checkpoint after every step."""
+def prepared(recipe: Recipe, folder: Path, checkpoint_minutes: float = 0.0) -> tuple[Any, Trainer]:
+    """The task and its trainer, with a checkpoint after every step by default."""
     task: Task = build_task(recipe)
     compressor = attach_operators(recipe, task)
     places = folder / "checkpoints", folder / "metrics.csv"
-    loop = Loop(recipe.limits.epochs, *places, seed=0, checkpoint_minutes=0.0, checkpoint_seconds_apart=0.0)
+    loop = Loop(
+        recipe.limits.epochs, *places, seed=0, checkpoint_minutes=checkpoint_minutes, checkpoint_seconds_apart=0
+    )
     return task, Trainer(task, compressor, loop, torch.device("cpu"))
 
 

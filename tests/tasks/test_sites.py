@@ -3,6 +3,7 @@
 import pytest
 
 from qprune.compression.plan import Plan
+from qprune.config.compose import Composer
 from qprune.tasks.models.espcn import ESPCN
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
 from tests.faults.recipes import config_of
@@ -59,9 +60,10 @@ SCHEDULES["cyclegan"] = SCHEDULES["pix2pix"]
 
 @pytest.mark.parametrize("task", SCHEDULES)
 def test_schedules_are_those_of_appendix_b(task: str) -> None:
-    for order, times in ({"baseline": ()} | SCHEDULES[task]).items():
-        config = config_of(f"task={task}", f"order={order}")
-        expected = [*times, None, None, None, None][:4]
-        assert [config["schedule"][key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected, order
-        assert config["schedule"]["n"] == 4
-        assert task in ("cifar", "espcn") or (config["epochs"], config["prune"]["window"]) == (300, 128)
+    with Composer() as composer:
+        for order, times in ({"baseline": ()} | SCHEDULES[task]).items():
+            config = composer.config([f"task={task}", f"order={order}"])
+            expected = [*times, None, None, None, None][:4]
+            assert [config.schedule[key] for key in ("t_qw", "t_qf", "t_p", "dt_p")] == expected, order
+            assert config.schedule.n == 4
+            assert task in ("cifar", "espcn") or (config.epochs, config.prune.window) == (300, 128)

@@ -1,5 +1,6 @@
 """trainer.compile and channels_last: which steps are compiled, how many graphs, and the same bits where promised."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from qprune.compression.schedule import Schedule
 from qprune.config.compose import compose_run
 from qprune.config.signature import signature
 from qprune.training import compile as compiling
-from qprune.training.distributed import launch
 from tests.training.toy import Toy, prepared
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,21 +61,17 @@ def test_a_compiled_run_trains_as_an_eager_one_with_a_graph_per_event(graphs: li
     assert compiled[2].compiled.seconds > 0
 
 
-def trained_by_a_rank(folder: Path) -> tuple[list[dict[str, float]], int]:
+def eager_and_compiled() -> tuple[list[dict[str, float]], int]:
+    """The metrics of a run without and with compilation, and the number of graphs; in a rank's own process."""
     graphs: list[int] = []
-    compiling.BACKEND = counting(graphs)  # type: ignore[assignment]  # of this rank's own process
+    compiling.BACKEND = counting(graphs)  # type: ignore[assignment]
     metrics = []
     for compiled in (False, True):
-        _, _, trainer = prepared(folder / str(compiled), compile=compiled)
-        compiling.fuse(trainer.optimizers.values())
-        metrics.append(trainer.fit())
+        with tempfile.TemporaryDirectory() as folder:
+            _, _, trainer = prepared(Path(folder), compile=compiled)
+            compiling.fuse(trainer.optimizers.values())
+            metrics.append(trainer.fit())
     return metrics, len(graphs)
-
-
-def test_ranks_compile_too(tmp_path: Path) -> None:
-    (eager, compiled), graphs = launch(2, trained_by_a_rank, tmp_path)
-    assert compiled == eager
-    assert graphs == 4  # as in one process
 
 
 def test_steps_that_collect_and_short_batches_are_not_compiled() -> None:

@@ -16,6 +16,7 @@ from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.training import distributed as processes
 from qprune.training.distributed import any_rank, average_gradients, choose_device, launch, share_of
+from tests.training.test_compile import eager_and_compiled
 
 
 def test_devices() -> None:
@@ -53,15 +54,30 @@ def train(seed: int, factor: float = 1.0) -> dict[str, Any]:
         optimizer.zero_grad()
         (factor * network(part).square().mean()).backward()
         optimizer.step()
-        if step == 3:  # as a checkpoint does; training goes on from what was brought together
+        if step == 3:  # rank 0 writes a checkpoint, and all ranks continue from it
             compressor.collect_on_first_rank()
+            states = [compressor.state_dict()]
+            if torch.distributed.is_initialized():
+                torch.distributed.broadcast_object_list(states)
+            compressor.load_state_dict(states[0])
     assert not any_rank(False, torch.device("cpu"))
     return {name: value.tolist() for name, value in network.state_dict().items()}
 
 
+def work_of_ranks() -> dict[Any, Any]:
+    """What the tests below compare with one process, in one start of two ranks."""
+    found: dict[Any, Any] = {factor: train(0, factor) for factor in (1.0, 300.0)}
+    return found | {"losses": mean_losses(), "compiled": eager_and_compiled()}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[Any, Any]:
+    return launch(2, work_of_ranks)
+
+
 @pytest.mark.parametrize("factor", [1.0, 300.0])
-def test_two_ranks_agree_with_one(factor: float) -> None:
-    one, two = train(0, factor), launch(2, train, 0, factor)
+def test_two_ranks_agree_with_one(factor: float, ranks: dict[Any, Any]) -> None:
+    one, two = train(0, factor), ranks[factor]
     assert one.keys() == two.keys()
     for name, value in one.items():
         if name.endswith((".mask", ".decimal", ".updates")):
@@ -79,11 +95,17 @@ def mean_losses() -> tuple[dict[str, float], dict[str, float]]:
     return tuple({k: float(v) for k, v in each.items()} for each in (whole, own))  # type: ignore[return-value]
 
 
-def test_losses_are_those_of_all_samples() -> None:
-    whole, own = launch(2, mean_losses)
+def test_losses_are_those_of_all_samples(ranks: dict[Any, Any]) -> None:
+    whole, own = ranks["losses"]
     assert whole == pytest.approx({"a": 3.0, "b": 13.0})
     assert own == {"a": 1.5, "b": 3.5}
     assert mean_losses()[0] == {"a": 3.0, "b": 13.0}
+
+
+def test_ranks_compile_too(ranks: dict[Any, Any]) -> None:
+    (eager, compiled), graphs = ranks["compiled"]
+    assert compiled == eager
+    assert graphs == 4  # as in one process
 
 
 def fail(kind: str) -> None:

@@ -168,17 +168,6 @@ def test_published_rows_count(tmp_path: Path, made_up: list[str], capsys: pytest
     assert means[["Baseline", "Q8(w,f)", "Q4(w,f)"]].tolist() == [30.0, 30.0, 29.0]
 
 
-def test_a_published_row_that_was_edited_is_refused(tmp_path: Path, made_up: list[str]) -> None:
-    words = [*SMOKE, *SMALL, f"results_dir={tmp_path / 'runs'}"]
-    store(grid_of(words).config(), 30.0)
-    publish(tmp_path / "runs")
-    shutil.rmtree(tmp_path / "runs")
-    [path] = (tmp_path / "published").rglob("config.yaml")
-    path.write_text(path.read_text(encoding="utf-8").replace("seed: 0\n", "seed: 1\n"), encoding="utf-8")
-    with pytest.raises(UserError, match="its command again with force=true"):
-        grid_of(words)
-
-
 def test_a_signal_leaves_the_table_and_code_75(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made_up: list[str]
 ) -> None:

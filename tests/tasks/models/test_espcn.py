@@ -4,13 +4,6 @@ import pytest
 import torch
 
 from qprune.tasks.models.espcn import ESPCN
-from tests.tasks.models.test_mobilenetv2 import elements_of_parameter_owners
-
-
-def test_parameters_and_features_are_those_behind_table_4() -> None:
-    network = ESPCN()
-    assert sum(p.numel() for p in network.parameters()) == 22_729
-    assert 2 * elements_of_parameter_owners(network, torch.zeros(1, 1, 170, 170)) == 6_069_000
 
 
 def test_initial_weights_are_normal_with_the_stated_deviations() -> None:

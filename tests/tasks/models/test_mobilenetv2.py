@@ -4,23 +4,6 @@ from torch import Tensor, nn
 from qprune.tasks.models.mobilenetv2 import Block, MobileNetV2
 
 
-def elements_of_parameter_owners(network: nn.Module, example: Tensor) -> int:
-    """Output elements of the leaf modules that own parameters, each once."""
-    counts: list[int] = []
-    for module in network.modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_hook(lambda _module, _inputs, output: counts.append(output.numel()))
-    with torch.no_grad():
-        network.eval()(example)
-    return sum(counts)
-
-
-def test_parameters_and_features_are_those_of_table_5() -> None:
-    network = MobileNetV2()
-    assert sum(p.numel() for p in network.parameters()) == 2_296_922
-    assert 2 * elements_of_parameter_owners(network, torch.zeros(1, 3, 32, 32)) == 6_899_732
-
-
 def test_blocks_are_seventeen_with_four_projected_shortcuts() -> None:
     layers = MobileNetV2().layers
     assert [i for i, block in enumerate(layers) if block.get_submodule("conv2").stride == (2, 2)] == [3, 6, 13]

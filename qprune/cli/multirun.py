@@ -59,16 +59,15 @@ def run_all(overrides: Sequence[str], config_dir: str | None) -> int:
     except Exception as error:
         launcher = [text for text in overrides if text.startswith("hydra/launcher=")]
         killed = _killed(folder)
-        if launcher and killed and not isinstance(error, UserError):
+        if isinstance(error, UserError) or not launcher or (_outcomes(folder) and not killed):
+            raise
+        if killed:
             raise RunFailure(
                 f"{launcher[-1]} lost a process, and stopped these runs: {'; '.join(killed)}; the same command goes "
                 f"on from their last checkpoints ({error})"
             ) from error
-        if launcher and not _outcomes(folder) and not isinstance(error, UserError):
-            raise UserError(
-                f"{launcher[-1]} started no run: {error}; without it the runs follow each other here"
-            ) from error
-        raise
+        advice = "without it the runs follow each other here"
+        raise UserError(f"{launcher[-1]} started no run: {error}; {advice}") from error
     finally:
         _print_summary(jobs_of(overrides, config_dir))
         failed = _print_counts(len(jobs), folder)

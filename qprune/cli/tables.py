@@ -77,7 +77,7 @@ def show(arguments: Sequence[str]) -> int:
     for each in joined:
         print_text(f"written: {output / table_file(each.table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
-        print_text(order_text(store, output, keys, margin, options.all_pairs))
+        print_text(_order_text(store, output, keys, margin, options.all_pairs))
     parts = [part for each in joined for part in each.parts]
     train = ["qprune", "tables", *(word for word in options.what if word != ORDER), "--run-missing"]
     if missing := missing_text(parts, shlex.join(train)):
@@ -174,17 +174,11 @@ class _Rows:
         return signatures
 
 
-def order_text(
-    store: Store, output: Path, keys: Sequence[str] = (), margin: float | None = None, all_pairs: bool = False
-) -> str:
+def _order_text(store: Store, output: Path, keys: Sequence[str], margin: float | None, all_pairs: bool) -> str:
     """Compare the orders in sentences with their marks, and write order.md.
 
-    Args:
-        store: The runs.
-        output: Where order.md goes.
-        keys: `task`, `budget`, `data` and `protocol` pick runs; others are ignored.
-        margin: The difference that would matter, in the score's unit.
-        all_pairs: Whether comparisons of too few seeds to decide get sentences too; else they share a line.
+    Of the keys, `task`, `budget`, `data` and `protocol` pick runs. Without `all_pairs`, comparisons of too few seeds to
+    decide share a line.
     """
     given = dict(key.split("=", 1) for key in keys)
     names = {"task": "task", "budget": "budget", "data": "data_source"}

@@ -159,7 +159,8 @@ def compare_orders(
     for setting, group in runs[runs["order"].isin(ORDERS)].groupby("setting", sort=True):
         same = runs["setting"].isin([setting, *group["prune"], *group["quantize"]])
         found += _contrasts(store, runs[same], protocol)
-    found = sorted(_told_apart(found), key=lambda one: (one.heading, -len(one.values)))
+    _tell_apart(found)
+    found.sort(key=lambda one: (one.heading, -len(one.values)))
     compared = []
     for _, of_table in itertools.groupby(found, key=lambda one: one.heading):
         table = list(of_table)
@@ -168,18 +169,15 @@ def compare_orders(
     return compared
 
 
-def _told_apart(found: Sequence[Comparison]) -> list[Comparison]:
+def _tell_apart(found: list[Comparison]) -> None:
     """Add to settings that would read alike the keys in which they differ."""
     alike: dict[tuple[str, ...], list[int]] = {}
     for place, one in enumerate(found):
         alike.setdefault((one.task, one.table, one.setting, one.contrast.name), []).append(place)
-    named = list(found)
     for places in alike.values():
-        keys_of_each = differing_keys([found[place].config for place in places], in_words)
-        for place, keys in zip(places, keys_of_each, strict=True):
+        for place, keys in zip(places, differing_keys([found[i].config for i in places], in_words), strict=True):
             if keys:
-                named[place] = replace(found[place], setting=f"{found[place].setting}, {keys}")
-    return named
+                found[place] = replace(found[place], setting=f"{found[place].setting}, {keys}")
 
 
 def _runs(store: Store, names: Sequence[str]) -> pd.DataFrame:
@@ -254,18 +252,8 @@ def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterat
         every = dict.fromkeys(mark for name in names for mark in store.rows[name].marks)
         marks = [mark for mark in every if not slots or slots not in mark]
         recovery = _recovery_text(store, runs[runs["seed"] == values.index[0]]) if contrast is ORDER else ""
-        yield Comparison(
-            task=row.task,
-            table=table,
-            setting=setting,
-            config=shared,
-            metric=row.metric,
-            contrast=contrast,
-            better_above=row.higher_is_better,
-            values=values,
-            recovery=recovery,
-            marks=(*marks, *left_out),
-        )
+        head = row.task, table, setting, shared, row.metric, contrast, row.higher_is_better
+        yield Comparison(*head, values, recovery, (*marks, *left_out))
 
 
 def _recovery_text(store: Store, runs: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -128,7 +128,7 @@ def _around_events(
         changes: dict[tuple[str, str], dict[str, float]] = {}
         if step in kept:
             snapshots.restore(run, step)
-            before = _State.of(run)
+            before = _state(run)
             run.compressor.at(step)
         for place, event in enumerate(together):
             line: dict[str, Any] = {"epoch": event.epoch, "kind": event.kind, "phase": event.phase}
@@ -136,7 +136,7 @@ def _around_events(
             if step in kept:
                 for later, other in enumerate(together):  # one kind after the other, to see what each of them does
                     snapshots.set_active(run, other.kind, later <= place)
-                after = _State.of(run)
+                after = _state(run)
                 found = _changes(before, after)
                 line |= {"before": before.score, "after": after.score}
                 for name in ("shift", "churn"):
@@ -156,17 +156,16 @@ def _around_events(
     return lines, figures
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """The score of a run's present state, its features in one pass, and its masks by kind and tensor."""
 
     score: float
     features: dict[str, torch.Tensor]
     masks: dict[tuple[str, str], torch.Tensor]
 
-    @classmethod
-    def of(cls, run: FinishedRun) -> "_State":
-        return cls(run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
+
+def _state(run: FinishedRun) -> _State:
+    return _State(run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
 
 
 def _changes(before: _State, after: _State) -> dict[tuple[str, str], dict[str, float]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from bench.compare import Settings, gpu, network, peers
-from bench.runs import attaching, beside, memory, startup, tables, whole_run
+from bench.runs import attaching, beside, memory, startup, whole_run
+from bench.tables import tables
 
 SECTIONS: dict[str, tuple[str, Callable[[Settings], str]]] = {
     "cifar": ("A training step of MobileNetV2, batch 128", partial(network, "cifar")),

@@ -1,4 +1,4 @@
-"""Measure whole processes: peak memory, a run beside the authors' loop, busy neighbours, tables, start-up."""
+"""Measure whole processes: peak memory, a run beside the authors' loop, busy neighbours, start-up."""
 
 from __future__ import annotations
 
@@ -132,14 +132,6 @@ def _step_seconds(settings: Settings) -> float:
     prepare(settings.threads)
     timer = Timer("step()", globals={"step": ours("cifar", "float")}, num_threads=settings.threads)
     return timer.timeit(settings.steps).mean
-
-
-def tables(settings: Settings, runs: int = 10_000) -> str:
-    """Measure `qprune tables` over stored runs, each with config, curve, row and checksums."""
-    script = Path(__file__).parents[1] / "scripts" / "benchmark_tables.py"
-    done = subprocess.run([sys.executable, str(script), str(runs)], check=True, capture_output=True, text=True)
-    lines = [line.split()[:4] for line in done.stdout.splitlines()[1:]]
-    return table(["runs", "seconds", "CPU seconds", "MB"], lines)
 
 
 def attaching(settings: Settings) -> str:

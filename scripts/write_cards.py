@@ -14,7 +14,7 @@ import pandas as pd
 
 from qprune.atomic_write import write_atomically, write_json
 from qprune.errors import UserError, counted
-from qprune.reporting.report import recipes
+from qprune.reporting.recipes import recipes
 from qprune.runs.folder import ENVIRONMENT_FILE, PUBLISHED, TIMING_FILE
 from qprune.runs.row import Row
 from qprune.runs.row_text import score_text

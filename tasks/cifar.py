@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qprune.config.types import Momentum, Rate, Samples, Weight
-from qprune.errors import UserError, one_of
 from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.cifar10 import ClassifiedPictures, load_cifar10
-from qprune.tasks.data.parts import kept_apart, part, training_part
+from qprune.tasks.data.parts import kept_apart, part, spread, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.synthetic import classified_gratings
 from qprune.tasks.models.initialisation import xavier_
 from qprune.tasks.models.mobilenetv2 import MobileNetV2
@@ -95,7 +95,7 @@ class Cifar(Task):
         rows, batch, marks = training_part(len(training), batch_size, limits)
         rows = training[rows]
         test_rows, test_marks = part("test set", len(pictures.test_labels), limits.test_samples)
-        apart = apart[part("", len(apart), limits.test_samples)[0]]
+        apart = apart[spread(len(apart), limits.test_samples)]
         self.marks += marks + test_marks
         self.initial_rate = learning_rate * batch / batch_size
         self.train_batches = TensorBatches(
@@ -103,7 +103,7 @@ class Cifar(Task):
             pictures.train_labels[rows],
             batch_size=batch,
             seed=seed,
-            augmentation=CropAndFlip(margin=4),
+            augmentation=CropAndFlip(size=32, side=32, padding=4),
         )
         example = torch.zeros(1, 3, 32, 32)
         self._hold(test_images=pictures.test_images[test_rows], test_labels=pictures.test_labels[test_rows])
@@ -172,9 +172,7 @@ class Cifar(Task):
 
 
 def _pictures(data: DataOptions) -> tuple[ClassifiedPictures, list[str]]:
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, "cifar-10-batches-py")
+    if root is None:
         return classified_gratings(), ["synthetic data"]
-    if data.root is None:
-        raise UserError("data.root is not set; give the folder that holds cifar-10-batches-py, or type data=synthetic")
-    return load_cifar10(data.root, data.verify, data.fetch)
+    return load_cifar10(root, data.verify, data.fetch)

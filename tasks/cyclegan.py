@@ -13,13 +13,15 @@ from torch.nn.utils import parametrize
 from torchvision.utils import make_grid
 
 from qprune.config.types import Channels, Momentum, Pixels, Rate, Samples, Weight
-from qprune.errors import UserError, one_of
+from qprune.errors import UserError
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.image_pool import ImagePool
-from qprune.tasks.data.parts import part, training_part
+from qprune.tasks.data.parts import part, spread, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, plain_or_striped
-from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
+from qprune.tasks.data.translation import SIZE, SMALL, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.data.unpaired import UnpairedBatches, read_domain
 from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import square_loss
@@ -120,7 +122,7 @@ class CycleGAN(Task):
             self.dataset |= unpacked(*(Path(data.root or "", folder, name) for name in PUBLISHED))
         train_a, train_b = sets["trainA"], sets["trainB"]
         rows, batch, marks = training_part(max(len(train_a), len(train_b)), batch_size, limits)
-        rows_a, rows_b = (part("", len(pictures), len(rows))[0] for pictures in (train_a, train_b))
+        rows_a, rows_b = (spread(len(pictures), len(rows)) for pictures in (train_a, train_b))
         tests = [part(f"test set {name[-1]}", len(sets[name]), limits.test_samples) for name in ("testA", "testB")]
         self.marks += [*marks, *tests[0][1], *tests[1][1]]
         self.marks += [*other_than("image size", size, SIZE), *other_than("width", self.width, WIDTH)]
@@ -129,7 +131,7 @@ class CycleGAN(Task):
             train_b[rows_b],
             batch_size=batch,
             seed=seed,
-            augmentation=SquareCrop(size, train_a.shape[-1]),
+            augmentation=CropAndFlip(size, train_a.shape[-1]),
         )
         self.register_buffer("test_a", sets["testA"][tests[0][0]], persistent=False)
         self.register_buffer("test_b", sets["testB"][tests[1][0]], persistent=False)
@@ -217,14 +219,12 @@ def _distance(made: Tensor, wanted: Tensor) -> Tensor:
 
 def _domains(data: DataOptions, folder: Path, size: int) -> tuple[dict[str, Tensor], list[str]]:
     """Read the four sets, (N, 3, L, L) for training, L larger than size, (N, 3, size, size) for testing, and marks."""
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, str(folder))
+    if root is None:
         train, test = plain_or_striped(TRAIN, enlarged(size), "train"), plain_or_striped(TEST, size, "test")
         return dict(zip(PUBLISHED, (*train, *test), strict=True)), ["synthetic data"]
-    if data.root is None:
-        raise UserError(f"data.root is not set; give the folder that holds {folder}, or type data=synthetic")
     sets = {
-        name: read_domain(Path(data.root) / folder / name, enlarged(size) if name.startswith("train") else size)
+        name: read_domain(root / folder / name, enlarged(size) if name.startswith("train") else size)
         for name in PUBLISHED
     }
     marks = [

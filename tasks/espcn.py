@@ -16,12 +16,13 @@ from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 
 from qprune.config.types import Fraction, Pixels, Rate, Samples
-from qprune.errors import UserError, one_of
+from qprune.errors import UserError
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum
 from qprune.tasks.data.images import NamedImage, read_images
 from qprune.tasks.data.parts import kept_apart, part, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.superres import ImagePairs
 from qprune.tasks.data.synthetic import textured_pictures
 from qprune.tasks.metrics.psnr import psnr_db
@@ -165,14 +166,9 @@ def _images(
     data: DataOptions, train_folder: str, test_folder: str
 ) -> tuple[list[NamedImage], list[NamedImage], list[str]]:
     """Read training images, test images and marks."""
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, f"{train_folder} and {test_folder}")
+    if root is None:
         return textured_pictures(32, part="train"), textured_pictures(5, part="test"), ["synthetic data"]
-    if data.root is None:
-        raise UserError(
-            f"data.root is not set; give the folder that holds {train_folder} and {test_folder}, or type data=synthetic"
-        )
-    root = Path(data.root)
     train = read_images(root / train_folder, "task.train_folder")
     return train, read_images(root / test_folder, "task.test_folder"), []
 

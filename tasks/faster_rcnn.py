@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from qprune.config.types import Fraction, Momentum, Pixels, Rate, Samples, Weight, check
-from qprune.errors import UserError, closest, one_of
+from qprune.errors import UserError, closest
 from qprune.tasks.data.detection import DetectionBatches, DetectionSet, Sample
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.synthetic_detection import ShapePictures
 from qprune.tasks.data.voc import PUBLISHED, VocPictures
 from qprune.tasks.metrics.voc_map import Found, Truth, voc07_average_precisions
@@ -250,18 +251,16 @@ def _unlike_the_paper(options: DetectorOptions) -> list[str]:
 
 def _pictures(data: DataOptions, train_split: str, test_split: str) -> tuple[DetectionSet, DetectionSet, list[str]]:
     """Read training pictures, test pictures and marks."""
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, "VOCdevkit")
+    if root is None:
         train, test = (ShapePictures(count, part=name) for name, count in PICTURES.items())
         return train, test, ["synthetic data"]
-    if data.root is None:
-        raise UserError("data.root is not set; give the folder that holds VOCdevkit, or type data=synthetic")
     sets, marks = [], []
     for split, paper, key in (
         (train_split, "trainval", "task.train_split"),
         (test_split, "test", "task.test_split"),
     ):
-        pictures = VocPictures(data.root, split, key, data.fetch)
+        pictures = VocPictures(root, split, key, data.fetch)
         sets.append(pictures)
         if split != paper:
             marks.append(f"{key}: {split} ({len(pictures)} pictures) instead of {paper} ({PUBLISHED[paper]})")

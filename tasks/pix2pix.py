@@ -13,13 +13,15 @@ from torchvision.utils import make_grid
 
 from qprune.config.types import Channels, Fraction, Momentum, Pixels, Rate, Samples, Weight
 from qprune.errors import UserError, one_of
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.batches import TensorBatches
 from qprune.tasks.data.checksum import checksum, unpacked
 from qprune.tasks.data.facades import DIRECTIONS, read_pairs
 from qprune.tasks.data.parts import part, training_part
 from qprune.tasks.data.seeds import seeded
+from qprune.tasks.data.source import real_root
 from qprune.tasks.data.synthetic_translation import TEST, TRAIN, label_maps_and_pictures
-from qprune.tasks.data.translation import SIZE, SMALL, SquareCrop, enlarged, in_bytes, is_trial, other_than, signed
+from qprune.tasks.data.translation import SIZE, SMALL, enlarged, in_bytes, is_trial, other_than, signed
 from qprune.tasks.metrics.fid import distance_of
 from qprune.tasks.models.adversarial import logistic_loss
 from qprune.tasks.models.initialisation import gaussian_
@@ -128,7 +130,7 @@ class Pix2Pix(Task):
             *other_than("width", self.width, WIDTH),
         ]
         self.train_batches = TensorBatches(
-            train[rows], rows, batch_size=batch, seed=seed, augmentation=SquareCrop(size, train.shape[-1])
+            train[rows], rows, batch_size=batch, seed=seed, augmentation=CropAndFlip(size, train.shape[-1])
         )
         self.register_buffer("test_pairs", test[test_rows], persistent=False)
         self.register_buffer("example", torch.zeros(1, 3, size, size), persistent=False)
@@ -200,16 +202,12 @@ def _pairs(
     data: DataOptions, train_folder: Path, test_folder: Path, size: int, direction: str
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Read training pairs (N, 6, L, L), L larger than size, test pairs (M, 6, size, size), and marks."""
-    one_of("data.source", data.source, ("real", "synthetic"))
-    if data.source == "synthetic":
+    root = real_root(data, f"{train_folder} and {test_folder}")
+    if root is None:
         train = label_maps_and_pictures(TRAIN, enlarged(size), "train")
         return train, label_maps_and_pictures(TEST, size, "test"), ["synthetic data"]
-    if data.root is None:
-        raise UserError(
-            f"data.root is not set; give the folder that holds {train_folder} and {test_folder}, or type data=synthetic"
-        )
-    train = read_pairs(Path(data.root) / train_folder, "task.train_folder", enlarged(size), direction)
-    test = read_pairs(Path(data.root) / test_folder, "task.test_folder", size, direction)
+    train = read_pairs(root / train_folder, "task.train_folder", enlarged(size), direction)
+    test = read_pairs(root / test_folder, "task.test_folder", size, direction)
     marks = [
         f"{kind} set: {len(pairs)} pairs, the published one has {PUBLISHED[kind]}"
         for kind, pairs in (("training", train), ("test", test))

@@ -37,6 +37,6 @@ def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    root.setLevel(level)  # Hydra's --info has it say everything, to the stream of the test that asked
+    root.setLevel(level)  # which Hydra configures for a sweep
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)

@@ -29,7 +29,7 @@ class Key:
 
 
 def keys_of(file: Path) -> list[Key]:
-    """All keys of a file whose values are no sections, in order; without Hydra's."""
+    """Return all keys of a file whose values are no sections, in order; without Hydra's."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     prefix = "schedule." if "# @package schedule" in lines[0] else ""
@@ -44,14 +44,14 @@ def keys_of(file: Path) -> list[Key]:
 
 
 def _meaning(path: str) -> str:
-    """What the schema says of a key: description, unit and range."""
+    """Return what the schema says of a key: description, unit and range."""
     node = schema_at(json_schema(), path)
     found = legal(node)
     return f"{node.get('description', '')}{f': {found}' if found else ''}"
 
 
 def summary_of(file: Path) -> str:
-    """What the first line of a file says that it is."""
+    """Return the first line of a file, which describes it."""
     first = next(line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @"))
     return first.removeprefix("# ")
 
@@ -71,7 +71,7 @@ def _written(value: yaml.Node) -> str:
 
 
 def _comment(lines: list[str], number: int) -> str:
-    """The comment on the line; where there is none, the block above."""
+    """Return the comment on the line; where there is none, the block above."""
     _, mark, text = lines[number].partition(" # ")
     if mark:
         return text.strip()
@@ -83,7 +83,7 @@ def _comment(lines: list[str], number: int) -> str:
 
 
 def markdown_table(keys: list[Key]) -> str:
-    """Key, default and meaning; what a backslash or a bar would end is escaped."""
+    """Write key, default and meaning as a table."""
     rows = ["| key | default | what it means: unit and range |", "| --- | --- | --- |"]
     for key in keys:
         meaning = escaped(key.meaning)
@@ -93,7 +93,7 @@ def markdown_table(keys: list[Key]) -> str:
 
 
 def schedule_table(configs: Path = CONFIGS) -> str:
-    """All schedules but those of slots: one row a file, one column a key."""
+    """Write all schedules but those of slots as a table: one row a file, one column a key."""
     files = sorted(path for path in (configs / "schedule").rglob("*.yaml") if path.parent.name != "slots")
     names = [key.path.removeprefix("schedule.") for key in keys_of(files[0])]
     rows = [f"| schedule | {' | '.join(f'`{name}`' for name in names)} |", f"|{' --- |' * (len(names) + 1)}"]
@@ -104,14 +104,14 @@ def schedule_table(configs: Path = CONFIGS) -> str:
 
 
 def choices_table(group: str, configs: Path = CONFIGS) -> str:
-    """The choices of a group, and what each is."""
+    """Write the choices of a group as a table, with what each is."""
     rows = [f"| `{group}=` | |", "| --- | --- |"]
     rows += [f"| `{file.stem}` | {escaped(summary_of(file))} |" for file in sorted((configs / group).glob("*.yaml"))]
     return "\n".join(rows)
 
 
 def escaped(text: str) -> str:
-    """`text` for a cell of a Markdown table, its marks left without meaning but for code."""
+    """Escape text for a cell of a Markdown table, but for code."""
     inside, pieces = False, []
     for piece in text.split("`"):
         pieces.append(piece if inside else piece.replace("*", r"\*").replace("<", "&lt;").replace("_", r"\_"))
@@ -120,7 +120,7 @@ def escaped(text: str) -> str:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Called by Sphinx."""
+    """Register with Sphinx."""
     from docutils import nodes
     from sphinx.util.docutils import SphinxDirective
 

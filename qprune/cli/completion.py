@@ -1,6 +1,9 @@
 """Shell completion: scripts that call `qprune completion query LINE`."""
 
 import argparse
+import contextlib
+import io
+import os
 from collections.abc import Sequence
 
 from qprune.errors import one_of
@@ -76,11 +79,20 @@ def _answer(line: str) -> None:
 
         print("\n".join([*presets(TABLE), "order"]))
     elif words[1] in COMPOSING_VERBS:
-        from qprune.cli.run import hydra_completions
         from qprune.config.compose import SWEEP
         from qprune.runs.jobs import presets
 
         sweeps = [f"+{SWEEP}={name}" for name in presets(SWEEP)]
         own = {"frontier": FRONTIER_KEYS, "sweep": sweeps, "plan": sweeps}.get(words[1], ())
         others = [text for text in words[2:] if not any(key.startswith(f"{text.partition('=')[0]}=") for key in own)]
-        print("\n".join([key for key in own if key.startswith(word)] + hydra_completions([*others, word])))
+        print("\n".join([key for key in own if key.startswith(word)] + _hydra_completions([*others, word])))
+
+
+def _hydra_completions(words: Sequence[str]) -> list[str]:
+    """List what may stand in place of the last word of a command that composes."""
+    from qprune.cli.multirun import start_hydra
+
+    os.environ["COMP_LINE"] = " ".join(["qprune", *words])  # where Hydra's plugin for bash looks
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        start_hydra(["--shell-completion", "query=bash"])
+    return printed.getvalue().split()

@@ -1,4 +1,4 @@
-"""From an exception to one paragraph and an exit code."""
+"""Exit codes, and from an exception to one and a paragraph."""
 
 import errno
 import os
@@ -8,10 +8,15 @@ import traceback
 from pathlib import Path
 
 from qprune.atomic_write import explained
-from qprune.cli.exit_codes import FAILURE, STOPPED, TRAINING_VERBS, USER
-from qprune.cli.signals import stopped_text
+from qprune.cli.signals import Stopped
 from qprune.cli.streams import print_error
 from qprune.errors import DEBUG_VARIABLE, Interrupted, RunFailure, UserError
+
+USER = 2  # the input is wrong
+FAILURE = 1  # a run failed, or something that was asked for could not be made
+STOPPED = 75  # a signal stopped runs; the same command resumes them
+INTERRUPTED, TERMINATED = 130, 143  # SIGINT or SIGTERM stopped anything else
+TRAINING_VERBS = ("run", "sweep", "frontier")  # what they stop can be resumed
 
 _NO_MEMORY = ("Cannot allocate memory", "failed to map segment")  # what a loader of libraries says
 NOTHING_TYPED = (
@@ -52,6 +57,28 @@ def explain(error: BaseException) -> tuple[int, str]:
         f"{type(error).__name__}: {_paragraph(error)}. This is a bug of qprune; please report it with the traceback "
         "that the same command prints with --debug"
     )
+
+
+def stopped_text(error: KeyboardInterrupt, verb: str) -> tuple[int, str]:
+    """Return exit code and what to say of a signal that stopped a verb outside of training."""
+    name = str(error) or "SIGINT (Ctrl-C)"
+    if verb in TRAINING_VERBS:
+        code = STOPPED if isinstance(error, Stopped) else INTERRUPTED
+        return (
+            code,
+            f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one",
+        )
+    return TERMINATED if name == "SIGTERM" else INTERRUPTED, f"stopped by {name}; qprune {verb} did not finish"
+
+
+def output_lost(error: OSError, verb: str) -> int:
+    """Say that standard output takes no more, and return the exit code."""
+    trains = verb in TRAINING_VERBS and "qprune.runs.execute" in sys.modules
+    if isinstance(error, BrokenPipeError) and not trains:
+        return 0  # its reader has left, as `head` does
+    again = "; the same command resumes from the last checkpoint" if trains else ""
+    print_error(f"standard output cannot be written ({error.strerror}){again}")
+    return FAILURE
 
 
 def _of_system(error: BaseException) -> BaseException:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import qprune
 from qprune.atomic_write import csv_bytes, write_atomically
-from qprune.cli import exit_codes, failures, signals
+from qprune.cli import failures, signals
 from qprune.config.signature import short_hash
 from qprune.errors import Interrupted, StoppedEarly, UserError, counted
 from qprune.runs.folder import ROW_FILE
@@ -65,7 +65,7 @@ def show(arguments: Sequence[str]) -> int:
         _print_outcome(grid, searched(grid), failed)
         for run, reason in failed.items():
             print_text(f"failed: {' '.join(grid.overrides[run])}: {reason}", stderr=True)
-    return exit_codes.FAILURE if failed else 0
+    return failures.FAILURE if failed else 0
 
 
 def searched(grid: Grid) -> Search:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from qprune.cli.output import fold
+from qprune.cli.output import fold, results_folder
 from qprune.config.compose import SWEEP, TABLE, check_folder
 from qprune.errors import UserError, one_of
 from qprune.runs.jobs import presets
@@ -41,14 +41,15 @@ def show(arguments: Sequence[str]) -> int:
     if keys and RUNS not in words:
         raise UserError(f"{keys[0]} narrows the list of runs; type: qprune list runs {' '.join(keys)}")
     code = 0
-    for i, word in enumerate(words or names):
+    for place, word in enumerate(words or names):
+        if place:
+            print()
         if word == RUNS:
             from qprune.cli.list_runs import print_runs
-            from qprune.cli.output import results_folder
 
             code = max(code, print_runs(*results_folder(keys)))
         else:
-            print(f"{chr(10) if i else ''}{_choices_text(word, options.config_dir)}")
+            print(_choices_text(word, options.config_dir))
     return code
 
 

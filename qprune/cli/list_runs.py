@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qprune.cli.exit_codes import FAILURE
+from qprune.cli.failures import FAILURE
 from qprune.config.compose import Composer, values_of
 from qprune.config.schema import keys
 from qprune.errors import UserError, closest, counted, one_of
@@ -25,6 +25,7 @@ STATES = ("running", "interrupted", "failed", "finished", "published")
 # Keys that stand for a group, with the field of the config that holds the choice
 _CHOICES = {"task": "task.name", "order": "order.name", "budget": "budget.name", "data": "data.source"}
 _WIDE = 120  # columns from which on sizes are shown too
+_NUMBERS = ("score", "size Mb", "density")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def print_runs(folder: Path, filters: Sequence[str]) -> int:
         places += [folder.parent / PUBLISHED] if states["published"] else []
         print_text(f"below {' and '.join(map(str, places))}; a name ends with the first digits of the run's signature")
     else:
-        print_text(f"no runs below {folder}{f' with {chr(32).join(filters)}' if filters else ''}")
+        print_text(" ".join([f"no runs below {folder}", *(["with", *filters] if filters else [])]))
     for run in runs:
         if run.problem:
             print_text(f"left out: {run.problem}", stderr=True)
@@ -84,20 +85,16 @@ def listed(results_dir: Path) -> Iterator[Listed]:
 
 
 def _table(runs: Sequence[Listed], wide: bool) -> Table:
+    headings = ("run", "state", "score", "size Mb", "density", "budget, data")[: 6 if wide else 3]
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    for heading in ("score", *(("size Mb", "density") if wide else ())):
-        table.add_column(heading, justify="right")
-    if wide:
-        table.add_column("budget, data")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
     for run in runs:
-        row, cells = run.row, []
-        if row is not None:
-            cells = [score_text(row.metric, row.score, name=False)]
-            more = [digits(row.size_bits() / 1e6), digits(row.density_actual), f"{row.budget}, {row.data_source}"]
-            cells += more if wide else []
-        table.add_row(*map(plain, (run.name, run.state, *cells)))
+        cells = [run.name, run.state]
+        if (row := run.row) is not None:
+            cells += [score_text(row.metric, row.score, name=False), digits(row.size_bits() / 1e6)]
+            cells += [digits(row.density_actual), f"{row.budget}, {row.data_source}"]
+        table.add_row(*map(plain, cells[: len(headings)]))
     return table
 
 

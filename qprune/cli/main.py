@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from qprune.cli import exit_codes, failures, signals, streams
+from qprune.cli import failures, signals, streams
 from qprune.errors import DEBUG_VARIABLE, TRUST_VARIABLE, UserError, closest
 
 # Verb -> its line in the help, and the function that takes the arguments behind it and returns the exit code
@@ -68,16 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
     except SystemExit as stop:  # argparse's and Hydra's way out, and that of a failed run
         if isinstance(stop.__context__, BrokenPipeError):  # rich's, when the reader of our output has left
-            return streams.output_lost(stop.__context__, verb)
+            return failures.output_lost(stop.__context__, verb)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt as error:
-        code, text = signals.stopped_text(error, verb)
+        code, text = failures.stopped_text(error, verb)
         streams.print_error(text)
         return code
     except Exception as error:
         unnamed = isinstance(error, OSError) and error.filename is None and not isinstance(error, FileNotFoundError)
         if unnamed and (lost := streams.flush(sys.stdout, "\n")) is not None:
-            return streams.output_lost(lost, verb)
+            return failures.output_lost(lost, verb)
         return failures.report(error)[0]
     finally:
         streams.flush(sys.stdout)
@@ -104,7 +104,7 @@ def _dispatch(words: list[str]) -> int:
         width = max(map(len, VERBS))
         verbs = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in VERBS.items())
         print(_HELP.format(verbs=verbs), end="")
-        return 0 if words else exit_codes.USER
+        return 0 if words else failures.USER
     name, *arguments = words
     if "--version" in words:
         from qprune import __version__

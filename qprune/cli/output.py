@@ -31,9 +31,11 @@ def results_folder(keys: Sequence[str]) -> tuple[Path, list[str]]:
     return folder, [key for key in keys if key not in given]
 
 
-def existing_results(keys: Sequence[str]) -> tuple[Path, list[str]]:
-    """As `results_folder`; raise UserError where a folder was named and is not there."""
+def existing_results(keys: Sequence[str], make: bool = False) -> tuple[Path, list[str]]:
+    """As `results_folder`; a folder that is named and not there raises UserError, unless `make` creates it."""
     folder, others = results_folder(keys)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     if len(others) < len(keys) and not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one that holds the runs with {RESULTS_DIR}=...")
     return folder, others

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
-from qprune.cli.exit_codes import FAILURE
+from qprune.cli.failures import FAILURE
 from qprune.cli.output import existing_results
 from qprune.cli.tables import join_all, read_arithmetic
 from qprune.config.compose import TABLE
@@ -30,11 +30,6 @@ def make(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="default: report.html in results_dir; figures/ beside it")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="runs whose own figures are drawn (20)")
-    parser.add_argument(
-        "--histograms",
-        action="store_true",
-        help="first count the features of runs that have no histograms.json, from their trained network and its data",
-    )
     parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configs")
     options = parser.parse_intermixed_args(arguments)
     for word in options.keys:
@@ -52,12 +47,9 @@ def make(arguments: Sequence[str]) -> int:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[report]'")
     from qprune.reporting.report import page
 
-    if options.histograms:
-        _count_features(store)
     print_text(f"{counted(len(store.rows), 'run')} below {folder}: drawing the figures")
     with Console(stderr=True).status("") as status:
-        shown = [(table, parts) for table, parts, _ in joined]
-        text = page(store, shown, figures, options.runs, lambda what: status.update(plain(what)))
+        text = page(store, joined, figures, options.runs, lambda what: status.update(plain(what)))
     write_atomically(output, text.encode(errors="backslashreplace"))
     print_text(f"report: {output}\nfigures: {figures}")
     for problem in store.problems:
@@ -65,18 +57,3 @@ def make(arguments: Sequence[str]) -> int:
     if options.open:
         webbrowser.open(output.resolve().as_uri())
     return FAILURE if store.problems else 0
-
-
-def _count_features(store: Store) -> None:
-    """Make missing histograms of features; problems are added to the store's."""
-    from qprune.runs.folder import HISTOGRAMS_FILE
-    from qprune.runs.load import count_features
-
-    for signature in store.rows:
-        folder = store.folders[signature].path
-        if not (folder / HISTOGRAMS_FILE).exists():
-            try:
-                count_features(folder)
-                print_text(f"counted features: {folder}")
-            except UserError as error:
-                store.problems.append(f"no histograms of {folder.name}: {error}")

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from qprune.cli.exit_codes import INTERRUPTED, STOPPED, TERMINATED, TRAINING_VERBS
-
 _asked: list[str] = []  # signals that came inside `stopping`
 
 
@@ -44,15 +42,3 @@ def stop_if_asked() -> None:
     """Raise Stopped again: Python drops an exception that a callback raises, as one behind an import."""
     if _asked:
         raise Stopped(_asked[0])
-
-
-def stopped_text(error: KeyboardInterrupt, verb: str) -> tuple[int, str]:
-    """Return exit code and what to say of a signal that stopped a verb outside of training."""
-    name = str(error) or "SIGINT (Ctrl-C)"
-    if verb in TRAINING_VERBS:
-        code = STOPPED if isinstance(error, Stopped) else INTERRUPTED
-        return (
-            code,
-            f"stopped by {name}; the same command resumes from the last checkpoint, or begins again without one",
-        )
-    return TERMINATED if name == "SIGTERM" else INTERRUPTED, f"stopped by {name}; qprune {verb} did not finish"

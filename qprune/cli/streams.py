@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from qprune.cli.exit_codes import FAILURE, TRAINING_VERBS
 from qprune.errors import visible
 
 
@@ -29,16 +28,6 @@ def flush(stream: TextIO, text: str = "") -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return error
     return None
-
-
-def output_lost(error: OSError, verb: str) -> int:
-    """Say that standard output takes no more, and return the exit code."""
-    trains = verb in TRAINING_VERBS and "qprune.runs.execute" in sys.modules
-    if isinstance(error, BrokenPipeError) and not trains:
-        return 0  # its reader has left, as `head` does
-    again = "; the same command resumes from the last checkpoint" if trains else ""
-    print_error(f"standard output cannot be written ({error.strerror}){again}")
-    return FAILURE
 
 
 def print_error(message: str) -> None:

@@ -10,25 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from qprune.atomic_write import own_place, write_atomically
-from qprune.cli.exit_codes import FAILURE
-from qprune.cli.output import RESULTS_DIR, existing_results, results_folder, table_file
+from qprune.cli.failures import FAILURE
+from qprune.cli.output import RESULTS_DIR, existing_results, table_file
 from qprune.config.compose import TABLE, Composer, compose_run, decimal_from, text_override, values_of
 from qprune.errors import UserError, one_of
-from qprune.reporting import tables
+from qprune.reporting import table_text, tables
 from qprune.reporting.comparison import METHOD, PROTOCOLS, compare_orders, too_few_text
-from qprune.reporting.tables import Part, Table, TableRow, Wanted, in_markdown
-from qprune.reporting.terminal import missing_text, print_table
+from qprune.reporting.table_text import in_markdown, missing_text, print_table
+from qprune.reporting.tables import Joined, Part, TableRow, Wanted
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
 from qprune.training.progress import print_text
 
 ORDER = "order"
-# A table, its joined parts, and the runs that are missing, as arguments of `qprune run`
-Joined = tuple[Table, list[pd.DataFrame], list[list[str]]]
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -51,9 +48,7 @@ def show(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     words = [word for word in options.what if "=" not in word]
     keys = [word for word in options.what if "=" in word]
-    if options.run_missing:
-        results_folder(keys)[0].mkdir(parents=True, exist_ok=True)
-    folder, keys = existing_results(keys)
+    folder, keys = existing_results(keys, make=options.run_missing)
     arithmetic, margin = read_arithmetic(keys), _margin(keys)
     output = Path(options.output) if options.output else own_place(folder, "tables")
     sources = presets(TABLE, options.config_dir)
@@ -63,28 +58,33 @@ def show(arguments: Sequence[str]) -> int:
     store = Store.read(folder, arithmetic)
     joined = join_all(chosen, store, keys, options.config_dir)
     code = 0
-    if options.run_missing and (commands := [command for _, _, missing in joined for command in missing]):
+    if options.run_missing and (commands := [command for each in joined for command in each.missing]):
         code, store = _run(commands, folder, options.config_dir), Store.read(folder, arithmetic)
         joined = join_all(chosen, store, keys, options.config_dir)
-    for table, parts, _ in joined:
-        texts = {"md": tables.markdown(table, parts, options.recovery), "csv": tables.csv(parts)}
-        texts["tex"] = tables.latex(table, parts, options.recovery)
+    for each in joined:
+        texts = {
+            "md": table_text.markdown(each.table, each.parts, options.recovery),
+            "tex": table_text.latex(each.table, each.parts, options.recovery),
+            "csv": table_text.csv(each.parts),
+        }
         for suffix, text in texts.items():
-            path = output / f"{table_file(table.name, keys)}.{suffix}"
+            path = output / f"{table_file(each.table.name, keys)}.{suffix}"
             write_atomically(path, text.encode(errors="backslashreplace"))
         if options.markdown or options.recovery or not sys.stdout.isatty():
             print_text(texts["md"])
         else:
-            print_table(Console(), table, parts)
-    for table, _, _ in joined:
-        print_text(f"written: {output / table_file(table.name, keys)}.md, .tex and .csv")
+            print_table(Console(), each.table, each.parts)
+    for each in joined:
+        print_text(f"written: {output / table_file(each.table.name, keys)}.md, .tex and .csv")
     if ORDER in words or not words:
-        print_text(order_text(store, output, keys, margin, options.all_pairs))
-    if missing := missing_text([part for _, parts, _ in joined for part in parts], _train_command(options.what)):
+        print_text(_order_text(store, output, keys, margin, options.all_pairs))
+    parts = [part for each in joined for part in each.parts]
+    train = ["qprune", "tables", *(word for word in options.what if word != ORDER), "--run-missing"]
+    if missing := missing_text(parts, shlex.join(train)):
         print_text(missing)
     for problem in store.problems:
         print_text(f"left out: {problem}", stderr=True)
-    if chosen and store.rows and not any((part["n"] > 0).any() for _, parts, _ in joined for part in parts):
+    if chosen and store.rows and not any((part["n"] > 0).any() for part in parts):
         row = next(iter(store.rows.values()))
         more = [f"budget={row.budget}"] if row.budget != "paper" else []
         more += [f"data={row.data_source}"] if row.data_source != "real" else []
@@ -95,10 +95,6 @@ def show(arguments: Sequence[str]) -> int:
             stderr=True,
         )
     return FAILURE if store.problems else code
-
-
-def _train_command(what: Sequence[str]) -> str:
-    return shlex.join(["qprune", "tables", *(word for word in what if word != ORDER), "--run-missing"])
 
 
 def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], config_dir: str | None) -> list[Joined]:
@@ -133,7 +129,7 @@ def join_all(sources: Mapping[str, str], store: Store, keys: Sequence[str], conf
                 runs = [want.signatures[seed] for want in wanted for seed in want.seeds]
                 missing += [words for run in runs if run not in store.rows for words in rows.commands[run]]
             if parts:
-                joined.append((table, parts, missing))
+                joined.append(Joined(table, parts, missing))
     return joined
 
 
@@ -178,17 +174,11 @@ class _Rows:
         return signatures
 
 
-def order_text(
-    store: Store, output: Path, keys: Sequence[str] = (), margin: float | None = None, all_pairs: bool = False
-) -> str:
+def _order_text(store: Store, output: Path, keys: Sequence[str], margin: float | None, all_pairs: bool) -> str:
     """Compare the orders in sentences with their marks, and write order.md.
 
-    Args:
-        store: The runs.
-        output: Where order.md goes.
-        keys: `task`, `budget`, `data` and `protocol` pick runs; others are ignored.
-        margin: The difference that would matter, in the score's unit.
-        all_pairs: Whether comparisons of too few seeds to decide get sentences too; else they share a line.
+    Of the keys, `task`, `budget`, `data` and `protocol` pick runs. Without `all_pairs`, comparisons of too few seeds to
+    decide share a line.
     """
     given = dict(key.split("=", 1) for key in keys)
     names = {"task": "task", "budget": "budget", "data": "data_source"}

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qprune.atomic_write import write_json
-from qprune.cli.exit_codes import FAILURE
 from qprune.cli.export import FORM_HELP, add_run_arguments, load_run, require_packages
+from qprune.cli.failures import FAILURE
 from qprune.errors import one_of
 from qprune.training.progress import print_text
 

@@ -62,11 +62,10 @@ class Composer(ExitStack):
     choices of groups is composed once, and values are set on a copy.
     """
 
-    def __init__(self, config_dir: str | None = None, config_name: str | None = None) -> None:
+    def __init__(self, config_dir: str | None = None) -> None:
         super().__init__()
         check_folder(config_dir)
         self.enter_context(initialize_config_module(config_module=CONFIG_MODULE, job_name="qprune", **VERSION_BASE))
-        self.config_name = config_name or CONFIG_NAME
         place = QuotedString(f"file://{Path(config_dir or '').resolve()}", Quote.single).with_quotes()
         self.places = [f"hydra.searchpath=[{place}]"] if config_dir else []
         self._choices: dict[str, list[str]] = {}  # by group
@@ -82,7 +81,7 @@ class Composer(ExitStack):
     @property
     def groups(self) -> list[str]:
         """The config groups of a run, without Hydra's."""
-        found = self.loader.get_group_options("", ObjectType.GROUP, self.config_name, self.places)
+        found = self.loader.get_group_options("", ObjectType.GROUP, CONFIG_NAME, self.places)
         return sorted(group for group in found if group not in ("hydra", SWEEP, TABLE))
 
     def choices(self, group: str) -> list[str]:
@@ -91,9 +90,9 @@ class Composer(ExitStack):
             return []
         if group not in self._choices:
             options = self.loader.get_group_options
-            inner = options(group, ObjectType.GROUP, self.config_name, self.places)
+            inner = options(group, ObjectType.GROUP, CONFIG_NAME, self.places)
             nested = [f"{name}/{choice}" for name in inner for choice in self.choices(f"{group}/{name}")]
-            self._choices[group] = [*options(group, ObjectType.CONFIG, self.config_name, self.places), *nested]
+            self._choices[group] = [*options(group, ObjectType.CONFIG, CONFIG_NAME, self.places), *nested]
         return self._choices[group]
 
     def parse(self, overrides: Iterable[str]) -> list[Override]:
@@ -131,7 +130,7 @@ class Composer(ExitStack):
         parsed = self.parse(overrides)
         texts = [str(override.input_line) for override in parsed]
         try:
-            config = compose(self.config_name, overrides=[*self.places, *texts], return_hydra_config=True)
+            config = compose(CONFIG_NAME, overrides=[*self.places, *texts], return_hydra_config=True)
         except _REFUSALS as error:
             raise self._explained(error, parsed) from error
         self._check_schedule(config, parsed)
@@ -165,7 +164,7 @@ class Composer(ExitStack):
         key = tuple(groups.values())
         try:
             if key not in self._bases:
-                self._bases[key] = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *key])
+                self._bases[key] = compose(CONFIG_NAME, overrides=[*self.places, *_WITHOUT_HYDRA, *key])
             config = self._bases[key].copy()
             for override in parsed:
                 if override.key_or_group not in groups:
@@ -211,7 +210,7 @@ class Composer(ExitStack):
         try:
             self._check_choices(error, parsed)
             groups = [str(o.input_line) for o in parsed if self.choices(o.key_or_group)]
-            base = compose(self.config_name, overrides=[*self.places, *_WITHOUT_HYDRA, *groups])
+            base = compose(CONFIG_NAME, overrides=[*self.places, *_WITHOUT_HYDRA, *groups])
             known = [*dotted_keys(json_schema()), *_dotted(OmegaConf.to_container(base))]
             for override in parsed:
                 _check_key(override, list(dict.fromkeys([*known, *self.groups])))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 from qprune.config import signature as identity
 from qprune.config.schema import SlotsSection
 from qprune.errors import UserError, counted
+from qprune.reporting.recipes import differing_keys, in_words
 from qprune.reporting.statistics import LEAST_PAIRS, UNTESTED, Tested, table_of
 from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
@@ -25,24 +25,16 @@ METHOD = (
     "paired t test, after Holm's correction over the comparisons of its table, and the exact sign-flip test at 5 %. "
     "Equality is shown by two one-sided t tests against a margin, where one is given, corrected likewise."
 )
-# Of keys and choices whose names say too little
-_WORDS = {
-    "arithmetic": "arithmetic version",
-    "prune.window": "T =",
-    "quantize.decimal_from": "fraction bits of run",
-    "quantize.gradient=ste": "straight-through gradient",
-}
-_WORDS |= {"prune.border=tile": "masks tiled to the edge", "prune.border=keep": "rim not pruned"}
-_WORDS |= {"quantize.rounding=floor": "rounded down", "quantize.rounding=nearest": "rounded to the nearest"}
-_WORDS["quantize.gradient=in_range"] = "straight-through in range"
 PROTOCOLS = ("paper", "mirrored", "factorial")
 ORDERS = ("prune_first", "quantize_first")
 _EVENTS = ("pruning", "quantization")
 _BOTH, _PRUNE, _QUANTIZE = ["prune", "quantize"], ["prune"], ["quantize"]
 # The runs of the factorial protocol, with the operators that each has
-_CELLS = dict.fromkeys((*ORDERS, "joint", "joint_late"), _BOTH)
-_CELLS |= dict.fromkeys(("prune_only", "prune_only_late"), _PRUNE)
-_CELLS |= dict.fromkeys(("quantize_only", "quantize_only_late"), _QUANTIZE)
+_CELLS = {
+    **dict.fromkeys((*ORDERS, "joint", "joint_late"), _BOTH),
+    **dict.fromkeys(("prune_only", "prune_only_late"), _PRUNE),
+    **dict.fromkeys(("quantize_only", "quantize_only_late"), _QUANTIZE),
+}
 
 
 @dataclass(frozen=True)
@@ -84,13 +76,15 @@ FACTORIAL = (
 class Comparison:
     """A contrast in one setting, over seeds.
 
-    table: what stands in one table shares Holm's correction. better_above: whether a higher score is better. recovery:
-    the training left after the last events. margin: the difference that would matter; None: it was not chosen.
+    table: what stands in one table shares Holm's correction. config: what its runs share. better_above: whether a
+    higher score is better. recovery: the training left after the last events. margin: the difference that would
+    matter; None: it was not chosen.
     """
 
     task: str
     table: str
     setting: str
+    config: Mapping[str, Any]
     metric: str
     contrast: Contrast
     better_above: bool
@@ -161,45 +155,29 @@ def compare_orders(
     ]
     store.check(chosen)
     runs = _runs(store, [name for name in chosen if name in store.rows])
-    found: list[tuple[Comparison, dict[str, Any]]] = []
+    found: list[Comparison] = []
     for setting, group in runs[runs["order"].isin(ORDERS)].groupby("setting", sort=True):
         same = runs["setting"].isin([setting, *group["prune"], *group["quantize"]])
         found += _contrasts(store, runs[same], protocol)
+    _tell_apart(found)
+    found.sort(key=lambda one: (one.heading, -len(one.values)))
+    compared = []
+    for _, of_table in itertools.groupby(found, key=lambda one: one.heading):
+        table = list(of_table)
+        tests = table_of([one.values.tolist() for one in table], margin)
+        compared += [replace(one, tested=tested, margin=margin) for one, tested in zip(table, tests, strict=True)]
+    return compared
+
+
+def _tell_apart(found: list[Comparison]) -> None:
+    """Add to settings that would read alike the keys in which they differ."""
     alike: dict[tuple[str, ...], list[int]] = {}
-    for place, (one, _) in enumerate(found):
+    for place, one in enumerate(found):
         alike.setdefault((one.task, one.table, one.setting, one.contrast.name), []).append(place)
     for places in alike.values():
-        for place, keys in zip(places, differing_keys([found[place][1] for place in places], in_words), strict=True):
-            one = found[place][0]
-            found[place] = (replace(one, setting=", ".join(filter(None, (one.setting, keys)))), {})
-    tables: dict[str, list[Comparison]] = {}
-    for one, _ in sorted(found, key=lambda pair: (pair[0].heading, -len(pair[0].values))):
-        tables.setdefault(one.heading, []).append(one)
-    return [
-        replace(one, tested=tested, margin=margin)
-        for table in tables.values()
-        for one, tested in zip(table, table_of([one.values.tolist() for one in table], margin), strict=True)
-    ]
-
-
-def in_words(key: str, value: str) -> str:
-    """Write a key of a config and its value for a reader: T = 16, batch size 8."""
-    if key == "quantize.decimal_from":
-        value = value[:10]  # of a signature
-    return _WORDS.get(f"{key}={value}") or f"{_WORDS.get(key) or re.sub('[._]', ' ', key)} {value}"
-
-
-def differing_keys(configs: Sequence[Mapping[str, Any]], write: Callable[..., str] = "{}={}".format) -> list[str]:
-    """Write for each config the keys, with values, in which it is not as most are; null is left out."""
-    flat = [pd.json_normalize(dict(config)).to_dict("records")[0] for config in configs]
-    texts: list[list[str]] = [[] for _ in flat]
-    for key in dict.fromkeys(key for config in flat for key in config):
-        values = [str(config.get(key)) for config in flat]
-        [(usual, count)] = Counter(values).most_common(1)
-        for text, value in zip(texts, values, strict=True):
-            if value != "None" and (value != usual or 2 * count <= len(values)):
-                text.append(write(key, value))
-    return [", ".join(text) for text in texts]
+        for place, keys in zip(places, differing_keys([found[i].config for i in places], in_words), strict=True):
+            if keys:
+                found[place] = replace(found[place], setting=f"{found[place].setting}, {keys}")
 
 
 def _runs(store: Store, names: Sequence[str]) -> pd.DataFrame:
@@ -243,8 +221,8 @@ def _settings(row: Row, config: Mapping[str, Any] | None) -> dict[str, str]:
     return found
 
 
-def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterator[tuple[Comparison, dict[str, Any]]]:
-    """Iterate over the comparisons of one setting, with its config. Runs that cannot be paired add a problem."""
+def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterator[Comparison]:
+    """Iterate over the comparisons of one setting. Runs that cannot be paired add a problem."""
     in_orders = runs["order"].isin(ORDERS)
     *_, slots, shared = json.loads(runs.loc[in_orders, "setting"].iloc[0])
     if protocol is not None and (protocol == "paper") == bool(slots):
@@ -274,8 +252,8 @@ def _contrasts(store: Store, runs: pd.DataFrame, protocol: str | None) -> Iterat
         every = dict.fromkeys(mark for name in names for mark in store.rows[name].marks)
         marks = [mark for mark in every if not slots or slots not in mark]
         recovery = _recovery_text(store, runs[runs["seed"] == values.index[0]]) if contrast is ORDER else ""
-        head = row.task, table, setting, row.metric, contrast, row.higher_is_better, values
-        yield Comparison(*head, recovery, (*marks, *left_out)), shared
+        head = row.task, table, setting, shared, row.metric, contrast, row.higher_is_better
+        yield Comparison(*head, values, recovery, (*marks, *left_out))
 
 
 def _recovery_text(store: Store, runs: pd.DataFrame) -> str:

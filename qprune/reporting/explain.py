@@ -5,14 +5,14 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from rich.table import Table
 
 from qprune.errors import UserError
-from qprune.reporting.comparison import differing_keys
+from qprune.reporting.recipes import differing_keys
 from qprune.runs import events as snapshots
 from qprune.runs.events import Event, events_of
 from qprune.runs.folder import METRICS_FILE, RunFolder
@@ -128,7 +128,7 @@ def _around_events(
         changes: dict[tuple[str, str], dict[str, float]] = {}
         if step in kept:
             snapshots.restore(run, step)
-            before = _look(run)
+            before = _state(run)
             run.compressor.at(step)
         for place, event in enumerate(together):
             line: dict[str, Any] = {"epoch": event.epoch, "kind": event.kind, "phase": event.phase}
@@ -136,9 +136,9 @@ def _around_events(
             if step in kept:
                 for later, other in enumerate(together):  # one kind after the other, to see what each of them does
                     snapshots.set_active(run, other.kind, later <= place)
-                after = _look(run)
+                after = _state(run)
                 found = _changes(before, after)
-                line |= {"before": before[0], "after": after[0]}
+                line |= {"before": before.score, "after": after.score}
                 for name in ("shift", "churn"):
                     values = [each[name] for each in found.values() if name in each]
                     line[name] = sum(values) / len(values) if values else math.nan
@@ -156,20 +156,27 @@ def _around_events(
     return lines, figures
 
 
-def _look(run: FinishedRun) -> tuple[float, dict[str, torch.Tensor], dict[tuple[str, str], torch.Tensor]]:
-    """Return the score of a run's present state, its features in one pass, and its masks."""
-    return run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run)
+class _State(NamedTuple):
+    """The score of a run's present state, its features in one pass, and its masks by kind and tensor."""
+
+    score: float
+    features: dict[str, torch.Tensor]
+    masks: dict[tuple[str, str], torch.Tensor]
 
 
-def _changes(before: Any, after: Any) -> dict[tuple[str, str], dict[str, float]]:
+def _state(run: FinishedRun) -> _State:
+    return _State(run.evaluate()[run.task.metric], snapshots.first_features(run), snapshots.masks(run))
+
+
+def _changes(before: _State, after: _State) -> dict[tuple[str, str], dict[str, float]]:
     """Return the shift of each feature, relative, and the share of each mask's entries that an event changed."""
     changes: dict[tuple[str, str], dict[str, float]] = {}
-    for path, old in before[1].items():
-        new, length = after[1][path], float(old.double().norm())
+    for path, old in before.features.items():
+        new, length = after.features[path], float(old.double().norm())
         if length and new.shape == old.shape:  # regions of pictures may be more or fewer than before
             changes["feature", path] = {"shift": float((new.double() - old.double()).norm()) / length}
-    for site, old in before[2].items():
-        changes.setdefault(site, {})["churn"] = float((after[2][site] != old).double().mean())
+    for site, mask in before.masks.items():
+        changes.setdefault(site, {})["churn"] = float((after.masks[site] != mask).double().mean())
     return changes
 
 

@@ -24,7 +24,6 @@ def draw(found: Explanation) -> Figure:
     _masks(axes[3], found.masks)
     title = [plotted(f"{name}: {label}") for name, label in zip(NAMES, found.labels, strict=True)]
     figure.suptitle("\n".join(title), fontsize=9)
-    figure.set_layout_engine("constrained")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs, searches and tensors, drawn from stored files."""
+"""Figures drawn from stored files: of a run, of many runs, and of their pictures."""
 
 import io
 import itertools
@@ -31,17 +31,16 @@ MARKERS = "osD^vPX"
 MARKER_SIZE = 9.0  # points, of markers with text inside
 WIDTH = 6.4  # inches
 KINDS = ("weight", "feature")
+LONGEST = 200  # letters of a label
 MOST_IN_LEGEND = 8  # recipes; with more, only those of the Pareto front are named, by numbers in their points
 SITES = 9  # features whose histograms are shown, evenly chosen from a network's
 PANELS_IN_A_LINE = 6
+SMALL = 7  # points, of titles over pictures
 TIP = "tip: "  # begins the id of a group in the SVG; the rest is shown where the pointer rests on it
 BETWEEN_TIPS = " | "  # separates the tips of a line's points
-_ACRONYMS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP"}
-LONGEST = 200  # letters of a label
-_SMALL = 7  # points, of titles over pictures
+_WORDS = {"psnr": "PSNR", "ssim": "SSIM", "fid": "FID", "map": "mAP", "top1": "top-1 accuracy"}  # of metrics
 
 Pixels = npt.NDArray[Any]
-Names = Mapping[str, str]  # with unit: of scores by metric, or of densities by task
 Entry = Mapping[str, Any]  # of operators.json or histograms.json
 
 
@@ -79,13 +78,16 @@ def axes_of(
     return figure, axes
 
 
-def with_unit(metric: str, names: Mapping[str, str] = {}) -> str:
-    """Name a metric with its unit, as `names` has it: `psnr_db` is PSNR (dB)."""
-    if metric in names:
-        return names[metric]
+def with_unit(metric: str) -> str:
+    """Name a metric with its unit: `psnr_db` is PSNR (dB)."""
     unit = unit_of_score(metric)
-    words = [_ACRONYMS.get(word, word) for word in (metric.rpartition("_")[0] if unit else metric).split("_")]
+    words = [_WORDS.get(word, word) for word in (metric.rpartition("_")[0] if unit else metric).split("_")]
     return " ".join(words) + (f" ({unit})" if unit else "")
+
+
+def tip(*texts: str) -> str:
+    """Return the id in the SVG of a line or point whose points show these texts under the pointer."""
+    return TIP + BETWEEN_TIPS.join(map(visible, texts))
 
 
 def title_of(row: Row) -> str:
@@ -94,7 +96,7 @@ def title_of(row: Row) -> str:
     return plotted(f"{row.task}  {row.notation}  seed {row.seed}{marked}")
 
 
-def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, names: Mapping[str, str] = {}) -> Figure:
+def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row) -> Figure:
     """Draw loss and score over epochs, with shaded phases (float is white)."""
     figure, axes = axes_of(2, height=5.6, sharex=True)
     for axis in axes:
@@ -105,7 +107,7 @@ def training_curve(curve: pd.DataFrame, timeline: Timeline | None, row: Row, nam
         axes[0].set_yscale("log")
     if row.metric in curve:
         _curve(axes[1], curve, row.metric, COLOURS[1])
-    axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric, names)))
+    axes[1].set(xlabel="epoch", ylabel=plotted(with_unit(row.metric)))
     axes[0].set_title(title_of(row))
     if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(fontsize=7, loc="upper right")
@@ -178,64 +180,6 @@ def fraction_bits(operators: Sequence[Entry], row: Row) -> Figure:
     return figure
 
 
-def density_against_score(
-    runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "", names: Mapping[str, str] = {}
-) -> Figure:
-    """Draw density (accounting `actual`) against score with the Pareto front.
-
-    runs: columns recipe, order, score, density; one line per run. A point is the mean of a recipe, its bar the
-    standard deviation. Many recipes are coloured by their order. unit: of density.
-    """
-    figure, [axis] = axes_of(1, height=4.4)
-    points = runs.groupby(["recipe", "order"], sort=True)[["score", "density"]].agg(["mean", "std"]).reset_index()
-    scores, densities = points["score", "mean"], points["density", "mean"]
-    front = pareto_front(scores.tolist(), densities.tolist(), higher_is_better)
-    few, orders = len(points) <= MOST_IN_LEGEND, sorted(runs["order"].unique())
-    named: set[str] = set()
-    for i, (recipe, order, score, spread, density, _) in enumerate(points.itertuples(index=False, name=None)):
-        place, label = (i, plotted(recipe)) if few else (orders.index(order), order.replace("_", " "))
-        style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
-        rank = "" if few or i not in front else str(front.index(i) + 1)
-        bar: dict[str, Any] = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
-        bar["gid"] = f"{TIP}{visible(recipe)}: {_mean(score, spread)} at density {density:.3g}"
-        _point(axis, (score, density), style, rank, 4 if rank else 3, **bar)
-        named.add(label)
-    axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
-    for number, i in enumerate([] if few else front, 1):
-        axis.plot([], [], " ", label=plotted(f"{number}  {points['recipe', ''][i]}"))
-    axis.set(
-        xlabel=plotted(with_unit(metric, names)) + ("" if higher_is_better else ", smaller is better"),
-        ylabel=plotted(f"performance density{f' ({unit})' if unit else ''}"),
-        title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
-    )
-    axis.margins(0.08)
-    axis.legend(fontsize=8, loc="best")
-    return figure
-
-
-def score_by_window(points: pd.DataFrame, metric: str, task: str, names: Mapping[str, str] = {}) -> Figure:
-    """Draw score against T (Fig. 4). points: columns window, recipe, score."""
-    figure, [axis] = axes_of(1, height=3.8)
-    groups = list(points.groupby("recipe", sort=True))
-    for i, (recipe, group) in enumerate(groups):
-        runs = group.groupby("window")["score"]
-        mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
-        apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
-        label, marker, colour = plotted(f"{recipe} ({_counts(runs.size())})"), MARKERS[i % 7], COLOURS[i % 7]
-        axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
-        for window in mean.index:
-            tip = f"{TIP}{visible(recipe)}, T = {window}: {_mean(mean[window], spread[window])}"
-            axis.plot(window * apart, mean[window], marker, color=colour, gid=tip)
-    axis.set_xscale("log", base=2)
-    windows = sorted(points["window"].unique())
-    axis.set_xticks(windows, [str(window) for window in windows])
-    axis.minorticks_off()
-    title = f"{task}: mean and standard deviation over seeds"
-    axis.set(xlabel="window T (samples)", ylabel=plotted(with_unit(metric, names)), title=title)
-    axis.legend(fontsize=7)
-    return figure
-
-
 def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
     """Draw histograms of features (Fig. 2), with the range of their grids shaded.
 
@@ -255,7 +199,7 @@ def feature_histograms(sites: Sequence[Entry], row: Row) -> Figure:
         axis.set(yscale="log", ylim=(0.5, 2 * counts.max()))
         outside = (site["below"] + site["above"]) / site["elements"]
         bits = f"{site['bits']} bits, d* = {site['decimal']}, {outside:.2%} outside"
-        axis.set_title(f"{plotted(site['site'])}\n{bits}", fontsize=_SMALL)
+        axis.set_title(f"{plotted(site['site'])}\n{bits}", fontsize=7)
         axis.tick_params(labelsize=7)
         axis.set_ylabel("" if i % columns else "elements", fontsize=7)
         axis.set_xlabel("value", fontsize=7)
@@ -284,7 +228,7 @@ def feature_tails(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         axis.stairs(*shown, fill=True, color=COLOURS[place % 7])
         title = "\n".join([*label.split("  "), f"up to {far:.0f}"])
         axis.set(yscale="log", xlabel="value / root mean square", title=title)
-        axis.title.set_fontsize(_SMALL)
+        axis.title.set_fontsize(7)
     axes[0].set_ylabel("share of values")
     return figure
 
@@ -305,60 +249,90 @@ def feature_masks(features: Mapping[str, Pixels], channels: int = 16) -> Figure:
     return figure
 
 
-def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
-    """Draw pictures (H, W, 3) of one size side by side, each under its recipe.
+def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
+    """Colour active phases: by events of the timeline, or else by epochs."""
+    if timeline is None:
+        phases = list(zip(curve["epoch"] - 1, curve["epoch"], curve["phase"], strict=True))
+    else:
+        events = (0, *timeline.prune_steps, timeline.weight_step, timeline.feature_step)
+        steps = sorted({step for step in events if step is not None})
+        ends, length = [*steps[1:], curve["step"].max()], timeline.steps_per_epoch
+        phases = [(a / length, b / length, timeline.phase(a)) for a, b in zip(steps, ends, strict=True)]
+    names = {"P": "pruned", "Q": "quantized", "PQ": "pruned and quantized"}
+    for kind, group in itertools.groupby(phases, key=lambda phase: "".join(c for c in "PQ" if c in str(phase[2]))):
+        spans = list(group)
+        if kind:  # neighbours of one colour as one span: a seam would show
+            axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=names.pop(kind, None))
+    axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    Columns of pixels that are the same in all of them (inputs and targets) are shown once.
+
+def _curve(axis: Axes, curve: pd.DataFrame, column: str, colour: str) -> None:
+    """Draw a column over epochs; each point has a tip, also where it has no dot."""
+    points = curve.loc[np.isfinite(curve[column]), ["epoch", column]]
+    tips = tip(*(f"epoch {epoch:g}: {value:.4g}" for epoch, value in points.itertuples(index=False)))
+    look: dict[str, Any] = {} if _dots(curve) else {"mfc": (0, 0, 0, 0), "mec": (0, 0, 0, 0)}  # for the pointer alone
+    axis.plot(points["epoch"], points[column], color=colour, marker="o", gid=tips, **look)
+
+
+def _dots(curve: pd.DataFrame) -> str | None:
+    return "o" if len(curve) <= 30 else None
+
+
+def density_against_score(runs: pd.DataFrame, task: str, metric: str, higher_is_better: bool, unit: str = "") -> Figure:
+    """Draw density (accounting `actual`) against score with the Pareto front.
+
+    runs: columns recipe, order, score, density; one line per run. A point is the mean of a recipe, its bar the
+    standard deviation. Many recipes are coloured by their order. unit: of density.
     """
-    panels = _shared_once(pictures)
-    bands = max(1, sum(name == "input" for name, _ in panels))  # of samples beside each other, a line each
-    most = min(PANELS_IN_A_LINE, -(-len(panels) // bands))
-    lines = [panels[i : i + most] for i in range(0, len(panels), most)]
-    widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
-    width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
-    tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
-    titles = [_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)) for name, picture in panels]
-    above = 0.15 + 0.14 * max(title.count("\n") + 1 for title in titles)  # inches
-    figure = Figure(figsize=(width, (tall + above) * len(lines) + 0.4), layout="constrained")
-    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
-    titled = iter(titles)
-    for part, line, filled in zip(parts, lines, widths, strict=True):
-        empty = max(widths) - filled
-        ratios = [picture.shape[1] for _, picture in line] + ([empty] if empty > 0 else [])
-        grid = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
-        for axis in grid:
-            axis.axis("off")
-        for axis, (_, picture) in zip(grid, line, strict=False):
-            axis.imshow(picture, interpolation="none")
-            axis.set_title(next(titled), fontsize=_SMALL)
-    figure.suptitle(plotted(title), fontsize=9)
+    figure, [axis] = axes_of(1, height=4.4)
+    points = runs.groupby(["recipe", "order"], sort=True)[["score", "density"]].agg(["mean", "std"]).reset_index()
+    scores, densities = points["score", "mean"], points["density", "mean"]
+    front = pareto_front(scores.tolist(), densities.tolist(), higher_is_better)
+    few, orders = len(points) <= MOST_IN_LEGEND, sorted(runs["order"].unique())
+    named: set[str] = set()
+    for i, (recipe, order, score, spread, density, _) in enumerate(points.itertuples(index=False, name=None)):
+        place, label = (i, plotted(recipe)) if few else (orders.index(order), order.replace("_", " "))
+        style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
+        rank = "" if few or i not in front else str(front.index(i) + 1)
+        bar: dict[str, Any] = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
+        bar["gid"] = tip(f"{recipe}: {_mean(score, spread)} at density {density:.3g}")
+        _point(axis, (score, density), style, rank, 4 if rank else 3, **bar)
+        named.add(label)
+    axis.plot(scores.iloc[front], densities.iloc[front], color="#888888", lw=1, ls="--", label="Pareto front")
+    for number, i in enumerate([] if few else front, 1):
+        axis.plot([], [], " ", label=plotted(f"{number}  {points['recipe', ''][i]}"))
+    axis.set(
+        xlabel=plotted(with_unit(metric)) + ("" if higher_is_better else ", smaller is better"),
+        ylabel=plotted(f"performance density{f' ({unit})' if unit else ''}"),
+        title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
+    )
+    axis.margins(0.08)
+    axis.legend(fontsize=8, loc="best")
     return figure
 
 
-def _wrapped(name: str, inches: float) -> str:
-    """Break a recipe before arrows, and where a line would run into the next column."""
-    characters = max(1, int(inches * 72 / (0.6 * _SMALL)))  # a letter is some 0.6 of its height wide
-    lines = [plotted(line) for line in name.replace("->", "\n->").splitlines()]
-    return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
-
-
-def _shared_once(pictures: Mapping[str, Pixels]) -> list[tuple[str, Pixels]]:
-    """Divide pictures into panels: a band of columns that all share (input; at the right end, target) is one panel."""
-    stack = np.stack(list(pictures.values()))
-    differs = (stack != stack[0]).any(axis=(0, 1, 3))
-    if not differs.any():  # one picture, or the same one for all
-        return list(pictures.items())
-    edges = [0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]
-    for start, stop in itertools.pairwise(edges):
-        if stop - start <= 8:  # a gap of the grid, or by chance
-            differs[start:stop] = True
-    panels = []
-    for start, stop in itertools.pairwise([0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]):
-        if differs[start]:
-            panels += [(name, picture[:, start:stop]) for name, picture in pictures.items()]
-        else:
-            panels.append(("target" if stop == len(differs) else "input", stack[0][:, start:stop]))
-    return panels
+def score_by_window(points: pd.DataFrame, metric: str, task: str) -> Figure:
+    """Draw score against T (Fig. 4). points: columns window, recipe, score."""
+    figure, [axis] = axes_of(1, height=3.8)
+    groups = list(points.groupby("recipe", sort=True))
+    for i, (recipe, group) in enumerate(groups):
+        runs = group.groupby("window")["score"]
+        mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
+        apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
+        label, marker, colour = plotted(f"{recipe} ({_counts(runs.size())})"), MARKERS[i % 7], COLOURS[i % 7]
+        axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
+        for window in mean.index:
+            text = f"{recipe}, T = {window}: {_mean(mean[window], spread[window])}"
+            axis.plot(window * apart, mean[window], marker, color=colour, gid=tip(text))
+    axis.set_xscale("log", base=2)
+    windows = sorted(points["window"].unique())
+    axis.set_xticks(windows, [str(window) for window in windows])
+    axis.minorticks_off()
+    title = f"{task}: mean and standard deviation over seeds"
+    axis.set(xlabel="window T (samples)", ylabel=plotted(with_unit(metric)), title=title)
+    axis.legend(fontsize=7)
+    return figure
 
 
 def search_fronts(table: pd.DataFrame, metric: str, title: str, limits: Mapping[str, float], complete: bool) -> Figure:
@@ -429,31 +403,57 @@ def _point(
         axis.annotate(text, at, zorder=zorder + 0.5, **look)  # errorbar draws its markers a bit above its own zorder
 
 
-def _shade(axis: Axes, curve: pd.DataFrame, timeline: Timeline | None) -> None:
-    """Colour active phases: by events of the timeline, or else by epochs."""
-    if timeline is None:
-        phases = list(zip(curve["epoch"] - 1, curve["epoch"], curve["phase"], strict=True))
-    else:
-        events = (0, *timeline.prune_steps, timeline.weight_step, timeline.feature_step)
-        steps = sorted({step for step in events if step is not None})
-        ends, length = [*steps[1:], curve["step"].max()], timeline.steps_per_epoch
-        phases = [(a / length, b / length, timeline.phase(a)) for a, b in zip(steps, ends, strict=True)]
-    names = {"P": "pruned", "Q": "quantized", "PQ": "pruned and quantized"}
-    for kind, group in itertools.groupby(phases, key=lambda phase: "".join(c for c in "PQ" if c in str(phase[2]))):
-        spans = list(group)
-        if kind:  # neighbours of one colour as one span: a seam would show
-            axis.axvspan(spans[0][0], spans[-1][1], color=PHASES[kind], lw=0, zorder=0, label=names.pop(kind, None))
-    axis.set_xlim(0, max(curve["epoch"].max(), 1) * 1.01)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+def side_by_side(pictures: Mapping[str, Pixels], title: str = "") -> Figure:
+    """Draw pictures (H, W, 3) of one size side by side, each under its recipe.
+
+    Columns of pixels that are the same in all of them (inputs and targets) are shown once.
+    """
+    panels = _shared_once(pictures)
+    bands = max(1, sum(name == "input" for name, _ in panels))  # of samples beside each other, a line each
+    most = min(PANELS_IN_A_LINE, -(-len(panels) // bands))
+    lines = [panels[i : i + most] for i in range(0, len(panels), most)]
+    widths = [sum(picture.shape[1] for _, picture in line) for line in lines]
+    width = max(WIDTH, min(13.0, max(widths) / 150))  # inches; one dot to a pixel where that fits
+    tall = 0.95 * panels[0][1].shape[0] / max(widths) * width  # a twentieth goes to the gaps
+    titles = [_wrapped(name, 0.9 * width * picture.shape[1] / max(widths)) for name, picture in panels]
+    above = 0.15 + 0.14 * max(title.count("\n") + 1 for title in titles)  # inches
+    figure = Figure(figsize=(width, (tall + above) * len(lines) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    titled = iter(titles)
+    for part, line, filled in zip(parts, lines, widths, strict=True):
+        empty = max(widths) - filled
+        ratios = [picture.shape[1] for _, picture in line] + ([empty] if empty > 0 else [])
+        grid = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+        for axis in grid:
+            axis.axis("off")
+        for axis, (_, picture) in zip(grid, line, strict=False):
+            axis.imshow(picture, interpolation="none")
+            axis.set_title(next(titled), fontsize=SMALL)
+    figure.suptitle(plotted(title), fontsize=9)
+    return figure
 
 
-def _curve(axis: Axes, curve: pd.DataFrame, column: str, colour: str) -> None:
-    """Draw a column over epochs; each point has a tip, also where it has no dot."""
-    points = curve.loc[np.isfinite(curve[column]), ["epoch", column]]
-    tips = BETWEEN_TIPS.join(f"epoch {epoch:g}: {value:.4g}" for epoch, value in points.itertuples(index=False))
-    look: dict[str, Any] = {} if _dots(curve) else {"mfc": (0, 0, 0, 0), "mec": (0, 0, 0, 0)}  # for the pointer alone
-    axis.plot(points["epoch"], points[column], color=colour, marker="o", gid=TIP + tips, **look)
+def _wrapped(name: str, inches: float) -> str:
+    """Break a recipe before arrows, and where a line would run into the next column."""
+    characters = max(1, int(inches * 72 / (0.6 * SMALL)))  # a letter is some 0.6 of its height wide
+    lines = [plotted(line) for line in name.replace("->", "\n->").splitlines()]
+    return "\n".join(part for line in lines for part in wrap(line, characters, break_long_words=False))
 
 
-def _dots(curve: pd.DataFrame) -> str | None:
-    return "o" if len(curve) <= 30 else None
+def _shared_once(pictures: Mapping[str, Pixels]) -> list[tuple[str, Pixels]]:
+    """Divide pictures into panels: a band of columns that all share (input; at the right end, target) is one panel."""
+    stack = np.stack(list(pictures.values()))
+    differs = (stack != stack[0]).any(axis=(0, 1, 3))
+    if not differs.any():  # one picture, or the same one for all
+        return list(pictures.items())
+    edges = [0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]
+    for start, stop in itertools.pairwise(edges):
+        if stop - start <= 8:  # a gap of the grid, or by chance
+            differs[start:stop] = True
+    panels = []
+    for start, stop in itertools.pairwise([0, *np.flatnonzero(np.diff(differs)) + 1, len(differs)]):
+        if differs[start]:
+            panels += [(name, picture[:, start:stop]) for name, picture in pictures.items()]
+        else:
+            panels.append(("target" if stop == len(differs) else "input", stack[0][:, start:stop]))
+    return panels

@@ -24,13 +24,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from qprune.compression.plan import INPUT
-from qprune.config.schema import SlotsSection
-from qprune.config.signature import MACHINE_KEYS, later_at_default, without
 from qprune.errors import UserError, counted, visible
-from qprune.reporting import figures, tables
-from qprune.reporting.comparison import METHOD, compare_orders, differing_keys, in_words, too_few_text
-from qprune.reporting.figures import Names, Pixels
-from qprune.reporting.summary import summaries
+from qprune.reporting import figures, table_text
+from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
+from qprune.reporting.figures import Pixels
+from qprune.reporting.recipes import recipes
+from qprune.reporting.tables import Joined
 from qprune.runs import folder as run_files
 from qprune.runs.folder import RunFolder
 from qprune.runs.row import Row
@@ -46,8 +45,9 @@ _FILES_OF_DRAWN = (run_files.PLAN_FILE, run_files.METRICS_FILE)
 _PER_BOP = "density per effective BOP"
 _HEADINGS = ("run", "task", "recipe", "seed", "score", "size Mb", "density", _PER_BOP, "budget", "data", "notes")
 _FILTERS = ("task", "budget", "data")
+_SUMMARY_HEADINGS = ("model", "recipe", "score", "size Mb", "smaller", "density")
+_LOSS = 0.01  # of the float network's score, that the smallest model may lose
 Picture = tuple[str, str, Figure]  # name of the files, caption, figure
-Joined = tuple[tables.Table, Sequence[pd.DataFrame]]  # a table and its joined parts
 
 
 def page(
@@ -55,11 +55,9 @@ def page(
 ) -> str:
     """Write the page and its figures; what is wrong goes to the store's problems.
 
-    joined: figures use the tables' names of scores and units. runs_drawn: runs whose own figures are in the page, a
+    runs_drawn: runs whose own figures are in the page, a
     seed of every recipe before the others. note: called with the caption of each figure that is drawn.
     """
-    parts = [part for table, _ in joined for part in table.parts]
-    names, units = {part.metric: part.unit for part in parts}, {part.task: part.density_unit for part in parts}
     comparisons = compare_orders(store)
     store.check(list(store.rows))
     for read in (RunFolder.check_all, RunFolder.config):
@@ -71,33 +69,22 @@ def page(
         store.rows.values(),
         key=lambda row: (*_conditions(row), row.notation, _natural(labels[row.signature]), row.seed),
     )
-    chosen = {row.signature for row in _first(store, rows, runs_drawn)}
+    chosen = {row.signature for row in _first(rows, labels, runs_drawn)}
     lines = [_cells(row, labels) for row in rows]
     headings = [name for name in _HEADINGS if name != _PER_BOP or any(line[name] for line in lines)]
 
-    def saved(pictures: Iterator[Picture]) -> list[dict[str, str]]:
-        found = []
-        for name, caption, figure in pictures:
-            note(f"{caption}: {name}")
-            svg = figures.save(figure, figure_folder, name)
-            inline = "" if b"<image" in svg else _element(svg, caption)
-            data = "" if inline else _webp(figure_folder / f"{name}.png")
-            found.append({"data": data, "svg": inline, "caption": caption, "name": name})
-        return found
-
-    def details(row: Row) -> dict[str, Any]:
-        place, is_drawn = store.folders[row.signature].path, row.signature in chosen
-        texts = {}
-        for name in (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ())):
-            if (content := store.stored(row.signature, partial(RunFolder.checked_content, name=name))) is not None:
-                texts[name] = content.decode(errors="replace")
-        pictures = saved(figures_of_run(store, row, names)) if is_drawn else []
-        return {"name": f"{row.task}/{visible(place.name)}", "figures": pictures, "files": texts}
-
-    summary = list(summaries(rows, lambda group: recipes(store, group), names))
-    drawn = saved(figures_of_runs(store, rows, names, units))
+    summary = list(summaries(rows, lambda group: recipes(store, group)))
+    drawn = _saved(figures_of_runs(store, rows), figure_folder, note)
     opening = next((each for each in drawn if summary and each["name"] == f"{summary[0]['name']}-density"), None)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    details = {}
+    for row in rows:
+        is_drawn = row.signature in chosen
+        details[row.signature[:10]] = {
+            "name": f"{row.task}/{visible(store.folders[row.signature].path.name)}",
+            "figures": _saved(figures_of_run(store, row), figure_folder, note) if is_drawn else [],
+            "files": _files(store, row, (*_FILES, *(_FILES_OF_DRAWN if is_drawn else ()))),
+        }
     template = environment.from_string((files("qprune.reporting") / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title="Pruning and quantization, in either order",
@@ -108,16 +95,37 @@ def page(
         decided=[each for each in comparisons if each.can_decide],
         too_few_text=too_few_text,
         method=METHOD,
-        tables=[{"name": t.name, "title": t.title, "layout": tables.layout(parts)} for t, parts in joined],
-        letter=tables.letter,
+        tables=[{"table": each.table, "layout": table_text.layout(each.parts)} for each in joined],
+        letter=table_text.letter,
         figures=[each for each in drawn if each is not opening],
         run_headings=headings,
         runs=[{"key": line["run"], "cells": [line[name] for name in headings]} for line in lines],
         filters={name: sorted({line[name] for line in lines}) for name in _FILTERS},
-        details=_packed({row.signature[:10]: details(row) for row in rows}),
+        details=_packed(details),
         left=len(rows) - len(chosen),
         problems=store.problems,
     )
+
+
+def _saved(pictures: Iterator[Picture], folder: Path, note: Callable[[str], None]) -> list[dict[str, str]]:
+    """Write figures into `folder`, and return what the page shows of each: an SVG, or a bitmap where it has pixels."""
+    found = []
+    for name, caption, figure in pictures:
+        note(f"{caption}: {name}")
+        svg = figures.save(figure, folder, name)
+        inline = "" if b"<image" in svg else _element(svg, caption)
+        data = "" if inline else _webp(folder / f"{name}.png")
+        found.append({"data": data, "svg": inline, "caption": caption, "name": name})
+    return found
+
+
+def _files(store: Store, row: Row, names: Sequence[str]) -> dict[str, str]:
+    """Return the text of files of a run; a broken one is a problem of the store."""
+    texts = {}
+    for name in names:
+        if (content := store.stored(row.signature, partial(RunFolder.checked_content, name=name))) is not None:
+            texts[name] = content.decode(errors="replace")
+    return texts
 
 
 def _conditions(row: Row) -> tuple[str, str, str]:
@@ -168,12 +176,56 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
-def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
+def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
+
+    recipes: names the recipe of each run of a group, by signature.
+    """
+    groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
+    for row in rows:
+        key = (row.budget, row.data_source, row.metric, row.arithmetic)
+        groups.setdefault(row.task, {}).setdefault(key, []).append(row)
+    chosen = [min(found.values(), key=_rank) for found in groups.values()]
+    for group in sorted(chosen, key=_rank):
+        row = group[0]
+        heading = f"{row.task}, budget {row.budget}, {row.data_source} data: score is {figures.with_unit(row.metric)}"
+        lines, name = list(_lines(group, recipes(group))), f"{row.task}-{row.budget}-{row.data_source}"
+        yield {"heading": heading, "headings": _SUMMARY_HEADINGS, "lines": lines, "name": name}
+
+
+def _rank(group: Sequence[Row]) -> tuple[bool, int]:
+    return bool(group[0].marks), -len(group)
+
+
+def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:
+    cells = [(recipes[row.signature], row.score, row.size_bits() / 1e6, row.density_actual) for row in group]
+    runs = pd.DataFrame(cells, columns=["recipe", "score", "size", "density"])
+    how = {"score": ["mean", "std", "count"], "size": "mean", "density": "mean"}
+    models = runs.groupby("recipe", sort=False).agg(how).set_axis(["score", "sd", "n", "size", "density"], axis=1)
+    sign = 1 if group[0].higher_is_better else -1
+    floats, packed = models[models.index == "Baseline"], models[models.index != "Baseline"]
+    whole = floats.iloc[0] if len(floats) else None
+    chosen = {} if whole is None else {"float network": whole}
+    if len(packed):
+        chosen["best score"] = packed.sort_values("score", ascending=sign < 0).iloc[0]
+        chosen["densest"] = packed.sort_values("density").iloc[-1]
+    if whole is not None:
+        good = packed[sign * (packed["score"] - whole["score"]) >= -_LOSS * abs(whole["score"])]
+        if len(good):
+            chosen[f"smallest that loses at most {_LOSS:.0%}"] = good.sort_values("size").iloc[0]
+    for name, model in chosen.items():
+        spread = f" ± {model['sd']:.2f}" if model["n"] > 1 else ""
+        score = f"{model['score']:.2f}{spread}, n = {model['n']:.0f}"
+        ratio = "" if whole is None or model is whole else f"{digits(whole['size'] / model['size'], 2)} times"
+        yield [name, str(model.name), score, digits(model["size"]), ratio, digits(model["density"])]
+
+
+def figures_of_run(store: Store, row: Row) -> Iterator[Picture]:
     """Draw the figures of one run; a missing file has no figure, a broken one is a problem of the store."""
     place, timeline = store.folders[row.signature].path, store.timeline(row.signature)
     curve, operators = store.stored(row.signature, RunFolder.metrics), store.stored(row.signature, _operators) or []
     if curve is not None and len(curve) and set(curve) >= _CURVE:
-        drawing = figures.training_curve(curve, timeline, row, names)
+        drawing = figures.training_curve(curve, timeline, row)
         yield f"{place.name}-curve", "Loss and score over epochs", drawing
         if operators:
             drawing = figures.over_time(curve, operators, timeline, row)
@@ -188,8 +240,8 @@ def figures_of_run(store: Store, row: Row, names: Names) -> Iterator[Picture]:
         yield f"{place.name}-masks", "Feature masks; black is pruned", figures.feature_masks(found)
 
 
-def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Names) -> Iterator[Picture]:
-    """Draw the figures over runs of one task, budget, data and metric."""
+def figures_of_runs(store: Store, rows: Sequence[Row]) -> Iterator[Picture]:
+    """Draw the figures over runs of one task, budget, data and metric; recipes stand in the order of the rows."""
     for key in sorted({(row.task, row.budget, row.data_source, row.metric) for row in rows}):
         group = [row for row in rows if (row.task, row.budget, row.data_source, row.metric) == key]
         name, head = "-".join(key[:3]), f"{key[0]}, budget {key[1]}, {key[2]} data"
@@ -199,13 +251,13 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
         if len(set(labels.values())) > 1:
             points = [(labels[row.signature], row.order, row.score, row.density_actual) for row in group]
             table = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
-            better, unit = group[0].higher_is_better, units.get(key[0], "")
-            drawing = figures.density_against_score(table, key[0], key[3], better, unit, names)
+            better, unit = group[0].higher_is_better, max(row.density_unit for row in group)  # old rows lack it
+            drawing = figures.density_against_score(table, key[0], key[3], better, unit)
             caption = f"{head}{marked_text}: density (sizes as stored) against score, means over seeds"
             yield f"{name}-density", caption, drawing
         windows = scores_by_window(store, group)
         if windows["window"].nunique() > 1:
-            drawing = figures.score_by_window(windows, key[3], key[0], names)
+            drawing = figures.score_by_window(windows, key[3], key[0])
             yield f"{name}-window", f"{head}{marked_text}: score against window T", drawing
         yield from _samples(store, group, labels, name, head)
     for conditions in sorted({(row.budget, row.data_source) for row in rows}):
@@ -219,28 +271,6 @@ def figures_of_runs(store: Store, rows: Sequence[Row], names: Names, units: Name
             budget, data = conditions
             caption = f"budget {budget}, {data} data: features of the tasks on their test sets, before quantization"
             yield f"{budget}-{data}-tails", caption, figures.feature_tails(runs)
-
-
-def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> dict[str, str]:
-    """Name each run's recipe: its notation, and keys that distinguish it.
-
-    Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
-    most runs have.
-    """
-    times = (f"schedule.{key}" for key in ("t_qw", "t_qf", "t_p", "dt_p", "n"))
-    dropped = frozenset((*MACHINE_KEYS, "seed", *times, *ignored))
-    by_notation: dict[str, dict[str, dict[str, Any]]] = {}
-    names = {row.signature: f"{row.notation} (no config)" for row in rows}
-    for row in rows:
-        if (config := store.stored(row.signature, RunFolder.config)) is not None:
-            kept = without(config, dropped.union(later_at_default(config))) | {"arithmetic": row.arithmetic}
-            if slots := (kept.get("schedule") or {}).pop("slots", None):
-                kept["slots"] = str(SlotsSection.model_validate(slots)).removeprefix("slots ")
-            by_notation.setdefault(row.notation, {})[row.signature] = kept
-    for notation, configs in by_notation.items():
-        keys = differing_keys(list(configs.values()), in_words)
-        names |= {name: ", ".join(filter(None, (notation, own))) for name, own in zip(configs, keys, strict=True)}
-    return names
 
 
 def scores_by_window(store: Store, rows: Sequence[Row]) -> pd.DataFrame:
@@ -258,8 +288,7 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
     """Draw pictures side by side: the least seed of the recipes with most seeds."""
     seeds = Counter(labels[row.signature] for row in rows)
     first: dict[str, Row] = {}
-    in_order = sorted(rows, key=lambda row: (row.notation, _natural(labels[row.signature]), row.seed))
-    for row in sorted(in_order, key=lambda row: row.order != "baseline"):
+    for row in sorted(rows, key=lambda row: row.order != "baseline"):
         first.setdefault(labels[row.signature], row)
     shown = sorted(first, key=lambda label: (first[label].order != "baseline", -seeds[label]))[:RECIPES_IN_A_PICTURE]
     if len(shown) < len(first):
@@ -276,12 +305,11 @@ def _samples(store: Store, rows: Sequence[Row], labels: Mapping[str, str], name:
         yield f"{name}-{stem}{size}", f"{head}: pictures of {stem}, side by side", drawing
 
 
-def _first(store: Store, rows: Sequence[Row], most: int) -> list[Row]:
+def _first(rows: Sequence[Row], labels: Mapping[str, str], most: int) -> list[Row]:
     """Choose `most` rows: first seeds, of recipes with most seeds, then others."""
-    labels = recipes(store, rows)
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        seeds.setdefault((row.task, row.budget, row.data_source, labels[row.signature]), []).append(row)
+        seeds.setdefault((*_conditions(row), labels[row.signature]), []).append(row)
     ranked = [(place, -len(group), row) for group in seeds.values() for place, row in enumerate(group)]
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:most]]
 

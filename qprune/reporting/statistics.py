@@ -96,7 +96,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, fl
     """Return the two-sided t interval of the mean; NaN with fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * _error(values)
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(stats.sem(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
@@ -135,13 +135,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
 def _beyond(distance: float, values: Sequence[float]) -> float:
     """Return the probability that the mean's t is as far beyond its expectation as `distance`."""
-    error = _error(values)
+    error = float(stats.sem(values))
     ratio = distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
     return float(stats.t.sf(ratio, len(values) - 1))

@@ -241,12 +241,6 @@ class RunFolder:
         write_atomically(self.path / name, content)
         self.written[name] = sum_of(content)
 
-    def add(self, name: str, content: bytes) -> None:
-        """Write a further file of a finished run, with its checksum where it has checksums."""
-        self.write(name, content)
-        if sums := self._sums():
-            self.write_sums(sums | self.written)
-
     def write_sums(self, sums: Mapping[str, str]) -> None:
         """Write the checksums of the run's files."""
         lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]

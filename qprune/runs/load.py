@@ -14,15 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from qprune.atomic_write import json_bytes
 from qprune.compression.compressor import Compressor
 from qprune.compression.prepare import find_operators
 from qprune.compression.quantizer import Quantizer
 from qprune.config.build import Recipe
 from qprune.config.schema import RunConfig
 from qprune.errors import TRUST_VARIABLE, UserError
-from qprune.runs.folder import CONFIG_FILE, HISTOGRAMS_FILE, NETWORK_FILE, RunFolder
-from qprune.runs.histograms import Enough, feature_histograms
+from qprune.runs.folder import CONFIG_FILE, NETWORK_FILE, RunFolder
+from qprune.runs.histograms import Enough
 from qprune.runs.row import Row
 from qprune.training.distributed import choose_device
 from qprune.training.setup import attach_operators, build_task
@@ -155,14 +154,6 @@ class _FunctionAsNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function[0](x)
-
-
-def count_features(folder: Path) -> None:
-    """Write the histograms of a finished run that has none. Raises UserError."""
-    root = os.environ.get("QPRUNE_DATA")
-    run = FinishedRun.load(str(folder), folder.parent, {"data.root": root} if root else None)
-    with run.evaluating():
-        RunFolder(folder).add(HISTOGRAMS_FILE, json_bytes(feature_histograms(run.task.network, run.task.evaluate)))
 
 
 def copy_fraction_bits(network: nn.Module, run: RunFolder) -> None:

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class CropAndFlip:
-    """Pad with `margin` zeros on each side, crop to the old size at a random place, flip half of the pictures.
+    """Crop squares of `size` pixels from pictures of `side` pixels at random places, and flip half of them.
 
-    The zeros are those of the raw picture, before normalization, as usual for CIFAR-10.
+    padding: zeros around a picture before it is cropped, those of the raw picture, as usual for CIFAR-10.
     """
 
-    def __init__(self, margin: int = 4) -> None:
-        self.margin = margin
+    def __init__(self, size: int, side: int, padding: int = 0) -> None:
+        self.size, self.padding = size, padding
+        self.last = side + 2 * padding - size  # row or column at which a crop can begin
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Draw (samples, 3) on the CPU: shifts down and right in -margin..margin pixels, and 1 for a flip."""
-        shifts = torch.randint(-self.margin, self.margin + 1, (samples, 2), generator=generator)
-        mirrored = torch.randint(0, 2, (samples, 1), generator=generator)
-        return torch.cat((shifts, mirrored), dim=1)
+        """Draw (samples, 3) on the CPU: first row, first column, and 1 for a flip."""
+        corners = torch.randint(0, self.last + 1, (samples, 2), generator=generator)
+        return torch.cat((corners, torch.randint(0, 2, (samples, 1), generator=generator)), dim=1)
 
     def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """Return `pictures` (N, C, H, W) at `rows` (B,), shifted and flipped by `drawn` (B, 3): (B, C, H, W)."""
-        channels, height, width = pictures.shape[1:]
+        """Return `pictures` (N, C, S, S) at `rows` (B,), cropped and flipped by `drawn` (B, 3): (B, C, size, size)."""
+        padded = F.pad(pictures.index_select(0, rows), [self.padding] * 4)
+        samples, channels = (torch.arange(count, device=pictures.device) for count in padded.shape[:2])
+        along = torch.arange(self.size, device=pictures.device)
         down, right, mirrored = (drawn[:, i, None] for i in range(3))
-        y = torch.arange(height, device=pictures.device) + down  # (B, H): the source row of each row
-        across = torch.arange(width, device=pictures.device)
-        x = torch.where(mirrored.bool(), width - 1 - across, across) + right  # (B, W)
-        inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
-        cropped = pictures[
-            rows[:, None, None, None],
-            torch.arange(channels, device=pictures.device)[:, None, None],
-            y.clamp(0, height - 1)[:, None, :, None],
-            x.clamp(0, width - 1)[:, None, None, :],
-        ]
-        return cropped * inside
+        y = along + down  # (B, size): the source row of each row
+        x = torch.where(mirrored.bool(), self.size - 1 - along, along) + right
+        return padded[samples[:, None, None, None], channels[:, None, None], y[:, None, :, None], x[:, None, None, :]]

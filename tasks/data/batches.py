@@ -1,29 +1,14 @@
-"""Training batches from tensors in memory, gathered several at a time, without Python per sample."""
+"""Training batches from tensors in memory, without Python per sample."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.seeds import generator
-
-# Batches per gather: in a step of three milliseconds, a gather per batch takes a noticeable part.
-_GATHERED_AT_ONCE = 16
-
-
-class Augmentation(Protocol):
-    """Random changes of pictures; draws are separate, so that they do not depend on the device."""
-
-    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Draw the random numbers of `samples` pictures, (samples, ...), on the CPU."""
-        ...
-
-    def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """Return `pictures[rows]`, (B, C, H, W), changed by `drawn`, (B, ...)."""
-        ...
 
 
 class TensorBatches(nn.Module):
@@ -49,7 +34,7 @@ class TensorBatches(nn.Module):
         *,
         batch_size: int,
         seed: int,
-        augmentation: Augmentation | None = None,
+        augmentation: CropAndFlip | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("inputs", inputs, persistent=False)
@@ -70,13 +55,11 @@ class TensorBatches(nn.Module):
         drawn = None
         if self.augmentation is not None:
             drawn = self.augmentation.draw(self.samples, generator(self.seed, epoch, "augmentation")).to(device)
-        size, first = self.batch_size, start * self.batch_size
-        if self.augmentation is None or drawn is None:
-            for at in range(first, self.samples, _GATHERED_AT_ONCE * size):
-                rows = order[at : at + _GATHERED_AT_ONCE * size]
-                inputs, targets = self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
-                yield from zip(inputs.split(size), targets.split(size), strict=True)
-        else:
-            for at in range(first, self.samples, size):
-                rows = order[at : at + size]
-                yield self.augmentation(self.inputs, rows, drawn[at : at + size]), self.targets.index_select(0, rows)
+        for step in range(start, len(self)):
+            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            rows = order[batch]
+            if self.augmentation is None or drawn is None:
+                inputs = self.inputs.index_select(0, rows)
+            else:
+                inputs = self.augmentation(self.inputs, rows, drawn[batch])
+            yield inputs, self.targets.index_select(0, rows)

@@ -12,15 +12,19 @@ from qprune.errors import UserError
 from qprune.training.task import Limits
 
 
-def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:
-    """Return indices of a fixed part of `total` samples, evenly spread over the set, and a mark if it is not the whole.
+def spread(total: int, wanted: int | None) -> Tensor:
+    """Return the indices of `wanted` of `total` samples, or of all, evenly spread over the set.
 
-    The part follows from the config, and is the same in every epoch and run. It is spread, because neighbours may be
+    They follow from the config, and are the same in every epoch and run. They are spread, because neighbours may be
     alike (patches of one picture).
     """
-    if wanted is None or wanted >= total:
-        return torch.arange(total), []
-    return torch.arange(wanted) * total // wanted, [f"{what}: {wanted} of {total}"]
+    return torch.arange(total) if wanted is None or wanted >= total else torch.arange(wanted) * total // wanted
+
+
+def part(what: str, total: int, wanted: int | None) -> tuple[Tensor, list[str]]:
+    """Return the indices of a part of a set, as `spread` does, and a mark if it is not the whole."""
+    rows = spread(total, wanted)
+    return rows, [] if len(rows) == total else [f"{what}: {wanted} of {total}"]
 
 
 def kept_apart(total: int, fraction: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +38,7 @@ def kept_apart(total: int, fraction: float) -> tuple[Tensor, Tensor]:
             f"data.validation={fraction} of {total} training samples is none; type 0, or at least {1 / total:.2g}"
         )
     chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[part("", total, count)[0]] = True
+    chosen[spread(total, count)] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 

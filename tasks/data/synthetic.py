@@ -41,7 +41,7 @@ def classified_gratings(train: int = 5120, test: int = 1000, size: int = 32, see
         grey = torch.rand(samples, 1, 1, 1, generator=draw)
         pictures = grey + (colour[:, :, None, None] - grey) * stripes[:, None]
         pictures += 0.08 * torch.randn(pictures.shape, generator=draw)
-        sets += [_bytes(pictures), labels]
+        sets += [as_bytes(pictures), labels]
     return ClassifiedPictures(*sets)
 
 
@@ -65,7 +65,7 @@ def textured_pictures(count: int, size: int = 192, seed: int = 0, part: str = "t
             region = torch.sigmoid(4 * (breadth - (band - middle).abs()))
             colour, strength = torch.rand(3, 1, 1, generator=draw), 0.3 * torch.rand(1, generator=draw)
             canvas = canvas + region * (colour + strength * texture - canvas)
-        pixels = _bytes(canvas).permute(1, 2, 0).contiguous().numpy()
+        pixels = as_bytes(canvas).permute(1, 2, 0).contiguous().numpy()
         pictures.append(NamedImage(f"synthetic {part} picture {index}", Image.fromarray(pixels)))
     return pictures
 
@@ -76,5 +76,6 @@ def _along(size: int, angle: Tensor) -> Tensor:
     return x * torch.cos(angle)[:, None, None] + y * torch.sin(angle)[:, None, None]
 
 
-def _bytes(pictures: Tensor) -> Tensor:
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Convert pictures in 0..1 to uint8, rounded."""
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)

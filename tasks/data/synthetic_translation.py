@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qprune.tasks.data.seeds import generator
+from qprune.tasks.data.synthetic import as_bytes
 
 RECTANGLES = 8  # per label map
 # Labels in saturated colours, and what each of them looks like in a picture, in 0..1
@@ -38,7 +39,7 @@ def label_maps_and_pictures(count: int, size: int, part: str, seed: int = 0) -> 
     light = 1 + 0.3 * (torch.rand(count, 1, 1, 1, generator=draw) - 0.5) * (2 * x - 1)
     texture = 0.04 * torch.randn(count, 1, size, size, generator=draw)
     pictures = torch.tensor(SURFACES)[labels].permute(0, 3, 1, 2) * light + texture
-    return torch.cat((_bytes(maps), _bytes(pictures)), dim=1)
+    return torch.cat((as_bytes(maps), as_bytes(pictures)), dim=1)
 
 
 def plain_or_striped(count: int, size: int, part: str, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,7 @@ def _bodies(count: int, size: int, part: str, seed: int, striped: bool) -> Tenso
         brown = torch.tensor([0.5, 0.3, 0.15])[None, :, None, None]
         skin = brown * (0.8 + 0.4 * torch.rand(count, 1, 1, 1, generator=draw)).expand(-1, -1, size, size)
     texture = 0.03 * torch.randn(count, 1, size, size, generator=draw)
-    return _bytes(meadow + body * (skin - meadow) + texture)
+    return as_bytes(meadow + body * (skin - meadow) + texture)
 
 
 def _axes(size: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,3 @@ def _axes(size: int) -> tuple[Tensor, Tensor]:
     along = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(along, along, indexing="ij")
     return y, x
-
-
-def _bytes(pictures: Tensor) -> Tensor:
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Sizes, random crops and conversions of pictures for image-to-image translation."""
+"""Sizes and conversions of pictures for image-to-image translation."""
 
 from __future__ import annotations
 
@@ -46,27 +46,6 @@ def signed(pictures: Tensor) -> Tensor:
 def in_bytes(pictures: Tensor) -> Tensor:
     """Convert pictures (N, 3, H, W) in -1..1 to uint8, truncated as in the authors' code."""
     return pictures.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8)
-
-
-class SquareCrop:
-    """Crop squares of `size` pixels at a random place, and flip half of them."""
-
-    def __init__(self, size: int, stored: int) -> None:
-        self.size, self.margin = size, stored - size
-
-    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Draw (samples, 3) on the CPU: first row, first column, and 1 for a flip."""
-        corners = torch.randint(0, self.margin + 1, (samples, 2), generator=generator)
-        return torch.cat((corners, torch.randint(0, 2, (samples, 1), generator=generator)), dim=1)
-
-    def __call__(self, pictures: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
-        """Return `pictures` (N, C, S, S) at `rows` (B,), cropped and flipped by `drawn` (B, 3): (B, C, size, size)."""
-        down, right, mirrored = (drawn[:, i, None] for i in range(3))
-        along = torch.arange(self.size, device=pictures.device)
-        y = along + down  # (B, size): the source row of each row
-        x = torch.where(mirrored.bool(), self.size - 1 - along, along) + right
-        channels = torch.arange(pictures.shape[1], device=pictures.device)[:, None, None]
-        return pictures[rows[:, None, None, None], channels, y[:, None, :, None], x[:, None, None, :]]
 
 
 def sibling_advice(folder: Path, key: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.errors import UserError
-from qprune.tasks.data.batches import Augmentation
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.images import read_images
 from qprune.tasks.data.seeds import generator
 from qprune.tasks.data.translation import resized
@@ -41,7 +41,7 @@ class UnpairedBatches(nn.Module):
     a: Tensor
     b: Tensor
 
-    def __init__(self, a: Tensor, b: Tensor, *, batch_size: int, seed: int, augmentation: Augmentation) -> None:
+    def __init__(self, a: Tensor, b: Tensor, *, batch_size: int, seed: int, augmentation: CropAndFlip) -> None:
         super().__init__()
         self.register_buffer("a", a, persistent=False)
         self.register_buffer("b", b, persistent=False)

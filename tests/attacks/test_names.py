@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 from qprune.atomic_write import csv_bytes
 from qprune.errors import visible
-from qprune.reporting import figures, tables
+from qprune.reporting import figures, table_text, tables
 from qprune.reporting.report import figures_of_run, figures_of_runs
-from qprune.reporting.terminal import print_table
+from qprune.reporting.table_text import print_table
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from qprune.training.progress import print_text
@@ -192,21 +192,21 @@ def joined_of(draw: random.Random) -> tuple[tables.Table, list[pd.DataFrame]]:
 def test_latex_markdown_csv_and_terminal_tables_show_names(attacks: Attacks) -> None:
     def trial(draw: random.Random) -> None:
         table, parts = joined_of(draw)
-        text = tables.latex(table, parts)
+        text = table_text.latex(table, parts)
         plain = re.sub(r"\\[\\%&$#_{}]|\\\w+\{\}|\$\\(?:to|pm|mid)\$", "", text)
         body = plain.split(r"\midrule")[1].split(r"\bottomrule")[0]
         assert not re.search(r"[%$#~^]|\\(?!\\|text|multicolumn)", body.replace(r"\ ", "")), body
         assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-        columns = len(tables.layout(parts)[0])
+        columns = len(table_text.layout(parts)[0])
         for line in (line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line):
             assert line.count("&") == columns - 1, line
-        lines = tables.markdown(table, parts).splitlines()
+        lines = table_text.markdown(table, parts).splitlines()
         for line in (line for line in lines if line.startswith("|")):
             assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == columns + 1, line
         assert not re.search(r"(?<!\\)[<$]", "\n".join(line for line in lines if not line.startswith("- missing"))), (
             lines
         )
-        rows = list(csv.reader(io.StringIO(tables.csv(parts))))
+        rows = list(csv.reader(io.StringIO(table_text.csv(parts))))
         assert len({len(row) for row in rows}) == 1
         assert len(rows) == 4
         for cell in (cell for row in rows for cell in row):
@@ -238,7 +238,7 @@ def test_figures_of_renamed_runs_are_drawn(attacks: Attacks, runs: list[Path], t
         results, _ = renamed(draw, runs, tmp_path / "place")
         store = Store.read(results)
         rows = list(store.rows.values())
-        pictures = [*figures_of_run(store, rows[0], {}), *figures_of_runs(store, rows, {}, {})]
+        pictures = [*figures_of_run(store, rows[0]), *figures_of_runs(store, rows)]
         name, _, figure = draw.choice(pictures)
         figures.save(figure, tmp_path / "figures", name[:80])
         assert store.problems == []

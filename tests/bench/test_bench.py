@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from bench.__main__ import SECTIONS, main, replace_section
 from bench.compare import Settings, ratios, table
+from bench.tables import measure
 
 
 def steady() -> Callable[[], None]:
@@ -58,10 +58,5 @@ def test_an_unknown_section_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys:
     assert f"'speed' is not a section; give some of {', '.join(SECTIONS)}" in capsys.readouterr().err
 
 
-def test_made_up_runs_are_counted_by_the_tables(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmark_tables.py", "5"])
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "benchmark_tables.py"), run_name="__main__")
-    printed = capsys.readouterr()
-    assert (printed.out.splitlines()[1].split()[0], printed.err) == ("5", "")
+def test_made_up_runs_are_counted_by_the_tables() -> None:
+    assert min(measure(5)) > 0  # it fails unless each run is in a table

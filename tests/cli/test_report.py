@@ -17,10 +17,8 @@ pytest.importorskip("matplotlib")
 
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
-from qprune.runs.execute import execute
 from qprune.runs.folder import ROW_FILE
 from tests.reporting.rows import store_row
-from tests.runs.test_execute import config as toy_config
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
 1,16,float,0.0,0.0,0.001,0.08,29.0
@@ -119,27 +117,11 @@ def test_the_recipe_of_most_seeds_comes_first(tmp_path: Path) -> None:
     ("number", "said"),
     [("-1", "--runs=-1 is not a whole number >= 0"), ("few", "argument --runs: invalid int value: 'few'")],
 )
-def test_the_number_of_runs_ischecked(
+def test_the_number_of_runs_is_checked(
     number: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", f"results_dir={tmp_path}", f"--runs={number}"]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_histograms_are_made_for_runs_that_lack_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    execute(toy_config(tmp_path / "runs"))
-    [path] = tmp_path.rglob("histograms.json")
-    content = path.read_bytes()
-    path.unlink()
-    with Composer() as composer:  # a row without a network
-        store_row(composer, ["task=espcn"], tmp_path / "runs")
-    capsys.readouterr()
-    assert cli.main(["report", "--histograms", f"results_dir={tmp_path / 'runs'}"]) == 1
-    assert path.read_bytes() == content
-    printed = capsys.readouterr()
-    assert f"counted features: {path.parent}" in printed.out
-    assert printed.err.count("left out: no histograms of") == 1
-    assert len(list((tmp_path / "runs" / "figures").glob("*-features.png"))) == 1
 
 
 def test_bad_rows_are_named_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def test_a_sweep_runs_every_combination_and_leaves_nothing(started: list[dict[st
     assert cli.main(typed) == 0
     pairs = [(run["order"], run["seed"]) for run in started]
     assert pairs == [("baseline", 0), ("baseline", 1), ("prune_only", 0), ("prune_only", 1)]
-    assert [path.name for path in (tmp_path / "a b").iterdir()] == ["sweeps"]
+    assert not (tmp_path / "a b" / "multirun").exists()
 
 
 @pytest.mark.parametrize("verb", [["sweep"], ["run", "-m"]])
@@ -44,6 +44,15 @@ def test_a_sweep_goes_on_after_failures_and_names_them_all(
     assert failed == [f"failed: {command.format(order)}: {reason}" for order in ("baseline", "prune_only")]
     [notes] = (tmp_path / "multirun").iterdir()
     assert json.loads((notes / "job-2.json").read_text(encoding="utf-8"))["exit_code"] == 1
+
+
+def test_a_sweep_of_one_run_gives_the_reason_of_its_failure_once(
+    started: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", *SMOKE, "seed=13", f"results_dir={tmp_path}"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out.count("the loss is"), printed.err.count("the loss is")) == (0, 1)
+    assert "\n1 run: 0 finished, 1 failed\n" in printed.out
 
 
 def test_a_signal_stops_a_whole_sweep(

@@ -16,8 +16,8 @@ from qprune.cli.tables import join_all
 from qprune.compression.footprint import paper_footprint
 from qprune.config.build import Recipe
 from qprune.config.compose import TABLE, Composer
-from qprune.reporting.tables import OtherMethod, latex, markdown, table_from
-from qprune.reporting.terminal import missing_text, print_table
+from qprune.reporting.table_text import latex, markdown, missing_text, print_table
+from qprune.reporting.tables import OtherMethod, table_from
 from qprune.runs.folder import ROW_FILE, read_rows
 from qprune.runs.jobs import presets, yaml_value
 from qprune.runs.store import Store
@@ -331,9 +331,9 @@ def test_a_table_fits_a_terminal(width: int, tmp_path: Path) -> None:
             words = [*ESPCN, "order=prune_first", f"seed={seed}"]
             store_row(composer, words, tmp_path / "runs", score=31.0 + seed, marks=["a note"])
     store = Store.read(tmp_path / "runs")
-    [(table, parts, _)] = join_all({"4": presets(TABLE)["4"]}, store, ESPCN, None)
+    [joined] = join_all({"4": presets(TABLE)["4"]}, store, ESPCN, None)
     console = Console(width=width, file=io.StringIO())
-    print_table(console, table, parts)
+    print_table(console, joined.table, joined.parts)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     [ours] = [line.split() for line in lines if line.startswith("P0.5(w,f)->Q8(w,f) [a")]
@@ -354,14 +354,15 @@ def test_a_table_fits_a_terminal(width: int, tmp_path: Path) -> None:
 )
 def test_the_paper_s_values_have_the_paper_s_digits(name: str, label: str, printed: list[str], tmp_path: Path) -> None:
     keys = ["task=pix2pix"] if name == "6" else ["task=cifar"]
-    [(table, parts, _)] = join_all({name: presets(TABLE)[name]}, Store.read(tmp_path), keys, None)
+    [joined] = join_all({name: presets(TABLE)[name]}, Store.read(tmp_path), keys, None)
     text = io.StringIO()
-    print_table(Console(file=text, width=160), table, parts)
+    print_table(Console(file=text, width=160), joined.table, joined.parts)
     [terminal] = [line.split() for line in text.getvalue().splitlines() if line.startswith(label)]
     assert {*printed} - {""} <= {*terminal}
-    [line] = [line for line in markdown(table, parts).splitlines() if re.match(rf"\| {re.escape(label)} (\[|\|)", line)]
+    lines = markdown(joined.table, joined.parts).splitlines()
+    [line] = [line for line in lines if re.match(rf"\| {re.escape(label)} (\[|\|)", line)]
     cells = line.split(" | ")
     assert [cells[3], cells[-1].removesuffix(" |").strip()] == printed
     escaped = label.replace("->", r"$\to$").replace("&", r"\&")
-    [line] = [line for line in latex(table, parts).splitlines() if line.startswith(escaped)]
+    [line] = [line for line in latex(joined.table, joined.parts).splitlines() if line.startswith(escaped)]
     assert [line.split(" & ")[place] for place in (3, -1)] == [printed[0], f"{printed[1]} \\\\"]

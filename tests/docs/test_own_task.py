@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qprune.cli import main as cli
 from tests.cli.errors import error_of
@@ -92,11 +93,10 @@ def test_a_schedule_of_an_order_takes_the_place_of_the_slots(
     path = folder / block.caption
     path.parent.mkdir(parents=True)
     path.write_text(block.text, encoding="utf-8")
-    assert cli.main(["run", *WORDS, "--cfg", "job", "--package", "schedule"]) == 0
+    assert cli.main(["run", *WORDS, "--cfg", "job"]) == 0
     path.unlink()
-    printed = capsys.readouterr().out
-    assert "t_p: 8" in printed
-    assert "slots: null" in printed
+    schedule = yaml.safe_load(capsys.readouterr().out)["schedule"]
+    assert (schedule["t_p"], schedule["slots"]) == (8, None)
 
 
 def test_every_error_of_the_page_is_met(

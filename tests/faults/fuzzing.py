@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from qprune.atomic_write import write_json
-from qprune.cli import exit_codes, failures
+from qprune.cli import failures
 from qprune.config.build import Recipe
 from qprune.config.schema import json_schema
 from qprune.config.types import STRICT, dotted_keys, schema_at
@@ -62,7 +62,7 @@ def verdict(action: Callable[[], Any]) -> str:
         action()
     except Exception as error:
         code, message = failures.explain(error)
-        if "This is a bug of qprune" in message or not message or code not in (exit_codes.USER, exit_codes.FAILURE):
+        if "This is a bug of qprune" in message or not message or code not in (failures.USER, failures.FAILURE):
             raise AssertionError(f"unexplained: {message}") from error
         return "refused"
     return "runs"

@@ -16,7 +16,7 @@ from PIL import Image
 from qprune.compression.schedule import Timeline
 from qprune.config.compose import Composer
 from qprune.reporting import figures, report
-from qprune.reporting.figures import save, with_unit
+from qprune.reporting.figures import save, search_fronts, with_unit
 from qprune.runs.row import Row
 from qprune.runs.store import Store
 from tests.reporting.rows import store_row
@@ -132,7 +132,7 @@ def test_the_front_joins_means_over_seeds() -> None:
         [("a", "prune_first", 30.0, 9.0), ("a", "prune_first", 32.0, 9.0), ("b", "baseline", 35.0, 6.0)],
         columns=["recipe", "order", "score", "density"],
     )
-    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)", {"psnr_db": "PSNR (dB)"}).axes[0]
+    axis = figures.density_against_score(runs, "espcn", "psnr_db", True, "dB/ln(Mb)").axes[0]
     assert list(axis.lines[-1].get_xdata()) == [31.0, 35.0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("PSNR (dB)", "performance density (dB/ln(Mb))")
     axis = figures.density_against_score(runs, "pix2pix", "fid", False).axes[0]
@@ -197,13 +197,13 @@ def test_what_all_pictures_share_is_shown_once() -> None:
 def test_a_run_folder_gives_all_its_figures(row: Row, tmp_path: Path) -> None:
     store = Store.read(tmp_path / "one")
     place = store.folders[row.signature].path
-    assert list(report.figures_of_run(store, row, {})) == []
+    assert list(report.figures_of_run(store, row)) == []
     CURVE.to_csv(place / "metrics.csv", index=False)
     (place / "operators.json").write_text(json.dumps(OPERATORS), encoding="utf-8")
     (place / "histograms.json").write_text("[{", encoding="utf-8")  # not whole: no figure, no failure
-    found = list(report.figures_of_run(store, row, {}))
+    found = list(report.figures_of_run(store, row))
     assert [name.removeprefix(place.name) for name, _, _ in found] == ["-curve", "-time", "-decimals"]
-    again = list(report.figures_of_run(store, row, {}))
+    again = list(report.figures_of_run(store, row))
     for (name, _, figure), (_, _, other) in zip(found, again, strict=True):
         svg = save(figure, tmp_path, name)
         png = (tmp_path / f"{name}.png").read_bytes()
@@ -222,7 +222,7 @@ def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> Non
             Image.new("RGB", (30, 20), (i * 80, 0, 0)).save(place / "pictures" / "test.png")
             (place / "pictures" / "broken.png").write_bytes(b"\x89PNG")
     store = Store.read(tmp_path)
-    found = list(report.figures_of_runs(store, list(store.rows.values()), {}, {}))
+    found = list(report.figures_of_runs(store, list(store.rows.values())))
     assert [name for name, _, _ in found] == ["espcn-paper-real-density", "espcn-paper-real-test"]
     assert b"seed 0" in save(found[1][2], tmp_path, "found")
 
@@ -236,7 +236,7 @@ def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_pat
             (place / "pictures").mkdir()
             Image.new("RGB", (30, 20)).save(place / "pictures" / "test.png")
     store = Store.read(tmp_path)
-    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()), {}, {})
+    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()))
     svg = save(figure, tmp_path, "found")
     assert b"10 of 13 recipes, those of most seeds" in svg
     assert svg.count(b"seed 0") == 10
@@ -247,7 +247,7 @@ def test_a_name_with_unit() -> None:
     assert with_unit("psnr_db") == "PSNR (dB)"
     assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"
     assert with_unit("fid_proxy") == "FID proxy"
-    assert with_unit("psnr_db", {"psnr_db": "PSNR (dB)"}) == "PSNR (dB)"
+    assert with_unit("top1_percent") == "top-1 accuracy (%)"
 
 
 TABLE = pd.DataFrame(
@@ -271,7 +271,7 @@ def numbers(figure: Figure, panel: int) -> dict[tuple[float, float], Annotation]
 
 
 def test_each_finished_model_has_its_bits_inside() -> None:
-    figure = figures.search_fronts(TABLE, "psnr_db", "espcn", {}, True)
+    figure = search_fronts(TABLE, "psnr_db", "espcn", {}, True)
     by_size, by_density = ({at: text.get_text() for at, text in numbers(figure, i).items()} for i in range(2))
     assert by_size == {(10.0, 30.0): "4", (12.0, 29.0): "6", (20.0, 31.0): "8"}
     assert by_density == {(9.0, 30.0): "4", (8.0, 29.0): "6", (8.5, 31.0): "8"}

@@ -11,7 +11,7 @@ SAMPLES, BATCH = 23, 5
 @pytest.fixture
 def batches() -> TensorBatches:
     pictures = torch.randint(1, 256, (SAMPLES, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return TensorBatches(pictures, torch.arange(SAMPLES), batch_size=BATCH, seed=3, augmentation=CropAndFlip(margin=2))
+    return TensorBatches(pictures, torch.arange(SAMPLES), batch_size=BATCH, seed=3, augmentation=CropAndFlip(8, 8, 2))
 
 
 def epoch(batches: TensorBatches, number: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -37,7 +37,7 @@ def test_a_resumed_epoch_is_the_tail_of_the_uninterrupted_one(batches: TensorBat
 
 
 def test_epochs_and_seeds_differ_in_order_and_in_augmentation(batches: TensorBatches) -> None:
-    other = TensorBatches(batches.inputs, batches.targets, batch_size=BATCH, seed=4, augmentation=CropAndFlip(2))
+    other = TensorBatches(batches.inputs, batches.targets, batch_size=BATCH, seed=4, augmentation=CropAndFlip(8, 8, 2))
     orders = [torch.cat([t for _, t in x.epoch(e)]).tolist() for x, e in ((batches, 0), (batches, 1), (other, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     pictures = []  # of sample 0

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from qprune.errors import UserError
+from qprune.tasks.data.augment import CropAndFlip
 from qprune.tasks.data.facades import read_pairs
 from qprune.tasks.data.image_pool import ImagePool
 from qprune.tasks.data.synthetic_translation import label_maps_and_pictures, plain_or_striped
-from qprune.tasks.data.translation import SquareCrop, enlarged, in_bytes, resized, signed
+from qprune.tasks.data.translation import enlarged, in_bytes, resized, signed
 from qprune.tasks.data.unpaired import UnpairedBatches, read_domain
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -69,7 +70,7 @@ def test_empty_missing_and_broken_domains_are_named(tmp_path: Path) -> None:
 def test_training_pictures_are_a_ninth_larger_and_cut_to_size() -> None:
     assert (enlarged(256), enlarged(64)) == (286, 72)
     stored = torch.arange(2 * 2 * 6 * 6).reshape(2, 2, 6, 6)
-    crop = SquareCrop(4, 6)
+    crop = CropAndFlip(4, 6)
     drawn = torch.tensor([[0, 0, 0], [2, 1, 0], [2, 1, 1]])
     cut = crop(stored, torch.tensor([0, 1, 1]), drawn)
     assert torch.equal(cut[0], stored[0, :, :4, :4])
@@ -78,7 +79,7 @@ def test_training_pictures_are_a_ninth_larger_and_cut_to_size() -> None:
 
 
 def test_every_place_and_both_sides_are_drawn() -> None:
-    drawn = SquareCrop(4, 6).draw(500, torch.Generator().manual_seed(0))
+    drawn = CropAndFlip(4, 6).draw(500, torch.Generator().manual_seed(0))
     assert {tuple(row) for row in drawn.tolist()} == {(y, x, m) for y in range(3) for x in range(3) for m in range(2)}
 
 
@@ -97,7 +98,7 @@ def test_bytes_and_signed_pictures_are_inverse_to_one_step() -> None:
 
 def batches(a: int = 3, b: int = 5, size: int = 2) -> UnpairedBatches:
     pictures = [torch.arange(n).view(-1, 1, 1, 1).expand(n, 3, 4, 4).contiguous() for n in (a, b)]
-    return UnpairedBatches(*pictures, batch_size=size, seed=0, augmentation=SquareCrop(4, 4))
+    return UnpairedBatches(*pictures, batch_size=size, seed=0, augmentation=CropAndFlip(4, 4))
 
 
 def test_an_epoch_of_unpaired_pictures_is_as_long_as_the_larger_domain() -> None:

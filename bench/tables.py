@@ -1,7 +1,4 @@
-"""Time and memory of `qprune tables` over folders of made-up runs: python scripts/benchmark_tables.py [RUNS ...]
-
-Each run has what a real one leaves for tables: config, curve, row and the checksums of the three.
-"""
+"""Measure `qprune tables` over made-up runs, which have what a real run leaves for tables."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from bench.compare import Settings, alone, table
 from qprune.config import signature as identity
 from qprune.config.compose import Composer
 
@@ -74,41 +72,27 @@ def make_runs(folder: Path, count: int) -> None:
                     (place / name).write_text(content, encoding="utf-8")
 
 
-def measure(folder: Path) -> tuple[float, float, float]:
-    """Seconds, seconds of CPU and peak MB of `qprune tables` over these runs. Fails unless each is in a table."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "qprune.cli.main", "tables", f"results_dir={folder}"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = set()
-    for path in (folder / "tables").glob("*.csv"):
-        with path.open(encoding="utf-8") as file:
-            found |= {(line["label"], int(line["n"])) for line in csv.DictReader(file) if line["part"] == "ESPCN"}
-    made = len(list((folder / "espcn").iterdir()))
-    if (counted := sum(dict(found).values())) != made:
-        raise SystemExit(f"{counted} of {made} runs are in the tables")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, cpu, after.ru_maxrss / 1024
+def tables(settings: Settings, runs: int = 10_000) -> str:
+    """Measure `qprune tables` over stored runs, each with config, curve, row and checksums."""
+    seconds, cpu_seconds, peak_mb = alone(measure, runs)
+    cells = [str(runs), f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{peak_mb:.0f}"]
+    return table(["runs", "seconds", "CPU seconds", "MB"], [cells])
 
 
-def main() -> None:
-    """Print seconds, peak memory and time per run for each number of runs (default: 1250 to 10000, doubling)."""
-    print("   runs  seconds  CPU s   MB  ms/run above the smallest")
-    smallest: tuple[int, float] | None = None
-    for count in map(int, sys.argv[1:] or ("1250", "2500", "5000", "10000")):
-        with tempfile.TemporaryDirectory() as folder:
-            make_runs(Path(folder, "runs"), count)
-            seconds, cpu, peak = measure(Path(folder, "runs"))
-        smallest = smallest or (count, seconds)
-        more = count - smallest[0]
-        slope = f"{1000 * (seconds - smallest[1]) / more:.3f}" if more else "-"
-        print(f"{count:7d}  {seconds:7.2f}  {cpu:5.2f}  {peak:3.0f}  {slope}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def measure(runs: int) -> tuple[float, float, float]:
+    """Return seconds, seconds of CPU and peak MB of a process. Fails unless each run is in a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "runs")
+        make_runs(results, runs)
+        command = [sys.executable, "-m", "qprune.cli.main", "tables", f"results_dir={results}"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        counts: dict[str, int] = {}
+        for path in (results / "tables").glob("*.csv"):
+            with path.open(encoding="utf-8") as file:
+                counts |= {line["label"]: int(line["n"]) for line in csv.DictReader(file) if line["part"] == "ESPCN"}
+    if sum(counts.values()) != runs:
+        raise RuntimeError(f"{sum(counts.values())} of {runs} runs are in the tables")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the one process that this one has started
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024

@@ -227,22 +227,6 @@ def test_pictures_of_several_recipes_are_set_side_by_side(tmp_path: Path) -> Non
     assert b"seed 0" in save(found[1][2], tmp_path, "found")
 
 
-def test_of_many_recipes_the_pictures_of_those_with_most_seeds_are_shown(tmp_path: Path) -> None:
-    words = [["order=baseline"], *(["order=quantize_only", f"quantize.bits={bits}"] for bits in range(2, 14))]
-    with Composer() as composer:
-        for recipe in [*words, [*words[-1], "seed=1"]]:
-            row = store_row(composer, ["task=espcn", *recipe], tmp_path)
-            [place] = tmp_path.glob(f"espcn/*{row.signature[:10]}")
-            (place / "pictures").mkdir()
-            Image.new("RGB", (30, 20)).save(place / "pictures" / "test.png")
-    store = Store.read(tmp_path)
-    *_, (_, _, figure) = report.figures_of_runs(store, list(store.rows.values()), {}, {})
-    svg = save(figure, tmp_path, "found")
-    assert b"10 of 13 recipes, those of most seeds" in svg
-    assert svg.count(b"seed 0") == 10
-    assert b"Q13(w,f)" in svg  # the last by name
-
-
 def test_a_name_with_unit() -> None:
     assert with_unit("psnr_db") == "PSNR (dB)"
     assert with_unit("top_1_accuracy_percent") == "top 1 accuracy (%)"

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from qprune.cli import main as cli
-from qprune.errors import Interrupted
-from tests.cli.errors import fails_with
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 
@@ -44,11 +42,3 @@ def test_a_sweep_goes_on_after_failures_and_names_them_all(
     assert failed == [f"failed: {command.format(order)}: {reason}" for order in ("baseline", "prune_only")]
     [notes] = (tmp_path / "multirun").iterdir()
     assert json.loads((notes / "job-2.json").read_text(encoding="utf-8"))["exit_code"] == 1
-
-
-def test_a_signal_stops_a_whole_sweep(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fails_with(Interrupted("stopped by SIGTERM after step 8 of 24, with everything saved"), monkeypatch)
-    assert cli.main(["sweep", *SMOKE, "seed=1,2,3", f"results_dir={tmp_path}"]) == 75
-    assert capsys.readouterr().out.endswith("3 runs: 0 finished, 0 failed, 1 interrupted, 2 not started\n")

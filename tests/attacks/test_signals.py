@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,14 +24,6 @@ __all__ = ["toy"]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LONG = TRIALS >= 50
 CALL = "a call"  # of any function of Python
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _default_interrupt() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt: what is started in the background of a shell ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Moment:
@@ -190,7 +182,7 @@ def test_processes_that_are_stopped_at_any_time(
         command = [sys.executable, "-m", "qprune.cli.main", *words]
         number, group = chance.choice(SIGNALS), launcher == "joblib" and chance.random() < 0.5
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=_default_signals)
+        process = subprocess.Popen(command, **pipes, start_new_session=True)
         while not handles_signals(process):
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 6 if launcher == "basic" else 12))
@@ -204,7 +196,3 @@ def test_processes_that_are_stopped_at_any_time(
         require_whole(results, expected)
 
     attacks.run(f"a process told to stop at any time, launcher {launcher}", trial, max(TRIALS // 10, 1))
-
-
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it

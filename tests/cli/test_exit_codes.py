@@ -102,7 +102,6 @@ def test_a_signal_before_training_is_no_traceback_and_no_silence(number: int, ve
     module = {"run": "qprune.runs.execute", "list": "qprune.cli.list"}[verb]
     code = (
         "import sys, signal, importlib.abc\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background of a shell ignores it
         "class Finder(importlib.abc.MetaPathFinder):\n"
         f"    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {module!r}: signal.raise_signal({int(number)})\n"

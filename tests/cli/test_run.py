@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from qprune.cli import main as cli
-from qprune.errors import Interrupted
-from tests.cli.errors import fails_with
 
 SMOKE = ("task=espcn", "data=synthetic", "budget=smoke")
 
@@ -53,11 +51,3 @@ def test_a_sweep_of_one_run_gives_the_reason_of_its_failure_once(
     printed = capsys.readouterr()
     assert (printed.out.count("the loss is"), printed.err.count("the loss is")) == (0, 1)
     assert "\n1 run: 0 finished, 1 failed\n" in printed.out
-
-
-def test_a_signal_stops_a_whole_sweep(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fails_with(Interrupted("stopped by SIGTERM after step 8 of 24, with everything saved"), monkeypatch)
-    assert cli.main(["sweep", *SMOKE, "seed=1,2,3", f"results_dir={tmp_path}"]) == 75
-    assert capsys.readouterr().out.endswith("3 runs: 0 finished, 0 failed, 1 interrupted, 2 not started\n")

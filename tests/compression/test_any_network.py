@@ -200,9 +200,7 @@ def test_masks_of_the_last_dimension_fit_every_length() -> None:
     element = Pruner(0.5)
     element.size_for_feature(torch.zeros(2, 6, 4))
     element.active = True
-    with pytest.raises(
-        UserError, match=r"a feature of shape \(5, 4\) reached a pruner with a mask of \(6, 4\); give all"
-    ):
+    with pytest.raises(UserError, match=r"a feature of shape \(5, 4\) reached a pruner with a mask of \(6, 4\); give"):
         element(torch.ones(1, 5, 4))
 
 
@@ -219,9 +217,7 @@ def test_arguments_may_be_named() -> None:
     assert features(Named(), example) == {"first.input": (False, True), "first": (False, True)}
     network = Named()
     plan = Plan.from_globs(network, quantize_features=[INPUT])
-    with pytest.raises(
-        UserError, match="Named is given NoneType as its first positional argument, not a tensor of flo"
-    ):
+    with pytest.raises(UserError, match="Named is given NoneType as its first positional argument, not a tensor of fl"):
         compress(network, example, SCHEDULE, 1, 2, plan=plan)
 
 
@@ -266,9 +262,7 @@ def test_a_module_under_two_names_is_left_alone() -> None:
 
 
 def test_a_network_without_layers_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"the example passed no convolution, no linear layer and no attention: there is"
-    ):
+    with pytest.raises(UserError, match="the example passed no convolution, no linear layer and no attention: there"):
         compress(nn.Sequential(nn.Tanh()), torch.randn(2, 3), SCHEDULE, 1, 2)
 
 
@@ -555,9 +549,7 @@ def test_calls_of_several_sizes_have_no_mask_per_element() -> None:
     found = features(network, PICTURES)
     assert found == {INPUT: (False, True), "levels.0": (False, True), "levels.1": (True, True), "head.0": (False, True)}
     plan = Plan.from_globs(network, prune_features=["head.0"])
-    with pytest.raises(
-        UserError, match=r"'head.0' is called 2 times, with features of 2 sizes, which one mask does no"
-    ):
+    with pytest.raises(UserError, match="'head.0' is called 2 times, with features of 2 sizes, which one mask does no"):
         compress(network, PICTURES, SCHEDULE, 1, 4, plan=plan)
     compressor = compress(network, PICTURES, SCHEDULE, 1, 4, PruneConfig(granularity="channel"), None, plan=plan)
     for step in range(8):

@@ -288,7 +288,5 @@ def test_values_that_are_not_finite_stop_the_event_and_name_the_place() -> None:
     train(net, compressor, range(1))
     with torch.no_grad():
         net[3][0].parametrizations.weight.original[0, 0, 0, 0] = math.nan
-    with pytest.raises(
-        RunFailure, match=r"the weight of '3.0' has values that are not finite at its pruner's event in"
-    ):
+    with pytest.raises(RunFailure, match="the weight of '3.0' has values that are not finite at its pruner's event"):
         compressor.at(1)

@@ -11,17 +11,6 @@ from qprune.runs.load import count_features
 from tests.runs.test_execute import config
 
 
-def test_histograms_made_later_are_those_of_the_run(tmp_path: Path) -> None:
-    execute(config(tmp_path))
-    [path] = tmp_path.rglob("histograms.json")
-    expected = path.read_bytes()
-    path.unlink()
-    before = {other: other.read_bytes() for other in path.parent.iterdir()}
-    count_features(path.parent)
-    assert path.read_bytes() == expected
-    assert {other: other.read_bytes() for other in path.parent.iterdir() if other != path} == before
-
-
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
         count_features(tmp_path)

@@ -1,4 +1,4 @@
-"""The front by hand, and against its definition: what no other point beats."""
+"""The front against its definition: what no other point beats."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,14 +6,6 @@ from hypothesis import strategies as st
 from qprune.runs.scores import pareto_front
 
 NUMBERS = st.integers(0, 4)  # few, so that many are the same
-
-
-def test_by_hand() -> None:
-    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=True) == [0, 1, 2]
-    assert pareto_front([1, 2, 3], [3, 1, 2], higher_is_better=True) == [0, 2]
-    assert pareto_front([1, 2, 3], [3, 2, 1], higher_is_better=False) == [0]
-    assert pareto_front([1, 1, 1], [2, 2, 1], higher_is_better=True) == [0, 1]  # the same point twice
-    assert pareto_front([], [], higher_is_better=True) == []
 
 
 @given(points=st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12), higher=st.booleans())

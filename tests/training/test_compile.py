@@ -190,17 +190,3 @@ def test_weights_are_laid_out_as_the_key_says(
     compiling.arrange(task, channels_last, compiled, device)
     assert has_channels_last(task) == expected
     assert all(torch.equal(value, values[name]) for name, value in task.state_dict().items())
-
-
-def test_masks_have_the_strides_of_their_features() -> None:
-    task = Toy()
-    compiling.arrange(task, True, False, CPU)
-    timeline = Schedule(t_p=0, dt_p=1, n=1).in_steps(3, 4, window=4, samples_per_epoch=10)
-    plan = Plan.from_globs(task.network, [], [], [], ["0"])
-    compressor = attach(task.network, plan, timeline, task.example, PruneConfig(window=4))
-    [placed] = compressor.pruners("feature")
-    mask = placed.operator.mask
-    assert mask.stride()[0] == 1  # (C, h, w): channels last
-    with torch.no_grad():
-        feature = nn.Sequential(*list(task.network)[:1])(task.example)  # type: ignore[call-overload]
-    assert feature.stride()[1:] == mask.stride()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from qprune.compression.compressor import compress
 from qprune.compression.config import PruneConfig, QuantizeConfig
 from qprune.compression.distributed import set_batch_share
-from qprune.compression.prepare import FeatureOperators
 from qprune.compression.schedule import Schedule
 from qprune.errors import RunFailure, UserError
 from qprune.training import distributed as processes
@@ -145,21 +144,3 @@ def test_ranks_leave_ignored_signals_ignored_and_handlers_as_they_were() -> None
     finally:
         signal.signal(signal.SIGINT, before)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)] == handlers
-
-
-def test_what_ranks_take_from_the_first_is_no_part_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 alone collects: what its operators hold meanwhile is not what the others hold."""
-    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1))
-    compressor = compress(network, torch.zeros(2, 2, 6, 6), Schedule(t_p=2, dt_p=1, n=1), 1, 2, PruneConfig(), None)
-    compressor.at(0)
-    pruners = [m.pruner for m in network.modules() if isinstance(m, FeatureOperators) and m.pruner is not None]
-    for pruner in pruners:
-        pruner.observing, pruner.first_sample, pruner.sample_limit = True, 0, 2
-    network.train()(torch.randn(2, 2, 6, 6))
-    assert pruners
-    taken: list[Tensor] = []
-    monkeypatch.setattr(processes.dist, "broadcast", lambda tensor, rank: taken.append(tensor))
-    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
-    processes.take_from_first_rank(network)
-    weights = [(3, 2, 3, 3), (3,), (3, 3, 1, 1), (3,), (1, 3, 1, 1), (1,)]
-    assert sorted(tuple(tensor.shape) for tensor in taken) == sorted([*weights, *[(3,)] * 4, ()])  # and the norm's

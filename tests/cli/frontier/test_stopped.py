@@ -1,20 +1,13 @@
 """Runs that a search stops early: which are watched, and what is left of them."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pytest
 
-from qprune.cli import main as cli
 from qprune.cli.frontier import next_run, searched, watch_of
-from qprune.config.schema import RunConfig
 from qprune.config.signature import run_folder
-from qprune.errors import StoppedEarly
-from qprune.runs import execute as runner
 from qprune.search.grid import grid_of
-from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, scored, store, table_in
+from tests.cli.frontier.runs import EARLY, SHORT, SMALL, SMOKE, store
 
 
 def test_a_stopped_run_is_no_result_and_goes_on_when_more_may_be_lost(tmp_path: Path, made_up: list[str]) -> None:
@@ -60,37 +53,3 @@ def test_what_is_watched_and_what_is_not(tmp_path: Path, made_up: list[str]) -> 
     for free in (grid_of([*words, "stop=never"]), grid_of(words, exhaustive=True)):
         assert watch_of(free, searched(free), points["Q4(w,f)"]) is None
     assert next_run(grid, searched(grid), ()) == ((points["Q4(w,f)"], 0), 0)
-
-
-def test_a_run_that_is_stopped_leaves_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: list[str]
-) -> None:
-    def execute(cfg: RunConfig, wait: bool = False, watch: Any = None) -> None:
-        if watch is None:
-            score = scored(cfg) if cfg.order.name == "baseline" or cfg.quantize.bits == 8 else 20.0
-            row = store(cfg, score, epochs=12, steps=72)
-            curve = {"epoch": range(1, 13), "step": range(6, 73, 6), "psnr_db": [row.score] * 12}
-            pd.DataFrame(curve).to_csv(run_folder(cfg) / "metrics.csv", index=False)
-            return
-        curve = pd.DataFrame({"epoch": range(1, 11), "step": range(6, 61, 6), "psnr_db": [25.0] * 10})
-        run_folder(cfg).mkdir(parents=True)
-        curve.to_csv(run_folder(cfg) / "metrics.csv", index=False)
-        reason = watch(curve.to_dict("records"))
-        raise StoppedEarly(f"stopped early after step 60 of 72: {reason}")
-
-    monkeypatch.setattr(runner, "execute", execute)
-    keys = [*SMOKE, *SHORT, *EARLY, "bits=3,4,8", "sparsity=0", "max_loss=1%", f"results_dir={tmp_path}"]
-    assert cli.main(["frontier", *keys]) == 0
-    [note] = tmp_path.rglob("stopped.json")
-    assert note.parent.name.startswith("quantize_only-Q4wf")
-    assert json.loads(note.read_text()) == {
-        "optimistic_score": 25.0,
-        "reason": (
-            "stopped early after step 60 of 72: psnr_db may reach 25 at its end, and 0.3 is allowed for chance, but "
-            "29.7 is needed to lose no more than is allowed"
-        ),
-    }
-    assert table_in(tmp_path).loc["Q4(w,f)", "state"] == (
-        "stopped early, loses too much: it was stopped when it could still reach psnr_db 25, and 29.7 is needed to "
-        "lose no more than is allowed"
-    )

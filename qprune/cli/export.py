@@ -77,6 +77,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a finished run."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or the first digits of a signature (6 or more)")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", default=[], help=_KEYS_HELP)
+    parser.add_argument("--config-dir", metavar="DIR", help="not needed: a run's folder holds its whole config")
 
 
 def require_packages() -> None:

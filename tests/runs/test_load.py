@@ -1,4 +1,4 @@
-"""A finished run reloaded: its histograms, its fraction bits for another run, and what is refused."""
+"""A finished run reloaded: its network, its fraction bits for another run, and what is refused."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ from safetensors.torch import load_file
 
 from qprune.errors import UserError
 from qprune.runs.execute import execute
-from qprune.runs.load import count_features
+from qprune.runs.load import FinishedRun
 from tests.runs.test_execute import config
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
-        count_features(tmp_path)
+        FinishedRun.load(str(tmp_path), tmp_path)
     execute(config(tmp_path))
     [network] = tmp_path.rglob("network.safetensors")
     network.write_bytes(network.read_bytes()[:100])
     with pytest.raises(UserError, match=r"network.safetensors is not as its run wrote it"):
-        count_features(network.parent)
+        FinishedRun.load(str(network.parent), tmp_path)
     (network.parent / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=r"network.safetensors cannot be read"):
-        count_features(network.parent)
+        FinishedRun.load(str(network.parent), tmp_path)
 
 
 def test_fraction_bits_of_another_run_are_fixed_from_the_start(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def density_against_score(runs: pd.DataFrame, task: str, metric: str, higher_is_
     named: set[str] = set()
     for i, (recipe, order, score, spread, density, _) in enumerate(points.itertuples(index=False, name=None)):
         place, label = (i, plotted(recipe)) if few else (orders.index(order), order.replace("_", " "))
-        style = (MARKERS[place % 7], COLOURS[place % 7], COLOURS[place % 7])
+        style = (*_marker(place), COLOURS[place % 7])
         rank = "" if few or i not in front else str(front.index(i) + 1)
         bar: dict[str, Any] = {"xerr": spread if spread > 0 else None, "label": None if label in named else label}
         bar["gid"] = tip(f"{recipe}: {_mean(score, spread)} at density {density:.3g}")
@@ -308,8 +308,16 @@ def density_against_score(runs: pd.DataFrame, task: str, metric: str, higher_is_
         title=f"{task}: means over seeds ({_counts(runs.groupby(['recipe', 'order']).size())})",
     )
     axis.margins(0.08)
-    axis.legend(fontsize=8, loc="best")
+    if few:
+        axis.legend(fontsize=8, loc="best")
+    else:
+        figure.legend(fontsize=7, loc="outside lower center", ncols=4)
     return figure
+
+
+def _marker(place: int) -> tuple[str, str]:
+    """Return marker and colour of a series; the first 49 differ."""
+    return MARKERS[(place + place // 7) % 7], COLOURS[place % 7]
 
 
 def score_by_window(points: pd.DataFrame, metric: str, task: str) -> Figure:
@@ -320,7 +328,7 @@ def score_by_window(points: pd.DataFrame, metric: str, task: str) -> Figure:
         runs = group.groupby("window")["score"]
         mean, spread = runs.mean(), runs.std(ddof=1).fillna(0.0)
         apart = 2.0 ** (0.06 * (i - (len(groups) - 1) / 2))  # so that bars do not hide each other
-        label, marker, colour = plotted(f"{recipe} ({_counts(runs.size())})"), MARKERS[i % 7], COLOURS[i % 7]
+        label, (marker, colour) = plotted(f"{recipe} ({_counts(runs.size())})"), _marker(i)
         axis.errorbar(mean.index * apart, mean, spread, marker=marker, color=colour, label=label, capsize=3)
         for window in mean.index:
             text = f"{recipe}, T = {window}: {_mean(mean[window], spread[window])}"

@@ -18,6 +18,10 @@ from qprune.runs.store import Store
 # Keys, and keys with a value, that say too little by their names
 _WORDS = {
     "arithmetic": "arithmetic version",
+    "order.slots=[1, 1]": "in the first slot",
+    "order.slots=[1]": "in the first slot",
+    "order.slots=[2, 2]": "in the second slot",
+    "order.slots=[2]": "in the second slot",
     "prune.border=keep": "rim not pruned",
     "prune.border=tile": "masks tiled to the edge",
     "prune.window": "T =",
@@ -36,7 +40,7 @@ def recipes(store: Store, rows: Sequence[Row], ignored: Sequence[str] = ()) -> d
     Seeds, machine keys and the keys `ignored` distinguish no recipes. A key is not named where it has the value that
     most runs have.
     """
-    dropped = frozenset((*MACHINE_KEYS, "seed", *_TIMES, *ignored))
+    dropped = frozenset((*MACHINE_KEYS, "seed", "order.name", *_TIMES, *ignored))
     by_notation: dict[str, dict[str, dict[str, Any]]] = {}
     names = {row.signature: f"{row.notation} (no config)" for row in rows}
     for row in rows:

@@ -26,7 +26,7 @@ from safetensors.numpy import load
 from qprune.compression.plan import INPUT
 from qprune.errors import UserError, counted, visible
 from qprune.reporting import figures, table_text
-from qprune.reporting.comparison import METHOD, compare_orders, too_few_text
+from qprune.reporting.comparison import METHOD, ORDER, compare_orders, too_few_text
 from qprune.reporting.figures import Pixels
 from qprune.reporting.recipes import recipes
 from qprune.reporting.tables import Joined
@@ -93,6 +93,7 @@ def page(
         opening=opening,
         comparisons=comparisons,
         decided=[each for each in comparisons if each.can_decide],
+        of_orders=[each for each in comparisons if each.can_decide and each.contrast == ORDER],
         too_few_text=too_few_text,
         method=METHOD,
         tables=[{"table": each.table, "layout": table_text.layout(each.parts)} for each in joined],

@@ -142,9 +142,10 @@ def test_the_front_joins_means_over_seeds() -> None:
 def test_of_many_recipes_the_legend_names_the_front_by_numbers_in_its_points() -> None:
     points = [(f"r{i}", "prune_first", 30.0 + i, 5.0) for i in range(8)] + [("dense", "baseline", 31.5, 9.0)]
     runs = pd.DataFrame(points, columns=["recipe", "order", "score", "density"])
-    axis = figures.density_against_score(runs, "espcn", "psnr_db", True).axes[0]
+    figure = figures.density_against_score(runs, "espcn", "psnr_db", True)
+    [axis], [legend] = figure.axes, figure.legends
     assert {(text.xy, text.get_text()) for text in axis.texts} == {((31.5, 9.0), "1"), ((37.0, 5.0), "2")}
-    named = [text.get_text() for text in axis.get_legend().get_texts()]
+    named = [text.get_text() for text in legend.get_texts()]
     assert sorted(named) == ["1  dense", "2  r7", "Pareto front", "baseline", "prune first"]
 
 

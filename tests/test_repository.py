@@ -1,6 +1,7 @@
 """The laws of the repository's layout, held over the syntax trees of its files."""
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -202,3 +203,12 @@ def test_constraints_name_no_torch_and_no_host() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all("==" in pin and "/" not in pin for pin in pins)
     assert not any(pin.startswith(("torch==", "torchvision==", "nvidia")) for pin in pins)
+
+
+def test_published_commands_name_no_place_of_one_machine() -> None:
+    notes = list((ROOT / "results" / "published").glob("*/*/environment.json"))
+    assert notes
+    for path in notes:
+        words = json.loads(path.read_text(encoding="utf-8"))["command"]
+        values = [word.partition("=")[2].strip("'") for word in words[1:]]
+        assert not [value for value in values if Path(value).is_absolute()], path

@@ -93,7 +93,7 @@ def markdown_table(keys: list[Key]) -> str:
 
 
 def schedule_table(configs: Path = CONFIGS) -> str:
-    """Write all schedules but those of slots as a table: one row a file, one column a key."""
+    """Write the schedules as a table, a row for each file and a column for each key; slots have no row."""
     files = sorted(path for path in (configs / "schedule").rglob("*.yaml") if path.parent.name != "slots")
     names = [key.path.removeprefix("schedule.") for key in keys_of(files[0])]
     rows = [f"| schedule | {' | '.join(f'`{name}`' for name in names)} |", f"|{' --- |' * (len(names) + 1)}"]

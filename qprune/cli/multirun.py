@@ -90,6 +90,9 @@ def _job(cfg: DictConfig) -> None:
     """Carry out one job of a sweep, in this process or another: Hydra calls this."""
     job = HydraConfig.get()
     overrides = [text for text in job.overrides.task if key_of(text) != _WARM_STARTS]
+    further = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    flags = ["--config-dir", *further] if further else []
+    sys.argv = ["qprune run", *flags, *overrides]  # a run notes the command that trains it
     note: dict[str, Any] = {"overrides": overrides, "exit_code": 0, "message": "", "result": ""}
     place, started = Path(job.sweep.dir) / f"job-{job.job.num}", time.monotonic()
     log = place.with_suffix(".log").open("a", encoding="utf-8")

@@ -60,7 +60,7 @@ def plan(arguments: Sequence[str]) -> int:
 
 def _start(verb: str, arguments: Sequence[str]) -> int:
     """Do what the arguments of `run` or `sweep` say, and return the exit code."""
-    sys.argv = [f"qprune {verb}", *arguments]  # a run notes its command
+    sys.argv = [f"qprune {verb}", *arguments]  # a run notes the command that trains it
     options = _parser(verb).parse_intermixed_args(list(arguments))
     if options.help:
         print(_help(verb, options.config_dir), end="")

@@ -120,7 +120,7 @@ def print_table(console: Console, table: Table, parts: Sequence[pd.DataFrame]) -
             grid.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
             style = "bold" if row["best"] else "" if row["n"] or not row["command"] else "dim"
-            grid.add_row(*map(plain, [_label(row, notes), *_cells(row)]), style=style)
+            grid.add_row(*map(plain, [_label(row, notes), *_terminal_cells(row)]), style=style)
         console.print(grid)
         for place, note in enumerate(notes):
             console.print(plain(f"  [{letter(place)}] {note}"))
@@ -135,7 +135,7 @@ def missing_text(parts: Sequence[pd.DataFrame], command: str) -> str:
     return f"{missing} of {len(rows)} rows {verb} runs; to train them: {command}" if missing else ""
 
 
-def _cells(row: Mapping[Any, Any]) -> list[str]:
+def _terminal_cells(row: Mapping[Any, Any]) -> list[str]:
     own = "actual" if row["n"] else "paper"  # other methods have the paper's sizes alone
     size = row[f"weight_mb_{own}"] + row[f"feature_mb_{own}"]
     return [
@@ -150,7 +150,7 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
 
 
 def csv(parts: Sequence[pd.DataFrame]) -> str:
-    """Write all parts with all numbers in full precision, those of costs where a run has them."""
+    """Write all parts in full precision; columns of costs are there where a run has costs."""
     table = pd.concat(parts, ignore_index=True).drop(columns=["printed_score", "printed_density"])
     table = table.drop(columns=[name for name in COSTS if not table[name].notna().any()])
     for column in ("marks", "missing_seeds"):

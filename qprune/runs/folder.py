@@ -237,7 +237,7 @@ class RunFolder:
         return self.parsed(STOPPED_FILE, stored.STOPPED, "delete it")
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the run, and note its checksum in `written`, whatever stands there later."""
+        """Write a file of the run, and record its checksum in `written`."""
         write_atomically(self.path / name, content)
         self.written[name] = sum_of(content)
 

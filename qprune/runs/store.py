@@ -75,7 +75,7 @@ class Store:
             return None
 
     def leave_out_bad(self, read: Callable[[RunFolder], object], signatures: Iterable[str] | None = None) -> None:
-        """Leave out and name the rows, or those of `signatures`, of which `read` raises UserError."""
+        """Leave out the rows (all, or `signatures`) for which `read` raises UserError, and record why."""
         for name in list(self.rows if signatures is None else signatures):
             try:
                 read(self.folders[name])

@@ -10,7 +10,7 @@ from torch import Tensor
 class CropAndFlip:
     """Crop squares of `size` pixels from pictures of `side` pixels at random places, and flip half of them.
 
-    padding: zeros around a picture before it is cropped, those of the raw picture, as usual for CIFAR-10.
+    padding: zeros added on each side of the unnormalized picture before cropping, in pixels.
     """
 
     def __init__(self, size: int, side: int, padding: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Sweeps: named ones, plans, summaries, launchers, two at once, and one that is killed half-way."""
 
+import json
 import os
 import shutil
 import signal
@@ -152,6 +153,10 @@ def test_launchers_make_the_rows_of_the_basic_one(
     found = {path.parent.name: path.read_bytes() for path in (tmp_path / "runs").rglob("result.json")}
     assert len(found) == 2
     assert found.items() <= expected.items()
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "runs").rglob("environment.json")]
+    commands = [" ".join(note["command"]).replace("False", "false") for note in notes]
+    alone = [f"qprune run {' '.join([*words[:-1], f'seed={seed}', f'results_dir={tmp_path}/runs'])}" for seed in (0, 1)]
+    assert sorted(commands) == alone
 
 
 def test_a_launcher_that_cannot_start_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

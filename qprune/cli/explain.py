@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qprune.atomic_write import csv_bytes, own_place, write_atomically
-from qprune.cli.export import KEYS, load_run
+from qprune.cli.export import KEYS, keys_last, load_run
 from qprune.errors import UserError
 from qprune.training.progress import print_text
 
@@ -28,12 +28,12 @@ def explain(arguments: Sequence[str]) -> int:
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", default=[], help=text)
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: explain/ below results_dir")
     options = parser.parse_intermixed_args(arguments)
-    first, second = (
-        load_run(name, options.keys, (*KEYS, "trainer.device")) for name in (options.first, options.second)
-    )
+    legal = (*KEYS, "trainer.device")
+    one, other, *keys = keys_last((options.first, options.second, *options.keys), legal)
+    first, second = (load_run((name, *keys), legal) for name in (one, other))
     if first.row.task != second.row.task or first.row.metric != second.row.metric:
         raise UserError(
-            f"{options.first} is a run of {first.row.task} ({first.row.metric}) and {options.second} of "
+            f"{one} is a run of {first.row.task} ({first.row.metric}) and {other} of "
             f"{second.row.task} ({second.row.metric}); name two runs of one task, scored alike"
         )
     from qprune.reporting.explain import explain as explanation

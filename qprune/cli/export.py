@@ -49,7 +49,7 @@ def export(arguments: Sequence[str]) -> int:
     require_packages()
     from qprune.export.files import export_run
 
-    exported = export_run(load_run(options.run, options.keys), form, options.weights)
+    exported = export_run(load_run(keys_last((options.run, *options.keys))), form, options.weights)
     path = exported.path
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
@@ -87,8 +87,14 @@ def require_packages() -> None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[export]'")
 
 
-def load_run(run: str, keys: Sequence[str], legal: Sequence[str] = KEYS) -> FinishedRun:
-    """Load a run by folder or signature, with its config changed by `keys`, KEY=VALUE of those that are `legal`."""
+def keys_last(words: Sequence[str], legal: Sequence[str] = KEYS) -> list[str]:
+    """Return the words with those that change a `legal` key behind the others, which may be typed in any order."""
+    return sorted(words, key=lambda word: word.partition("=")[0] in legal)
+
+
+def load_run(words: Sequence[str], legal: Sequence[str] = KEYS) -> FinishedRun:
+    """Load a run by folder or signature, the first word, with its config changed by the others, KEY=VALUE."""
+    run, *keys = words
     for word in keys:
         key, equals, _ = word.partition("=")
         if not equals or key not in legal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,40 +117,53 @@ def coverage(network: nn.Module, example: Any, samples: int | None = None) -> Co
         These tensors, with the reasons.
     """
     trace = with_all_active(network, example, samples)
-    modules = dict(network.named_modules())
+    found = [*_weights(network, trace), *_features(network, trace)]
+    kinds = {kind: [each for each in found if each.tensor.kind == kind] for kind in ("weight", "feature")}
+    return Coverage(
+        tuple(each.tensor for each in found if each.tensor.reason),
+        {kind: len(own) for kind, own in kinds.items()},
+        {kind: sum(each.elements for each in own) for kind, own in kinds.items()},
+        {kind: sum(each.size_bits for each in own) for kind, own in kinds.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    tensor: Uncovered  # without a reason if it is compressed
+    elements: int  # 0 if no module reads it
+    size_bits: float
+
+
+def _weights(network: nn.Module, trace: Trace) -> Iterator[_Found]:
     operators: dict[str, list[Operator]] = {}
     for placed in find_operators(network):
         if placed.kind == "weight":
             operators.setdefault(placed.path, []).append(placed.operator)
-    quantized = any(type(m) is FeatureOperators and m.quantizer is not None for m in modules.values())
-    found: list[Uncovered] = []
-    of, elements = {"weight": 0, "feature": 0}, {"weight": 0, "feature": 0}
-    size = {"weight": 0.0, "feature": 0.0}
     places: dict[nn.Parameter, list[PlacedParameter]] = {}
     for weight in parameters(network, shared=True):
         if weight.parameter.dim() > 1:
             places.setdefault(weight.parameter, []).append(weight)
+    sites = {site for site, _ in network.named_modules()}
     for parameter, [weight, *others] in places.items():
-        site = weight.site
-        here = operators.get(site, [])
-        reason = _reason_of_weight(trace.used.get(site, []), here, weight.module)
+        here = operators.get(weight.site, [])
+        reason = _reason_of_weight(trace.used.get(weight.site, []), here, weight.module)
         if others and not here:
             reason = f"shared with {others[0].owner}, and no operator fits both"
-        of["weight"] += 1
-        elements["weight"] += parameter.numel()
-        size["weight"] += parameter.numel() * (FLOAT_BITS if reason else _bits_per_element(here))
-        if reason:
-            name = f"{site}.weight".removeprefix(".") if site in modules else site
-            found.append(Uncovered(name, "weight", parameter.numel(), reason))
+        name = f"{weight.site}.weight".removeprefix(".") if weight.site in sites else weight.site
+        elements = parameter.numel()
+        bits = FLOAT_BITS if reason else _bits_per_element(here)
+        yield _Found(Uncovered(name, "weight", elements, reason), elements, elements * bits)
+
+
+def _features(network: nn.Module, trace: Trace) -> Iterator[_Found]:
+    modules = dict(network.named_modules())
+    quantized = any(type(m) is FeatureOperators and m.quantizer is not None for m in modules.values())
     for stored in trace.reads:
-        of["feature"] += 1
-        if stored.readers:
-            elements["feature"] += stored.elements
-            size["feature"] += stored.elements * stored.bits * stored.density
-        if not stored.operators or (quantized and "quantize" not in stored.operators):
-            reason = _reason(stored, trace, modules)
-            found.append(Uncovered(stored.name, "feature", stored.elements, reason, bool(stored.operators)))
-    return Coverage(tuple(found), of, elements, size)
+        whole = stored.operators and ("quantize" in stored.operators or not quantized)
+        reason = "" if whole else _reason(stored, trace, modules)
+        tensor = Uncovered(stored.name, "feature", stored.elements, reason, bool(stored.operators))
+        elements = stored.elements if stored.readers else 0
+        yield _Found(tensor, elements, elements * stored.bits * stored.density)
 
 
 def _bits_per_element(operators: list[Operator]) -> float:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from qprune.tasks.metrics.psnr import psnr_db
 
@@ -18,3 +19,12 @@ def test_predictions_are_clamped_to_the_range_of_a_picture() -> None:
 def test_half_precision_predictions_are_scored_in_float32() -> None:
     predicted = torch.full((1, 8), 0.5, dtype=torch.bfloat16)
     assert psnr_db(predicted, torch.full((1, 8), 0.501)).item() == pytest.approx(60.0, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 7), (1, 1, 64, 48), (2, 3, 255, 256)])
+def test_psnr_has_the_bits_of_torchmetrics(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    target = torch.rand(shape, generator=generator)
+    for noise in (1e-4, 0.05, 3.0):
+        predicted = target + noise * torch.randn(shape, generator=generator)
+        assert psnr_db(predicted, target) == peak_signal_noise_ratio(predicted, target, data_range=(0.0, 1.0))

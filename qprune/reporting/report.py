@@ -178,24 +178,24 @@ def _packed(value: Any) -> str:
 
 
 def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """Summarize each task: the group of most runs of one budget, data and arithmetic, those without notes first.
+    """Summarize each task by its most runs of one budget, data and arithmetic, at best with a float one.
 
-    recipes: names the recipe of each run of a group, by signature.
+    recipes: names the recipe of each run, by signature.
     """
     groups: dict[str, dict[tuple[str, str, str, int], list[Row]]] = {}
     for row in rows:
         key = (row.budget, row.data_source, row.metric, row.arithmetic)
         groups.setdefault(row.task, {}).setdefault(key, []).append(row)
-    chosen = [min(found.values(), key=_rank) for found in groups.values()]
-    for group in sorted(chosen, key=_rank):
-        row = group[0]
-        heading = f"{row.task}, budget {row.budget}, {row.data_source} data: score is {figures.with_unit(row.metric)}"
-        lines, name = list(_lines(group, recipes(group))), f"{row.task}-{row.budget}-{row.data_source}"
+    for group in sorted((min(found.values(), key=_rank) for found in groups.values()), key=_rank):
+        row, lines = group[0], list(_lines(group, recipes(group)))
+        name = f"{row.task}-{row.budget}-{row.data_source}"
+        what = f"budget {row.budget}, {row.data_source} data, arithmetic version {row.arithmetic}"
+        heading = f"{row.task}, {what}: score is {figures.with_unit(row.metric)}"
         yield {"heading": heading, "headings": _SUMMARY_HEADINGS, "lines": lines, "name": name}
 
 
-def _rank(group: Sequence[Row]) -> tuple[bool, int]:
-    return bool(group[0].marks), -len(group)
+def _rank(group: Sequence[Row]) -> tuple[bool, bool, int]:
+    return bool(group[0].marks), all(row.notation != "Baseline" for row in group), -len(group)
 
 
 def _lines(group: Sequence[Row], recipes: Mapping[str, str]) -> Iterator[list[str]]:

@@ -17,8 +17,10 @@ pytest.importorskip("matplotlib")
 
 from qprune.cli import main as cli
 from qprune.config.compose import Composer
+from qprune.reporting.report import summaries
 from qprune.runs.folder import ROW_FILE
-from tests.reporting.rows import store_row
+from qprune.runs.row import Row
+from tests.reporting.rows import FIELDS, store_row
 
 CURVE = """epoch,step,phase,weight_sparsity,feature_sparsity,learning_rate,loss,psnr_db
 1,16,float,0.0,0.0,0.001,0.08,29.0
@@ -190,3 +192,14 @@ def test_in_chromium(report: Path, browser: Any) -> None:
     browser.get(report.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth <= 390")
     assert browser.get_log("browser") == []
+
+
+def test_a_summary_names_its_arithmetic_and_prefers_rows_with_a_float_network() -> None:
+    old = [Row(**(FIELDS | {"notation": "Baseline", "score": 33.0, "arithmetic": 1}))]
+    new = [Row(**(FIELDS | {"seed": seed, "arithmetic": 2})) for seed in range(3)]
+    [found] = summaries([*new, *old], lambda rows: {row.signature: row.notation for row in rows})
+    assert found["heading"] == "espcn, budget paper, real data, arithmetic version 1: score is PSNR (dB)"
+    assert [line[0] for line in found["lines"]] == ["float network"]
+    [found] = summaries(new, lambda rows: {row.signature: row.notation for row in rows})
+    assert "arithmetic version 2" in found["heading"]
+    assert [line[0] for line in found["lines"]] == ["best score", "densest"]

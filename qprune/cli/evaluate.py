@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from qprune.cli.export import KEYS, add_run_arguments, keys_last, load_run
+from qprune.cli.export import KEYS, add_run_arguments, load_run
 from qprune.errors import UserError
 from qprune.training.progress import plain, print_text
 
@@ -24,9 +24,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     add_run_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     legal = (*KEYS, "trainer.device", *(f"task.{name}" for name in FOLDERS))
-    words = keys_last((options.run, *options.keys), legal)
+    words = (options.run, *options.keys)
     run = load_run(words, legal)
-    own = [word for word in words[1:] if word.startswith("task.")]
+    own = [word for word in words if word.startswith("task.") and word.partition("=")[0] in legal]
     if own and run.config.data.source == "synthetic":
         raise UserError(f"{own[0]}: the run was trained on synthetic data, which is made in memory; leave the key out")
     scores = run.evaluate()

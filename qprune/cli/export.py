@@ -49,7 +49,7 @@ def export(arguments: Sequence[str]) -> int:
     require_packages()
     from qprune.export.files import export_run
 
-    exported = export_run(load_run(keys_last((options.run, *options.keys))), form, options.weights)
+    exported = export_run(load_run((options.run, *options.keys)), form, options.weights)
     path = exported.path
     if options.output and path.is_file():
         write_atomically(Path(options.output), path.read_bytes())
@@ -87,14 +87,14 @@ def require_packages() -> None:
             raise UserError(f"{package} is not installed; type: pip install 'qprune[export]'")
 
 
-def keys_last(words: Sequence[str], legal: Sequence[str] = KEYS) -> list[str]:
-    """Return the words with those that change a `legal` key behind the others, which may be typed in any order."""
+def keys_last(words: Sequence[str], legal: Sequence[str]) -> list[str]:
+    """Put the words that set a `legal` key after the others: users may type runs and keys in any order."""
     return sorted(words, key=lambda word: word.partition("=")[0] in legal)
 
 
 def load_run(words: Sequence[str], legal: Sequence[str] = KEYS) -> FinishedRun:
-    """Load a run by folder or signature, the first word, with its config changed by the others, KEY=VALUE."""
-    run, *keys = words
+    """Load the run that one word names, by folder or signature; the others, KEY=VALUE, change its config."""
+    run, *keys = keys_last(words, legal)
     for word in keys:
         key, equals, _ = word.partition("=")
         if not equals or key not in legal:

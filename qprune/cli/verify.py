@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qprune.atomic_write import write_json
-from qprune.cli.export import FORM_HELP, add_run_arguments, keys_last, load_run, require_packages
+from qprune.cli.export import FORM_HELP, add_run_arguments, load_run, require_packages
 from qprune.cli.failures import FAILURE
 from qprune.errors import one_of
 from qprune.training.progress import print_text
@@ -36,7 +36,7 @@ def verify(arguments: Sequence[str]) -> int:
     from qprune.export.verification import verify_run
 
     one_of("--form", form, FORMS)
-    run = load_run(keys_last((options.run, *options.keys)))
+    run = load_run((options.run, *options.keys))
     path = exported_file(run.folder, form)
     missing = not path.exists()
     if missing:

@@ -178,7 +178,7 @@ def _packed(value: Any) -> str:
 
 
 def summaries(rows: Sequence[Row], recipes: Callable[[Sequence[Row]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """Summarize each task by its most runs of one budget, data and arithmetic, at best with a float one.
+    """Summarize each task by its most runs of one budget, data and arithmetic, preferably with a float network.
 
     recipes: names the recipe of each run, by signature.
     """

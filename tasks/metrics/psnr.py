@@ -9,8 +9,8 @@ from torch import Tensor
 def psnr_db(predicted: Tensor, target: Tensor) -> Tensor:
     """Return the PSNR in dB of one image, peak 1, both clamped to [0, 1], without cropping or rounding.
 
-    Bit for bit torchmetrics' `peak_signal_noise_ratio`, whose import would double the time that a command takes to
-    start: 2.5 s for scipy.signal and matplotlib.
+    The result has the bits of torchmetrics' `peak_signal_noise_ratio`, whose import would add 2.5 s to the start of
+    each command, for scipy.signal and matplotlib.
 
     Args:
         predicted: Any shape.
